@@ -1,0 +1,38 @@
+# Everything sets itself up: a fresh machine needs Python 3.11, 3.12 or 3.13, make and git.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $(p))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+SMOKE ?=
+
+.PHONY: help setup quickstart quickstart-long test test-slow benchmark lock lint
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+setup: $(VENV)/.ready ## a virtual environment with the locked packages
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found; install one or give it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "setup: installing the locked packages into $(VENV) (about a minute; log in $(VENV)/setup.log)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --require-hashes -r requirements.lock > $(VENV)/setup.log 2>&1 || { tail -20 $(VENV)/setup.log; exit 1; }
+	@$(BIN)/python -m pip install --no-deps -e . >> $(VENV)/setup.log 2>&1 || { tail -20 $(VENV)/setup.log; exit 1; }
+	@touch $@
+
+quickstart: setup ## text to report in one command; SMOKE=1 for the three-minute form
+	@$(BIN)/python -m launch.quickstart --config=configs/quickstart.py$(if $(SMOKE),:smoke) --workdir=runs/quickstart$(if $(SMOKE),-smoke)
+
+quickstart-long: setup ## the same at a size where every effect is plain, within the hour
+	@$(BIN)/python -m launch.quickstart --config=configs/quickstart.py:long --workdir=runs/quickstart-long
+
+test: setup ## the whole suite
+	@$(BIN)/python -m pytest
+
+test-slow: setup ## tests that take minutes
+	@$(BIN)/python -m pytest -m slow
+
+lint: setup ## formatting and style
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+lock: ## make requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --no-header pyproject.toml -o requirements.lock

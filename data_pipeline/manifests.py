@@ -1,0 +1,281 @@
+"""Stages as maps over shards: atomic files, manifests, fingerprints, re-runs that do only what is missing.
+
+A stage owns one directory:
+
+    plan.json           its config and the fingerprints of what it reads, written first
+    FILES               each written under a temporary name, synced and renamed
+    .parts/SHARD.json   checksums and counts of a shard, written after its files: a shard is whole iff this exists
+    manifest.json       everything above, written last: a stage is whole iff this exists
+    seconds.json        how long it took (not part of the result: the only file whose bytes may differ between runs)
+
+Every byte but the seconds is a function of config and input, so a killed and repeated stage ends as an undisturbed one.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from retro_jax.progress import progress
+
+PACKAGES = ("jax", "numpy", "scann", "sentencepiece", "tokenizers", "tensorflow-datasets", "array-record")
+
+
+class StageError(ValueError):
+    """A stage's input or output is not what it must be; the message names both sides and the remedy."""
+
+
+@dataclass(frozen=True)
+class File:
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished stage made of what. `fingerprint` covers all but the library versions."""
+
+    stage: str
+    config: Mapping
+    inputs: Mapping[str, str]  # name of the input stage -> its fingerprint
+    versions: Mapping[str, str]
+    counts: Mapping  # whatever the stage counted, summed over shards where it is a number
+    files: tuple[File, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        facts = asdict(self)
+        del facts["versions"]
+        return fingerprint(facts)
+
+
+def fingerprint(facts) -> str:
+    """SHA-256 of the canonical JSON of `facts`, in hexadecimal."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, facts) -> None:
+    """Writes JSON atomically: a reader sees the old file or the new one, whole."""
+    with atomic_path(path) as temporary:
+        Path(temporary).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+class atomic_path:
+    """`with atomic_path(path) as temporary: write(temporary)`: synced and renamed to `path` on success only."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.temporary = self.path.with_name(f".{self.path.name}.writing")
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self.temporary
+
+    def __exit__(self, kind, value, traceback):
+        if kind is None:
+            with open(self.temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
+        return False
+
+
+def read_manifest(directory: Path, stage: str, *, verify: bool = True) -> Manifest:
+    """The manifest of a finished stage, its files checked.
+
+    Args:
+      verify: recompute checksums too (sizes are always compared).
+
+    Raises:
+      StageError: no manifest (with the command that makes it), another stage, or a missing, short or altered file.
+    """
+    directory = Path(directory)
+    path = directory / "manifest.json"
+    if not path.exists():
+        state = "is half-written" if (directory / "plan.json").exists() else "is not there"
+        raise StageError(
+            f"The stage '{stage}' in {directory} {state}: it has no manifest.json. Run `retro build` again with the same config and --workdir; it continues where it stopped."
+        )
+    facts = json.loads(path.read_text())
+    if facts["stage"] != stage:
+        raise StageError(
+            f"{directory} holds the stage '{facts['stage']}', but '{stage}' is needed. Point to the directory of '{stage}'."
+        )
+    files = tuple(File(**file) for file in facts.pop("files"))
+    manifest = Manifest(**facts, files=files)
+    for file in files:
+        check_file(directory, file, verify=verify)
+    return manifest
+
+
+def check_file(directory: Path, file: File, *, verify: bool) -> None:
+    path = Path(directory) / file.name
+    if not path.exists():
+        raise StageError(
+            f"{path} is missing, but {directory}/manifest.json lists it. Remove {directory}/manifest.json and {directory}/.parts, and run `retro build` again to make it anew."
+        )
+    size = path.stat().st_size
+    if size != file.bytes:
+        raise StageError(
+            f"{path} is truncated or grown: it has {size:,} bytes, but the manifest says {file.bytes:,}. Remove it with {directory}/manifest.json and {directory}/.parts, and run `retro build` again."
+        )
+    if verify and (found := file_sha256(path)) != file.sha256:
+        raise StageError(
+            f"{path} was altered: its sha256 is {found[:16]}…, but the manifest says {file.sha256[:16]}…. Remove it with {directory}/manifest.json and {directory}/.parts, and run `retro build` again."
+        )
+
+
+def require_fingerprint(name: str, found: str, expected: str, remedy: str) -> None:
+    """Raises StageError where an artifact is not the one that its reader was made with."""
+    if found != expected:
+        raise StageError(
+            f"The {name} does not match: found fingerprint {found[:16]}…, but {expected[:16]}… is expected. {remedy}"
+        )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One unit of a stage's work: `make(temporary_directory)` writes exactly `files` there and returns its counts."""
+
+    name: str
+    files: Sequence[str]
+    make: Callable[[Path], Mapping]
+
+
+def run_stage(
+    directory: Path,
+    stage: str,
+    config: Mapping,
+    inputs: Mapping[str, str],
+    shards: Sequence[Shard],
+    *,
+    unit: str = "shard",
+    counts: Mapping | None = None,
+) -> Manifest:
+    """Makes what is missing of a stage and returns its manifest.
+
+    Args:
+      directory: the stage's own directory.
+      config: everything besides the inputs that the result depends on (plain JSON).
+      inputs: fingerprints of the stages read.
+      shards: the units of work, in order.
+      counts: facts known beforehand that belong into the manifest.
+
+    Raises:
+      StageError: the directory holds this stage made from another config or input; nothing is touched.
+    """
+    directory = Path(directory)
+    plan = json.loads(
+        json.dumps({"stage": stage, "config": config, "inputs": dict(inputs), "shards": [s.name for s in shards]})
+    )
+    _claim(directory, stage, plan)
+    if (directory / "manifest.json").exists():
+        return read_manifest(directory, stage)
+    started = time.monotonic()
+    parts = [_make_shard(directory, shard) for shard in progress(shards, description=stage, unit=unit)]
+    total = dict(counts or {})
+    for part in parts:
+        for key, value in part["counts"].items():
+            total[key] = _add(total.get(key), value)
+    files = [file for part in parts for file in part["files"]]
+    versions = {name: _version(name) for name in PACKAGES}
+    write_json(
+        directory / "manifest.json",
+        {**{k: plan[k] for k in ("stage", "config", "inputs")}, "versions": versions, "counts": total, "files": files},
+    )
+    earlier = (
+        json.loads((directory / "seconds.json").read_text())["seconds"]
+        if (directory / "seconds.json").exists()
+        else 0.0
+    )
+    write_json(directory / "seconds.json", {"seconds": earlier + time.monotonic() - started})
+    return read_manifest(directory, stage, verify=False)
+
+
+def _claim(directory: Path, stage: str, plan: dict) -> None:
+    """Writes plan.json, or checks that the one there is this plan."""
+    path = directory / "plan.json"
+    if not path.exists():
+        write_json(path, plan)
+        return
+    found = json.loads(path.read_text())
+    if found == plan:
+        return
+    differing = ", ".join(_differences(found, plan)) or "its layout"
+    raise StageError(
+        f"{directory} holds the stage '{found.get('stage')}' made from another config or input; what differs: {differing}. "
+        f"Nothing was changed. Use another --workdir, or move {directory} away yourself to have it made anew."
+    )
+
+
+def _differences(found, wanted, where="") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted(set(found) | set(wanted))
+        return [
+            line
+            for key in keys
+            for line in _differences(found.get(key), wanted.get(key), f"{where}.{key}" if where else key)
+        ]
+    return [] if found == wanted else [f"{where} (there {found!r:.60}, now {wanted!r:.60})"]
+
+
+def _make_shard(directory: Path, shard: Shard) -> dict:
+    part = directory / ".parts" / f"{shard.name}.json"
+    if part.exists():
+        facts = json.loads(part.read_text())
+        if all(
+            (directory / f["name"]).exists() and (directory / f["name"]).stat().st_size == f["bytes"]
+            for f in facts["files"]
+        ):
+            return facts
+    temporary = directory / f".writing-{shard.name}"
+    if temporary.exists():
+        shutil.rmtree(temporary)  # our own unfinished work, never a result
+    temporary.mkdir(parents=True)
+    counts = dict(shard.make(temporary))
+    files = []
+    for name in shard.files:
+        source = temporary / name
+        with open(source, "rb+") as file:
+            os.fsync(file.fileno())
+        files.append({"name": name, "bytes": source.stat().st_size, "sha256": file_sha256(source)})
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, directory / name)
+    shutil.rmtree(temporary)
+    facts = {"counts": counts, "files": files}
+    write_json(part, facts)
+    return facts
+
+
+def _add(total, value):
+    """Counts of shards together: numbers add, maps add by key, anything else must be equal."""
+    if total is None:
+        return value
+    if isinstance(value, Mapping):
+        return {
+            key: _add(total.get(key), value.get(key, 0)) if key in total else value[key] for key in {**total, **value}
+        }
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if total != value:
+            raise StageError(f"Shards of one stage disagree: {total!r} and {value!r}.")
+        return value
+    return total + value
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"

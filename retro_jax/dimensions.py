@@ -1,0 +1,16 @@
+"""The dimension alphabet, written down once; every jaxtyping signature of the project uses these letters.
+
+    B  batch (sequences)             D  width of the stream at hand (decoder d, encoder d')
+    T  tokens of a sequence          H  attention heads
+    C  chunks of a sequence, T = C*M F  feed-forward width
+    M  chunk length                  V  vocabulary
+    K  neighbors of a chunk          N  rows of a table (chunks of a database, documents)
+    R  retrieved length, R = 2*M     E  width of the frozen encoder's embedding
+
+Positions, chunks and neighbors count from 0 in code; layer numbers (the set P) count from 1, as in the paper.
+"""
+
+# What stands in stored tokens, ids and document ids where there is nothing: a padded token, a missing neighbor.
+# It is negative so that it can never be read as token 0 or as chunk 0 (no vocabulary and no database has an entry -1);
+# every consumer turns it into an explicit mask before it indexes anything.
+PADDING = -1
