@@ -191,7 +191,8 @@ def _session():
 
 
 def read_members(archive: Path, *patterns: str) -> Iterator[tuple[str, bytes]]:
-    """Yields (path, content) of the archive's regular files that match a shell pattern, in the order of their paths.
+    """Yields (path, content) of the archive's regular files that match a shell pattern, in the archive's order
+    (the pinned checksum fixes it, and a compressed tar can only be read from front to back).
 
     An sdist's leading `NAME-VERSION/` is cut off, so that paths are those inside the package.
 
@@ -199,7 +200,7 @@ def read_members(archive: Path, *patterns: str) -> Iterator[tuple[str, bytes]]:
       StageError: nothing matches.
     """
     with _opened(archive) as members:
-        chosen = sorted(name for name in members if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+        chosen = [name for name in members if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
         if not chosen:
             raise StageError(f"{archive} holds no file {' or '.join(patterns)}; it is not the package that was pinned.")
         for name in chosen:
