@@ -1,0 +1,321 @@
+"""Joined shards: sequences of whole chunks beside the text of their neighbors, as a TFDS data set of ArrayRecord files.
+
+`tfds.builder_from_directory(directory).as_data_source("train")` opens it with none of our code. This is the only file
+that imports tensorflow_datasets and array_record; TensorFlow itself is never needed.
+
+A sequence is C chunk ids of one subset. Everything stored follows from those ids, the chunk table and the neighbor
+table, so another packing, shuffle or shard size leaves the neighbors valid: they belong to chunks, not to sequences.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from data_pipeline.manifests import Manifest, Shard, StageError, read_manifest, run_stage
+from retro_jax.dimensions import PADDING
+
+NAME = "retro_joined"
+VERSION = "1.0.0"
+STAGE = "joined"
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The sequences of a split: which chunks, and which of them are scored (paper 5.1; all of them in training)."""
+
+    chunk_ids: Int[np.ndarray, "N C"]  # -1 where a sequence is not full
+    scored: Bool[np.ndarray, "N C"]
+    subsets: Mapping[str, tuple[int, int]]  # name -> [first sequence, one past its last)
+
+    def subset_of(self, sequence: int) -> str:
+        return next(name for name, (first, end) in self.subsets.items() if first <= sequence < end)
+
+
+def pack_train(rows: Int[np.ndarray, "N"], chunks: int) -> Int[np.ndarray, "S C"]:
+    """Chunk ids laid end to end and cut every `chunks`; only the last sequence is padded, with -1."""
+    padded = np.full(-(-len(rows) // chunks) * chunks, PADDING, np.int64)
+    padded[: len(rows)] = rows
+    return padded.reshape(-1, chunks)
+
+
+def windows(length: int, chunks: int) -> list[tuple[int, int, int]]:
+    """Evaluation windows of a document of `length` chunks: (first, end, first scored), counted from its start.
+
+    Windows hold up to `chunks` and start half a window apart. Each chunk is scored in the earliest window that holds
+    it, so each once, and after the first window with at least half a window of context (paper 5.1).
+    """
+    stride = max(1, chunks // 2)
+    found, first, scored = [], 0, 0
+    while True:
+        end = min(first + chunks, length)
+        found.append((first, end, scored))
+        if end == length:
+            return found
+        first, scored = first + stride, end
+
+
+def pack_validation(
+    documents: Sequence[tuple[int, int]], chunks: int
+) -> tuple[Int[np.ndarray, "S C"], Bool[np.ndarray, "S C"]]:
+    """Windows of documents, first fit in order: each goes into the first sequence that still has room for it.
+
+    Two windows of one document never meet in a sequence: all but its last are as long as a sequence.
+
+    Args:
+      documents: (first chunk id, number of chunks) of each.
+
+    Returns:
+      Chunk ids (-1 where there is none) and which chunks are scored.
+    """
+    sequences: list[list[tuple[int, bool]]] = []
+    room: list[list[int]] = [[] for _ in range(chunks + 1)]  # by chunks left: a heap of sequence numbers
+    for row, length in documents:
+        for first, end, scored in windows(length, chunks):
+            need = end - first
+            open_sequences = [(room[left][0], left) for left in range(need, chunks + 1) if room[left]]
+            if open_sequences:
+                number, left = min(open_sequences)
+                heapq.heappop(room[left])
+            else:
+                number, left = len(sequences), chunks
+                sequences.append([])
+            sequences[number] += [(row + chunk, chunk >= scored) for chunk in range(first, end)]
+            heapq.heappush(room[left - need], number)
+    ids = np.full((len(sequences), chunks), PADDING, np.int64)
+    marks = np.zeros((len(sequences), chunks), bool)
+    for number, sequence in enumerate(sequences):
+        ids[number, : len(sequence)], marks[number, : len(sequence)] = zip(*sequence, strict=True)
+    return ids, marks
+
+
+def pack(table, chunks: int) -> dict[str, Packing]:
+    """The sequences of both splits, subset by subset in the table's order of subsets; a split may be empty.
+
+    Args:
+      table: a `data_pipeline.chunks.ChunkTable` (document_ids [N], subsets [N], subset_names, database_chunks).
+      chunks: C, chunks of a sequence.
+    """
+    document_ids, subsets = np.asarray(table.document_ids[:]), np.asarray(table.subsets[:])
+    edge = np.flatnonzero(np.diff(document_ids, prepend=~document_ids[:1]))  # the first chunk of each document
+    lengths = np.diff(edge, append=len(document_ids))
+    packings = {}
+    for split in SPLITS:
+        inside = edge < table.database_chunks if split == "train" else edge >= table.database_chunks
+        ids, marks, ranges, first = [np.empty((0, chunks), np.int64)], [np.empty((0, chunks), bool)], {}, 0
+        for number, name in enumerate(table.subset_names):
+            mine = inside & (subsets[edge] == number)
+            if not mine.any():
+                continue
+            documents = list(zip(edge[mine].tolist(), lengths[mine].tolist(), strict=True))
+            if split == "train":
+                rows = np.concatenate([np.arange(row, row + length) for row, length in documents])
+                packed = pack_train(rows, chunks)
+                scored = packed != PADDING
+            else:
+                packed, scored = pack_validation(documents, chunks)
+            ids.append(packed)
+            marks.append(scored)
+            ranges[name] = (first, first + len(packed))
+            first += len(packed)
+        packings[split] = Packing(np.concatenate(ids), np.concatenate(marks), ranges)
+    return packings
+
+
+def join(ids: Int[np.ndarray, "C"], scored: Bool[np.ndarray, "C"], split: str, subset: str, table, neighbors) -> dict:
+    """One example: every feature of a sequence (shapes in `features`).
+
+    targets[p] is the next token of the same document, looked up in the table, so also where it lies in the next
+    sequence. Training counts every target; validation counts text alone: not BOS, which is never a target, and not
+    EOS, which is a document's last token.
+
+    Raises:
+      StageError: a neighbor outside the database or of the chunk's own document (the two tables do not belong together).
+    """
+    length = table.chunk_length
+    value = table.value(ids)
+    tokens, targets, after = value[:, :length], value[:, 1 : length + 1], value[:, 2 : length + 2]
+    counts = targets != PADDING
+    if split != "train":
+        counts = counts & (after != PADDING) & scored[:, None]
+    real = ids != PADDING
+    rows = np.where(real, ids, 0)  # row 0 is read in place of padding and overwritten
+    document_ids = np.where(real, table.document_ids[rows], PADDING)
+    neighbor_ids = np.where(real[:, None], neighbors.ids[rows], PADDING)
+    distances = np.where(neighbor_ids != PADDING, neighbors.distances[rows], np.inf)
+    _check_neighbors(ids, document_ids, neighbor_ids, table)
+    return {
+        "tokens": tokens.reshape(-1).astype(np.int32),
+        "targets": targets.reshape(-1).astype(np.int32),
+        "loss_mask": counts.reshape(-1).astype(np.float32),
+        "document_ids": document_ids.astype(np.int64),
+        "neighbor_tokens": table.value(neighbor_ids).astype(np.int32),
+        "neighbor_ids": neighbor_ids.astype(np.int64),
+        "neighbor_distances": distances.astype(np.float32),
+        "subset": subset,
+    }
+
+
+def _check_neighbors(ids, document_ids, neighbor_ids, table) -> None:
+    found = neighbor_ids != PADDING
+    outside = found & ((neighbor_ids < 0) | (neighbor_ids >= table.database_chunks))
+    same = table.document_ids[np.where(found & ~outside, neighbor_ids, 0)] == document_ids[:, None]
+    for wrong, reason in (
+        (outside, f"is outside of the database (chunks 0 to {table.database_chunks - 1})"),
+        (same & found & ~outside, "is of the chunk's own document"),
+    ):
+        if wrong.any():
+            chunk, rank = np.argwhere(wrong)[0]
+            raise StageError(
+                f"Neighbor {neighbor_ids[chunk, rank]} of chunk {ids[chunk]} {reason}: these neighbors were not made "
+                f"for these chunks. Move the neighbors directory away and run `retro build` again."
+            )
+
+
+def features(sequence_length: int, chunk_length: int, neighbors_stored: int):
+    """The TFDS features of an example: T tokens, C = T / M chunks, K stored neighbors of R = 2 M tokens."""
+    import tensorflow_datasets as tfds
+
+    chunks = sequence_length // chunk_length
+
+    def tensor(dtype, *shape):
+        return tfds.features.Tensor(shape=shape, dtype=dtype)
+
+    return tfds.features.FeaturesDict(
+        {
+            "tokens": tensor(np.int32, sequence_length),
+            "targets": tensor(np.int32, sequence_length),
+            "loss_mask": tensor(np.float32, sequence_length),
+            "document_ids": tensor(np.int64, chunks),
+            "neighbor_tokens": tensor(np.int32, chunks, neighbors_stored, 2 * chunk_length),
+            "neighbor_ids": tensor(np.int64, chunks, neighbors_stored),
+            "neighbor_distances": tensor(np.float32, chunks, neighbors_stored),
+            "subset": tfds.features.Text(),
+        }
+    )
+
+
+def build_joined(
+    directory: Path,
+    table,
+    neighbors,
+    *,
+    sequence_length: int,
+    vocabulary: int,
+    shard_sequences: int,
+    inputs: Mapping[str, str],
+) -> Manifest:
+    """Writes the data set; resumable shard by shard, the same bytes however often it was interrupted.
+
+    Args:
+      table: the ChunkTable.
+      neighbors: `ids` int64 [N, K] and `distances` float32 [N, K] of every chunk, indexable by rows.
+      sequence_length: T.
+      vocabulary: of the tokenizer; kept for the model's check.
+      shard_sequences: sequences a file.
+      inputs: fingerprints of the stages chunks and neighbors.
+
+    Raises:
+      ValueError: sizes that do not divide.
+      StageError: no training text, or what `run_stage` and `join` find.
+    """
+    length = table.chunk_length
+    if length < 2 or sequence_length % length:
+        raise ValueError(
+            f"A sequence is a whole number of chunks of at least 2 tokens, but config.model.sequence_length="
+            f"{sequence_length} and the chunks hold {length}; take a multiple of {max(length, 2)}."
+        )
+    if not table.database_chunks:
+        raise StageError("No document is left to train on; add text or lower config.data.validation_fraction.")
+    packings = {split: made for split, made in pack(table, sequence_length // length).items() if len(made.chunk_ids)}
+    stored = neighbors.ids.shape[1]
+    config = {
+        "sequence_length": sequence_length,
+        "chunk_length": length,
+        "neighbors_stored": stored,
+        "vocabulary": vocabulary,
+        "shard_sequences": shard_sequences,
+        "version": VERSION,
+    }
+    shards, sizes = [], {}
+    for split, packing in packings.items():
+        starts = range(0, len(packing.chunk_ids), shard_sequences)
+        sizes[split] = [min(shard_sequences, len(packing.chunk_ids) - start) for start in starts]
+        for number, start in enumerate(starts):
+            name = f"{NAME}-{split}.array_record-{number:05d}-of-{len(starts):05d}"
+            part = range(start, start + sizes[split][number])
+            shards.append(_example_shard(split, name, packing, part, table, neighbors, stored))
+    schema = (sequence_length, length, stored)
+    shards.append(_metadata_shard(Path(directory), schema, sizes))
+    ranges = {split: {name: list(pair) for name, pair in made.subsets.items()} for split, made in packings.items()}
+    return run_stage(directory, STAGE, config, inputs, shards, counts={"subsets": ranges})
+
+
+def _example_shard(split, name, packing, part, table, neighbors, stored) -> Shard:
+    def make(temporary: Path) -> dict:
+        from array_record.python import array_record_module
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        length = table.chunk_length
+        schema = features(packing.chunk_ids.shape[1] * length, length, stored)
+        writer = array_record_module.ArrayRecordWriter(str(temporary / name), "group_size:1")  # random access
+        chunks = targets = 0
+        for number in part:
+            ids, scored = packing.chunk_ids[number], packing.scored[number]
+            example = join(ids, scored, split, packing.subset_of(number), table, neighbors)
+            chunks += int((ids != PADDING).sum())
+            targets += int(example["loss_mask"].sum())
+            # Parsed and written again in a fixed order of keys: TFDS leaves it to a hash that changes with the process.
+            record = tf_example_pb2.Example.FromString(schema.serialize_example(example))
+            writer.write(record.SerializeToString(deterministic=True))
+        writer.close()
+        return {"sequences": {split: len(part)}, "chunks": {split: chunks}, "scored_targets": {split: targets}}
+
+    return Shard(name.replace(".array_record", ""), [name], make)
+
+
+def _metadata_shard(directory: Path, schema, sizes: Mapping[str, Sequence[int]]) -> Shard:
+    def make(temporary: Path) -> dict:
+        import tensorflow_datasets as tfds
+
+        for path in directory.glob(f"{NAME}-*.array_record-*"):
+            (temporary / path.name).touch()  # TFDS learns the shards from their names; the temporary folder goes
+        splits = [
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=lengths,
+                num_bytes=sum(path.stat().st_size for path in directory.glob(f"{NAME}-{split}.array_record-*")),
+                filename_template=tfds.core.ShardedFileTemplate(
+                    data_dir=temporary, dataset_name=NAME, split=split, filetype_suffix="array_record"
+                ),
+            )
+            for split, lengths in sizes.items()
+        ]
+        # The check of the data is the one part of this call that needs TensorFlow.
+        tfds.folder_dataset.write_metadata(
+            data_dir=temporary, features=features(*schema), split_infos=splits, version=VERSION, check_data=False
+        )
+        return {}
+
+    return Shard("metadata", ["dataset_info.json", "features.json"], make)
+
+
+def open_split(directory: Path, split: str, *, verify: bool = True):
+    """A random-access sequence of the examples of a split (see `features`), and the stage's manifest.
+
+    Raises:
+      StageError: unfinished, truncated or altered shards, or a split that holds nothing.
+    """
+    import tensorflow_datasets as tfds
+
+    manifest = read_manifest(directory, STAGE, verify=verify)
+    if split not in manifest.counts["subsets"]:
+        raise StageError(
+            f"{directory} holds no {split} sequences: no document fell into that split. "
+            f"Give more documents or raise config.data.validation_fraction, and build into another --workdir."
+        )
+    return tfds.builder_from_directory(str(directory)).as_data_source(split), manifest
