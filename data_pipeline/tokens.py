@@ -1,0 +1,244 @@
+"""Stage 2, tokenizer: SentencePiece trained on the training split, or given; either way it loses nothing.
+
+    tokenizer.model   the SentencePiece model
+    token_bytes.npy   int32 [V]: the UTF-8 bytes that each token stands for
+
+decode(encode(text)) == text for every string, and the bytes of the tokens add up to the bytes of the text, because the
+text is not normalized, no space is put before it, and what no piece covers becomes byte tokens. Two oddities of
+SentencePiece are handled here: it writes a space as U+2581, so that a real U+2581 would come back as a space (it is
+encoded as its three bytes instead); and its own decoder may strip spaces, so decoding joins the bytes of the tokens.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from data_pipeline.documents import Document, read_documents, read_documents_manifest
+from data_pipeline.manifests import Manifest, Shard, StageError, file_sha256, read_manifest, run_stage
+from retro_jax.config import DataConfig
+
+STAGE = "tokenizer"
+MODEL, BYTES = "tokenizer.model", "token_bytes.npy"
+SPACE = "\u2581"  # how SentencePiece writes a space in a piece
+BLOCK = 2048  # characters of a training block; SentencePiece's "sentence"
+THREADS = 4  # the trainer sums in the order of its threads, so their number is part of the result
+# A NormalizerSpec (field 3 of a SentencePiece ModelProto) that is appended to a model as it is loaded: repeated
+# fields of a message merge, the last value wins. It says: name "identity", no character map, no dummy prefix, keep
+# extra spaces, write a space as U+2581.
+IDENTITY = b"\x0a\x08identity\x12\x00\x18\x00\x20\x00\x28\x01"
+OVERRIDE = bytes([3 << 3 | 2, len(IDENTITY)]) + IDENTITY
+
+
+def build_tokenizer(directory: Path, config: DataConfig, vocabulary: int, documents: Path) -> Manifest:
+    """Trains a unigram model with byte fallback on the training split, or takes the one that the config gives.
+
+    A given model keeps its pieces but not its normalization: text is read as in `IDENTITY`, so the byte counts are
+    exact; only the first word of a document may be cut differently than with the model's own dummy prefix.
+
+    Args:
+      vocabulary: V; a given model must have exactly that many pieces.
+      documents: directory of the documents stage.
+
+    Raises:
+      StageError: the text has too little for so large a vocabulary (or too many letters for so small a one), or the
+        given model has no byte fallback, no BOS or EOS, or another size.
+    """
+    if config.tokenizer:
+        given = Path(config.tokenizer)
+        if not given.is_file():
+            raise StageError(f"config.data.tokenizer={config.tokenizer!r} does not exist; give a SentencePiece model.")
+        inputs = {"given tokenizer": file_sha256(given)}
+        facts: dict = {"vocabulary": vocabulary}
+    else:
+        inputs = {"documents": read_documents_manifest(documents).fingerprint}
+        facts = {"vocabulary": vocabulary, "training_bytes": training_bytes(vocabulary)}
+
+    def make(temporary: Path) -> dict:
+        proto = given.read_bytes() if config.tokenizer else train_sentencepiece(documents, vocabulary)
+        pieces = _pieces(_processor(proto), vocabulary)
+        (temporary / MODEL).write_bytes(proto)
+        np.save(temporary / BYTES, np.array([len(piece) for piece in pieces], np.int32))
+        return {"vocabulary": vocabulary}
+
+    return run_stage(directory, STAGE, facts, inputs, [Shard("tokenizer", [MODEL, BYTES], make)])
+
+
+class Tokenizer:
+    """The tokenizer of a finished stage.
+
+    Attributes:
+      vocabulary: V.
+      bos, eos: the ids that open and close a document; `encode` adds neither.
+      token_bytes: Int[np.ndarray, "V"], UTF-8 bytes a token stands for (0 for BOS, EOS and other control tokens).
+      fingerprint: of the stage's manifest.
+    """
+
+    def __init__(self, directory: Path):
+        directory = Path(directory)
+        self.fingerprint = read_manifest(directory, STAGE).fingerprint
+        self._model = _processor((directory / MODEL).read_bytes())
+        self.vocabulary: int = self._model.vocab_size()
+        self.bos: int = self._model.bos_id()
+        self.eos: int = self._model.eos_id()
+        self._pieces = _pieces(self._model, self.vocabulary)
+        self.token_bytes = np.array([len(piece) for piece in self._pieces], np.int32)
+        self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without BOS and EOS."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts, over all cores; each exactly as `encode` gives it."""
+        plain = [text for text in texts if SPACE not in text]
+        encoded = iter(self._model.encode(plain, num_threads=-1))
+        return [self._encode_odd(text) if SPACE in text else next(encoded) for text in texts]
+
+    def _encode_odd(self, text: str) -> list[int]:
+        """Encodes around every U+2581, which becomes its bytes."""
+        ids = []
+        for part in re.split(f"({SPACE})", text):
+            ids += self._space_bytes if part == SPACE else self._model.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, "N"]) -> str:
+        """The text of token ids; control tokens are nothing, and a character cut by the ends of `ids` is U+FFFD.
+
+        Raises:
+          ValueError: an id that is no token (padding, -1, must be taken out before).
+        """
+        ids = [int(token) for token in ids]
+        for token in ids:
+            if not 0 <= token < self.vocabulary:
+                raise ValueError(
+                    f"{token} is no token: ids run from 0 to {self.vocabulary - 1}. Take padding (-1) out first."
+                )
+        return b"".join(self._pieces[token] for token in ids).decode("utf-8", errors="replace")
+
+
+def read_token_bytes(directory: Path) -> Int[np.ndarray, "V"]:
+    """UTF-8 bytes of every token of a finished stage; needs no SentencePiece."""
+    read_manifest(directory, STAGE)
+    return np.load(Path(directory) / BYTES, allow_pickle=False)
+
+
+def training_bytes(vocabulary: int) -> int:
+    """How much text the trainer sees: some hundred tokens a piece, and 3 MB at least."""
+    return max(3_000_000, 500 * vocabulary)
+
+
+def train_sentencepiece(documents: Path, vocabulary: int) -> bytes:
+    """The serialized model; a function of the documents and the vocabulary alone."""
+    import sentencepiece
+
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=training_blocks(documents, training_bytes(vocabulary)),
+            model_writer=written,
+            model_type="unigram",
+            vocab_size=vocabulary,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,  # indentation is many spaces and worth a piece
+            max_sentence_length=4 * BLOCK,  # UTF-8 bytes; longer ones would be skipped
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,  # padding is -1 everywhere, no token
+            num_threads=THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise StageError(_training_problem(str(error), vocabulary)) from None
+    return written.getvalue()
+
+
+def _training_problem(message: str, vocabulary: int) -> str:
+    rule = f"config.model.vocabulary={vocabulary:,} does not fit the text of the training split: "
+    if high := re.search(r"too high .* value <= (\d+)", message):
+        return rule + f"it is too little for more than {int(high.group(1)):,} pieces. Lower the vocabulary or add text."
+    if low := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
+        return (
+            rule
+            + f"its letters, the 256 bytes and 3 control tokens alone are {int(low.group(1)):,}. Raise the vocabulary."
+        )
+    return rule + f"SentencePiece says: {message.strip()}. Try another vocabulary, or give config.data.tokenizer."
+
+
+def training_blocks(documents: Path, limit: int) -> Iterator[str]:
+    """Yields blocks of whole lines of training documents, up to about `limit` bytes of them.
+
+    Which blocks is decided by a hash of the document's id and the block's number, so long documents give no more than
+    their share and other documents coming or going change nothing about a block's rank.
+    """
+    counts = read_documents_manifest(documents).counts["subsets"]
+    total = sum(count["train"]["bytes"] for count in counts.values())
+    if not total:
+        raise StageError("The training split has no document. Lower config.data.validation_fraction or add text.")
+    threshold = min(1.0, limit / total) * 2.0**64
+    for document in read_documents(documents):
+        if document.split != "train":
+            return
+        for number, block in enumerate(_blocks(document)):
+            rank = hashlib.blake2b(f"{document.id} {number}".encode(), digest_size=8).digest()
+            if int.from_bytes(rank, "big") < threshold:
+                yield block.replace("\0", " ")  # the trainer skips text with NUL; the tokenizer gives it a byte token
+
+
+def _blocks(document: Document) -> Iterator[str]:
+    block = ""
+    for line in document.text.splitlines(keepends=True):
+        while len(line) > BLOCK:
+            yield line[:BLOCK]
+            line = line[BLOCK:]
+        if len(block) + len(line) > BLOCK:
+            yield block
+            block = ""
+        block += line
+    if block:
+        yield block
+
+
+def _processor(proto: bytes):
+    import sentencepiece
+
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=proto + OVERRIDE)
+    except RuntimeError as error:
+        raise StageError(
+            f"config.data.tokenizer is no SentencePiece model: {error}. Give a tokenizer.model file."
+        ) from None
+
+
+def _pieces(model, vocabulary: int) -> list[bytes]:
+    """The UTF-8 bytes of every token; StageError where the model cannot write every text, or has another size."""
+    if model.vocab_size() != vocabulary:
+        raise StageError(
+            f"The tokenizer has {model.vocab_size():,} pieces, but config.model.vocabulary={vocabulary:,}; make them equal."
+        )
+    if model.bos_id() < 0 or model.eos_id() < 0:
+        raise StageError("The tokenizer has no BOS or EOS, which open and close documents; give one that has both.")
+    pieces, single = [], set()
+    for token in range(vocabulary):
+        piece = model.id_to_piece(token)
+        if model.is_control(token) or model.is_unknown(token):
+            pieces.append(b"")
+        elif model.is_byte(token):
+            pieces.append(bytes([int(piece[3:-1], 16)]))
+            single.add(pieces[-1])
+        else:
+            pieces.append(piece.replace(SPACE, " ").encode())
+    if len(single) < 256:
+        raise StageError(
+            "The tokenizer has no byte fallback, so it would lose characters and byte counts. Give one that was trained "
+            "with byte_fallback=true."
+        )
+    return pieces
