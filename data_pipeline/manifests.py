@@ -264,9 +264,7 @@ def _add(total, value):
     if total is None:
         return value
     if isinstance(value, Mapping):
-        return {
-            key: _add(total.get(key), value.get(key, 0)) if key in total else value[key] for key in {**total, **value}
-        }
+        return {key: _add(total.get(key), value[key]) if key in value else total[key] for key in {**total, **value}}
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         if total != value:
             raise StageError(f"Shards of one stage disagree: {total!r} and {value!r}.")

@@ -1,0 +1,243 @@
+"""Stage 3, chunks: documents as BOS + text + EOS, each cut from its own start into rows of M tokens (paper 2.2, 2.3).
+
+    chunks-00000.tokens.npy        int32 [N_s, M], padded with -1 after a document's end
+    chunks-00000.document_ids.npy  int64 [N_s]
+    chunks-00000.subsets.npy       int32 [N_s], numbers into the manifest's counts["subsets"]
+
+A chunk's id is its row number over all shards. Rows of training documents come first: they are the database. A shard
+holds whole documents of one split, so it is made from a range of documents alone; how the rows fall into shards
+changes no id.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from data_pipeline.documents import LINES, SPLITS, read_documents, read_documents_manifest
+from data_pipeline.manifests import Manifest, Shard, StageError, read_manifest, run_stage
+from retro_jax.config import DataConfig
+from retro_jax.dimensions import PADDING
+
+STAGE = "chunks"
+COLUMNS = ("tokens", "document_ids", "subsets")
+BATCH_BYTES = 4_000_000  # of text that is encoded at once
+BYTES_PER_TOKEN = 3  # a guess from which shards get their sizes; nothing else depends on it
+
+
+def cut(
+    documents: Sequence[Sequence[int]], chunk_length: int, bos: int, eos: int
+) -> tuple[Int[np.ndarray, "N M"], Int[np.ndarray, "D"]]:
+    """Cuts each document, as BOS + its tokens + EOS, from its own start into rows of `chunk_length`.
+
+    Returns:
+      The rows in order, the rest of a document's last one -1; and how many rows each document has.
+    """
+    lengths = np.array([len(tokens) + 2 for tokens in documents], np.int64)
+    rows = -(-lengths // chunk_length)
+    first_row = np.cumsum(rows) - rows
+    table = np.full((int(rows.sum()), chunk_length), PADDING, np.int32)
+    flat = table.reshape(-1)
+    for tokens, start, length in zip(documents, (first_row * chunk_length).tolist(), lengths.tolist(), strict=True):
+        flat[start] = bos
+        flat[start + 1 : start + length - 1] = tokens
+        flat[start + length - 1] = eos
+    return table, rows
+
+
+def build_chunks(directory: Path, config: DataConfig, chunk_length: int, documents: Path, tokenizer: Path) -> Manifest:
+    """Tokenizes and cuts every document.
+
+    Args:
+      chunk_length: M.
+      documents, tokenizer: directories of these stages.
+
+    Raises:
+      StageError: a tokenizer whose tokens do not add up to the bytes of a document.
+    """
+    from data_pipeline.tokens import Tokenizer  # SentencePiece; readers of finished chunks do without
+
+    source, reader = read_documents_manifest(documents), Tokenizer(tokenizer)
+    names = sorted(
+        name for name, count in source.counts["subsets"].items() if any(count[s]["documents"] for s in SPLITS)
+    )
+    trained = sum(source.counts["subsets"][name]["train"]["documents"] for name in names)
+    text_bytes = np.load(Path(documents) / LINES, allow_pickle=False)[:, 1]
+    ranges = document_ranges(text_bytes, trained, chunk_length, config.shard_chunks)
+    shards = []
+    for number, (start, stop) in enumerate(ranges):
+        stem = f"chunks-{number:05d}"
+
+        def make(temporary: Path, stem=stem, start=start, stop=stop) -> dict:
+            return _make(temporary / stem, documents, reader, chunk_length, names, start, stop)
+
+        shards.append(Shard(stem, [f"{stem}.{column}.npy" for column in COLUMNS], make))
+    return run_stage(
+        directory,
+        STAGE,
+        {"chunk_length": chunk_length, "shard_chunks": config.shard_chunks},
+        {"documents": source.fingerprint, "tokenizer": reader.fingerprint},
+        shards,
+        counts={"subsets": names, "chunk_length": chunk_length},
+    )
+
+
+def document_ranges(
+    text_bytes: Int[np.ndarray, "D"], trained: int, chunk_length: int, shard_chunks: int
+) -> list[tuple[int, int]]:
+    """Ranges [start, stop) of documents that make about `shard_chunks` chunks each, none over the border of the splits."""
+    guess = -(-(text_bytes // BYTES_PER_TOKEN + 2) // chunk_length)
+    ranges, start, size = [], 0, 0
+    for document, chunks in enumerate(guess.tolist()):
+        if document > start and (size + chunks > shard_chunks or document == trained):
+            ranges.append((start, document))
+            start, size = document, 0
+        size += chunks
+    return [*ranges, (start, len(text_bytes))]
+
+
+def _make(
+    stem: Path, documents: Path, tokenizer, chunk_length: int, names: Sequence[str], start: int, stop: int
+) -> dict:
+    """Writes the three columns of the rows of documents `start` to `stop`."""
+    tables, ids, subsets = [], [], []
+    total: dict = {"chunks": 0, "database_chunks": 0, "documents": stop - start, "tokens": 0, "by_subset": {}}
+
+    def flush(batch):
+        encoded = tokenizer.encode_all([document.text for document in batch])
+        table, rows = cut(encoded, chunk_length, tokenizer.bos, tokenizer.eos)
+        tables.append(table)
+        ids.append(np.repeat(np.array([document.id for document in batch], np.int64), rows))
+        subsets.append(np.repeat(np.array([names.index(document.subset) for document in batch], np.int32), rows))
+        for document, tokens, count in zip(batch, encoded, rows.tolist(), strict=True):
+            size = len(document.text.encode())
+            if (found := int(tokenizer.token_bytes[tokens].sum())) != size:
+                raise StageError(
+                    f"The tokenizer loses text: its tokens of document {document.name!r} stand for {found:,} bytes, but "
+                    f"the text has {size:,}. Train one (leave config.data.tokenizer empty) or give another."
+                )
+            part = (
+                total["by_subset"]
+                .setdefault(document.subset, {})
+                .setdefault(document.split, {"documents": 0, "chunks": 0, "tokens": 0, "bytes": 0})
+            )
+            for key, value in (("documents", 1), ("chunks", count), ("tokens", len(tokens) + 2), ("bytes", size)):
+                part[key] += value
+            total["chunks"] += count
+            total["database_chunks"] += count if document.split == "train" else 0
+            total["tokens"] += len(tokens) + 2
+
+    batch, size = [], 0
+    for document in read_documents(documents, start, stop):
+        batch.append(document)
+        size += len(document.text)
+        if size > BATCH_BYTES:
+            flush(batch)
+            batch, size = [], 0
+    if batch:
+        flush(batch)
+    for column, parts in zip(COLUMNS, (tables, ids, subsets), strict=True):
+        np.save(f"{stem}.{column}.npy", np.concatenate(parts))
+    return total
+
+
+class ShardedRows:
+    """The rows of several .npy files as one read-only table [N, ...], mapped into memory, never read as a whole.
+
+    Index it with a row, a slice or an integer array of any shape; the result is an ordinary array.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        self._parts = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+        self._ends = np.cumsum([len(part) for part in self._parts])
+        self.shape = (int(self._ends[-1]), *self._parts[0].shape[1:])
+        self.dtype = self._parts[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step != 1:
+                return self[np.arange(start, stop, step)]
+            return self._range(start, max(start, stop))
+        rows = np.asarray(rows)
+        if rows.dtype == bool or not np.issubdtype(rows.dtype, np.integer):
+            raise TypeError(f"Rows are chosen by integers or a slice, but {rows.dtype} was given.")
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"Row {rows.min() if rows.min() < 0 else rows.max()} is outside of 0 to {len(self) - 1}.")
+        wanted = rows.reshape(-1).astype(np.int64)
+        found = np.empty((len(wanted), *self.shape[1:]), self.dtype)
+        part_of = np.searchsorted(self._ends, wanted, side="right")
+        for number in np.unique(part_of):
+            here = part_of == number
+            found[here] = self._parts[number][wanted[here] - (self._ends[number] - len(self._parts[number]))]
+        return found.reshape(*rows.shape, *self.shape[1:])
+
+    def _range(self, start: int, stop: int) -> np.ndarray:
+        pieces, first = [np.empty((0, *self.shape[1:]), self.dtype)], 0
+        for part in self._parts:
+            pieces.append(part[max(0, start - first) : max(0, stop - first)])
+            first += len(part)
+        return np.concatenate(pieces)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self._range(0, len(self)).astype(dtype or self.dtype, copy=False)
+
+
+class ChunkTable:
+    """A finished chunks stage, mapped into memory.
+
+    Attributes:
+      tokens: Int[ShardedRows, "N M"], int32, -1 after a document's end.
+      document_ids: Int[ShardedRows, "N"], int64.
+      subsets: Int[ShardedRows, "N"], numbers into `subset_names`.
+      database_chunks: chunks [0, database_chunks) are those of training documents.
+      chunk_length: M.
+      fingerprint: of the stage's manifest.
+    """
+
+    def __init__(self, directory: Path, *, verify: bool = False):
+        manifest = read_manifest(directory, STAGE, verify=verify)
+        columns = {
+            column: ShardedRows([Path(directory) / file.name for file in manifest.files if f".{column}." in file.name])
+            for column in COLUMNS
+        }
+        self.tokens, self.document_ids, self.subsets = (columns[column] for column in COLUMNS)
+        self.subset_names: tuple[str, ...] = tuple(manifest.counts["subsets"])
+        self.database_chunks: int = manifest.counts["database_chunks"]
+        self.chunk_length: int = manifest.counts["chunk_length"]
+        self.shard_rows: tuple[int, ...] = tuple(len(part) for part in self.tokens._parts)
+        self.fingerprint = manifest.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def value(self, ids: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape 2M"]:
+        """[N, F] of chunks: the chunk and the next one of the same document, -1 where there is none.
+
+        F never is another document's text and never starts over at the table's end; an id of -1 (a missing neighbor)
+        gives a row of -1 and indexes nothing.
+
+        Raises:
+          ValueError: an id that is neither -1 nor a row.
+        """
+        ids = np.asarray(ids)
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"Chunk ids are integers, but {ids.dtype} was given.")
+        if ids.size and (ids.min() < PADDING or ids.max() >= len(self)):
+            wrong = ids.min() if ids.min() < PADDING else ids.max()
+            raise ValueError(f"{wrong} is no chunk id: they run from 0 to {len(self) - 1}, and -1 is a missing one.")
+        length = self.chunk_length
+        value = np.full((*ids.shape, 2 * length), PADDING, np.int32)
+        there = ids != PADDING
+        chosen = ids[there].astype(np.int64)
+        following = np.minimum(chosen + 1, len(self) - 1)
+        continues = (following > chosen) & (self.document_ids[following] == self.document_ids[chosen])
+        rows = np.full((len(chosen), 2 * length), PADDING, np.int32)
+        rows[:, :length] = self.tokens[chosen]
+        rows[continues, length:] = self.tokens[following[continues]]
+        value[there] = rows
+        return value
