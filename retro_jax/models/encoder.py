@@ -1,0 +1,71 @@
+"""The neighbor encoder (paper Algorithm 1): a small bidirectional transformer conditioned on the retrieving chunk."""
+
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from retro_jax.config import ModelConfig
+from retro_jax.models.attention import Attention
+from retro_jax.models.layers import INITIAL_SCALE, embed, ones, rms_norm, weight
+from retro_jax.models.positions import conditioning_distances, position_table, signed_distances
+from retro_jax.models.stack import Layer, apply_stack, stacked
+
+
+class Encoder(nnx.Module):
+    """E = ENCODER(RET(C_u), H_u) for all chunks and neighbors at once, with shared weights.
+
+    Layers in P_enc let the retrieved tokens ask the decoder's activations of the chunk that retrieved them, *before*
+    it is shifted: same chunk, positions um .. um + m - 1. Keys and values read RMSNorm(H) with a norm of their own,
+    and what leaves the encoder has passed a final RMSNorm, as every other stream that is read has been normed.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        sizes = config.encoder
+        scale = INITIAL_SCALE / (2 * sizes.layers) ** 0.5
+        self.embedding = weight(rngs, config.vocabulary, sizes.width)
+        self.layers = stacked(
+            sizes.layers,
+            lambda r: Layer(sizes.width, sizes.heads, sizes.head_dim, sizes.feed_forward, scale, r),
+            rngs,
+        )
+        if sizes.cross_attention_layers:
+            self.cross_attention = stacked(
+                len(sizes.cross_attention_layers),
+                lambda r: Attention(sizes.width, config.width, sizes.heads, sizes.head_dim, scale, r, memory_norm=True),
+                rngs,
+            )
+        self.final_norm = ones(sizes.width)
+
+    def __call__(
+        self,
+        config: ModelConfig,
+        neighbor_tokens: Int[Array, "B C K R"],
+        hidden: Float[Array, "B T D"],
+        token_valid: Bool[Array, "B T"],
+    ) -> Float[Array, "B C K R E"]:
+        """`hidden` is the decoder's stream after the self-attention of layer min(P)."""
+        batch, chunks, neighbors, retrieved = neighbor_tokens.shape
+        length, width, dtype = config.chunk_length, config.encoder.width, hidden.dtype
+        rows = neighbor_tokens.reshape(-1, retrieved)  # each neighbor of each chunk sees only itself
+        row_mask = (rows >= 0)[:, None, :]
+        row_positions = position_table(signed_distances(retrieved), width, dtype)
+        chunk_rows = hidden.reshape(batch * chunks, length, -1)
+        chunk_mask = token_valid.reshape(batch * chunks, 1, length)
+        chunk_positions = position_table(conditioning_distances(retrieved, length), width, dtype)
+
+        def ask_chunk(attention, x, chunk_rows):
+            asking = rms_norm(x, attention.norm[...]).reshape(batch * chunks, neighbors * retrieved, width)
+            memory = rms_norm(chunk_rows, attention.memory_norm[...])
+            return attention(asking, memory, chunk_mask, chunk_positions).reshape(x.shape)
+
+        x = apply_stack(
+            embed(rows, self.embedding[...], dtype),
+            self.layers,
+            getattr(self, "cross_attention", None),
+            config.encoder.cross_attention_layers,
+            lambda attention, x: attention.to_self(x, row_mask, row_positions),
+            ask_chunk,
+            lambda x: chunk_rows,
+            scan=config.scan,
+            remat=config.remat,
+        )
+        return rms_norm(x, self.final_norm[...]).reshape(*neighbor_tokens.shape, -1)

@@ -1,0 +1,78 @@
+"""The small parts: a linear map with its own gradient, RMSNorm, embedding lookup, feed-forward, initial weights.
+
+Parameters are float32; activations are in the compute dtype of the stream that comes in.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+NORM_EPSILON = 1e-6
+INITIAL_SCALE = 0.02
+
+
+def weight(rngs: nnx.Rngs, *shape: int, scale: float = INITIAL_SCALE) -> nnx.Param:
+    """A float32 parameter drawn from a normal distribution of standard deviation `scale`."""
+    return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+def ones(size: int) -> nnx.Param:
+    return nnx.Param(jnp.ones((size,), jnp.float32))
+
+
+@jax.custom_vjp
+def linear(x: Float[Array, "*B D"], kernel: Float[Array, "D F"]) -> Float[Array, "*B F"]:
+    """x @ kernel in the dtype of x, summed in float32.
+
+    It has its own gradient for two reasons. Autodiff through `preferred_element_type` would multiply float32
+    cotangents with bfloat16 weights, off the fast matrix path; and the kernel's gradient stays float32 here instead
+    of passing through bfloat16.
+    """
+    return _product("...d,df->...f", x, kernel.astype(x.dtype)).astype(x.dtype)
+
+
+def _linear_forward(x, kernel):
+    return linear(x, kernel), (x, kernel)
+
+
+def _linear_backward(saved, gradient):
+    x, kernel = saved
+    to_x = _product("...f,df->...d", gradient, kernel.astype(x.dtype)).astype(x.dtype)
+    # Contracting two dimensions (z is 1 where there is nothing to contract) keeps bfloat16 on the matrix units of
+    # XLA's CPU backend; with one leading dimension contracted it quietly computes in float32.
+    x, gradient = (array.reshape(1, -1, array.shape[-1]) for array in (x, gradient))
+    return to_x, _product("znd,znf->df", x, gradient)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _product(form, left, right):
+    return jnp.einsum(form, left, right, preferred_element_type=jnp.float32)
+
+
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
+    """x over its root mean square, times `scale`; computed in float32, returned in the dtype of x. A zero row stays zero."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + NORM_EPSILON)
+    return (wide * scale).astype(x.dtype)
+
+
+def embed(tokens: Int[Array, "*B"], table: Float[Array, "V D"], dtype) -> Float[Array, "*B D"]:
+    """Rows of `table`; padding (negative tokens) gives zero rows and no gradient."""
+    rows = jnp.take(table, jnp.maximum(tokens, 0), axis=0).astype(dtype)
+    return jnp.where((tokens >= 0)[..., None], rows, jnp.zeros((), dtype))
+
+
+class FeedForward(nnx.Module):
+    """FFW of paper eq 2 without its residual: RMSNorm, up, GELU (tanh form), down; no gate and no biases."""
+
+    def __init__(self, width: int, hidden: int, output_scale: float, rngs: nnx.Rngs):
+        self.norm = ones(width)
+        self.up = weight(rngs, width, hidden)
+        self.down = weight(rngs, hidden, width, scale=output_scale)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        hidden = jax.nn.gelu(linear(rms_norm(x, self.norm[...]), self.up[...]), approximate=True)
+        return linear(hidden, self.down[...])

@@ -1,0 +1,104 @@
+"""Relative positions (paper B.1.2, eq 6 and 7): which distance each query and key have, and how to read them cheaply.
+
+Every attention adds to its content logits a term that depends on the distance of query i and key j alone. All four
+kinds have distances of the form `offset + i - j` (i, j from 0), so a logit matrix [queries, keys] holds only
+queries + keys - 1 different ones. The fast form multiplies the queries with one row per *distinct* distance and then
+moves row i by i places (`relative_shift`, a slice and two reshapes); the slow form beside it gathers by the distance
+matrix, and tests compare the two.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+@dataclass(frozen=True)
+class Distances:
+    """The distances offset + i - j of queries i and keys j, both counted from 0.
+
+    With `causal` only those with j <= i are ever used (as many queries as keys, offset 0), which halves the rows.
+    """
+
+    queries: int
+    keys: int
+    offset: int = 0
+    causal: bool = False
+
+    def matrix(self) -> Int[np.ndarray, "I J"]:
+        """The distance of every query and key: the definition, for the slow form and for tests."""
+        return self.offset + np.arange(self.queries)[:, None] - np.arange(self.keys)[None, :]
+
+    def rows(self) -> Int[np.ndarray, " W"]:
+        """The distance that each row of a position table stands for, in the order `relative_shift` expects.
+
+        The last row is never read: it makes a row of logits one longer than the shift, so that shifting is a slice.
+        """
+        width = self.queries + (1 if self.causal else self.keys)
+        return self.offset + self.queries - 1 - np.arange(width)
+
+
+@dataclass(frozen=True)
+class PositionTable:
+    """Distances with the sinusoids of their rows, made once for all layers that share them."""
+
+    distances: Distances
+    sinusoids: Float[Array, "W D"]
+
+
+def position_table(distances: Distances, width: int, dtype) -> PositionTable:
+    return PositionTable(distances, sinusoids(distances.rows(), width).astype(dtype))
+
+
+def causal_distances(length: int) -> Distances:
+    """Decoder self-attention: d = i - j >= 0."""
+    return Distances(length, length, causal=True)
+
+
+def signed_distances(length: int) -> Distances:
+    """Encoder self-attention, bidirectional: d = i - j of either sign."""
+    return Distances(length, length)
+
+
+def cross_distances(chunk_length: int, retrieved_length: int) -> Distances:
+    """Chunked cross-attention (eq 6): d(i, i') = i - i' + m - 1.
+
+    Query i of an attending chunk is token m + i - 1 counted from the start of the chunk that retrieved, and a
+    neighbor is taken to start where that chunk starts. The same for every chunk and every neighbor.
+    """
+    return Distances(chunk_length, retrieved_length, offset=chunk_length - 1)
+
+
+def conditioning_distances(retrieved_length: int, chunk_length: int) -> Distances:
+    """Encoder cross-attention (eq 7): retrieved tokens i' ask the chunk's tokens i, d = i' - i."""
+    return Distances(retrieved_length, chunk_length)
+
+
+def sinusoids(distances: Int[Array, "*W"], width: int) -> Float[Array, "*W D"]:
+    """[sin, cos](d * 10000^(-2t/D)) for t = 0..D/2-1, float32 (Transformer-XL)."""
+    frequencies = 10000.0 ** (-np.arange(0, width, 2) / width)
+    angles = jnp.asarray(distances, jnp.float32)[..., None] * jnp.asarray(frequencies, jnp.float32)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def relative_shift(logits: Float[Array, "*B I W"], keys: int) -> Float[Array, "*B I J"]:
+    """From a logit per query and table row to one per query and key: out[i, j] = logits[i, j - i + I - 1].
+
+    Written flat, that entry stands at (I - 1) + i (W - 1) + j, so cutting I - 1 entries off the front and reading the
+    rest in rows of W - 1 lines all rows up. In a causal table, entries with j > i hold a neighboring row's values and
+    must be masked.
+    """
+    *batch, queries, width = logits.shape
+    flat = logits.reshape(*batch, queries * width)
+    flat = flat[..., queries - 1 : queries - 1 + queries * (width - 1)]
+    return flat.reshape(*batch, queries, width - 1)[..., :keys]
+
+
+def relative_unshift(gradient: Float[Array, "*B I J"], width: int) -> Float[Array, "*B I W"]:
+    """The transpose of `relative_shift`, for gradients."""
+    *batch, queries, keys = gradient.shape
+    none = [(0, 0)] * len(batch)
+    rows = jnp.pad(gradient, [*none, (0, 0), (0, width - 1 - keys)])
+    flat = jnp.pad(rows.reshape(*batch, queries * (width - 1)), [*none, (queries - 1, 1)])
+    return flat.reshape(*batch, queries, width)

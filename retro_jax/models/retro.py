@@ -1,0 +1,195 @@
+"""RETRO and its baseline decoder (paper section 2), and their weights as a plain nested dict.
+
+    config = ModelConfig(...)
+    params = initialize(config, seed=0)                     # {"embedding": ..., "layers": {...}, ...}
+    hidden = apply_hidden(config, params, tokens, segments, neighbor_tokens)
+    logits = merge(config, params)(tokens, segments, neighbor_tokens)
+
+The dict, not the NNX module, is what is trained, sharded and saved: its names are stable, the module's internals are
+not. Weights of layers are stacked in layer order:
+
+    embedding [V, D]                    layers.attention, layers.feed_forward     [L, ...]
+    final_norm [D]                      cross_attention (CCA)                     [len(P), ...]
+    encoder.embedding [V, D']           encoder.layers                            [L', ...]
+    encoder.final_norm [D']             encoder.cross_attention                   [len(P_enc), ...]
+"""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from retro_jax.config import ModelConfig
+from retro_jax.models.attention import Attention
+from retro_jax.models.decoder import decode
+from retro_jax.models.encoder import Encoder
+from retro_jax.models.layers import INITIAL_SCALE, embed, ones, rms_norm, weight
+from retro_jax.models.stack import Layer, stacked
+
+
+class Retro(nnx.Module):
+    """A decoder language model that reads retrieved neighbors; with an empty P, the plain decoder."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        scale = INITIAL_SCALE / (2 * config.layers) ** 0.5
+        sizes = (config.heads, config.head_dim)
+        self.embedding = weight(rngs, config.vocabulary, config.width)
+        self.layers = stacked(config.layers, lambda r: Layer(config.width, *sizes, config.feed_forward, scale, r), rngs)
+        if config.retrieves:
+            self.cross_attention = stacked(
+                len(config.retrieval_layers),
+                lambda r: Attention(config.width, config.encoder.width, *sizes, scale, r),
+                rngs,
+            )
+            self.encoder = Encoder(config, rngs)
+        self.final_norm = ones(config.width)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        segments: Int[Array, "B C"],
+        neighbor_tokens: Int[Array, "B C K R"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The normed stream that the readout multiplies, in the compute dtype.
+
+        Args:
+          tokens: -1 is padding. T is any whole number of chunks, up to and beyond the trained length.
+          segments: which document of the sequence a chunk belongs to; documents do not see each other. -1 is padding.
+          neighbor_tokens: what each chunk retrieved, nearest first, -1 where there is nothing; any number K of
+            neighbors. None is Retro[Off]: the encoder is not run and CCA is the identity.
+
+        Raises:
+          ValueError: shapes that do not fit the config or each other.
+        """
+        config = self.config
+        _check_shapes(config, tokens, segments, neighbor_tokens)
+        if not config.retrieves or (neighbor_tokens is not None and neighbor_tokens.shape[2] == 0):
+            neighbor_tokens = None
+        valid = tokens >= 0
+        x = decode(
+            config,
+            self.layers,
+            getattr(self, "cross_attention", None),
+            embed(tokens, self.embedding[...], jnp.dtype(config.compute_dtype)),
+            segments,
+            valid,
+            None if neighbor_tokens is None else neighbor_tokens >= 0,
+            lambda x: self.encoder(config, neighbor_tokens, x, valid),
+        )
+        return rms_norm(x, self.final_norm[...])
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        segments: Int[Array, "B C"],
+        neighbor_tokens: Int[Array, "B C K R"] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Next-token logits, float32; arguments as for `hidden`."""
+        hidden = self.hidden(tokens, segments, neighbor_tokens)
+        return jnp.einsum("btd,vd->btv", hidden, self.readout.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    @property
+    def readout(self) -> Float[Array, "V D"]:
+        """The decoder's embedding: the paper's totals hold one vocabulary matrix for the decoder (paper 2.6)."""
+        return self.embedding[...]
+
+
+def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict]:
+    """The model's structure, and its parameters as nested dicts of shapes and dtypes; allocates nothing."""
+    graph, state = _abstract(config)
+    return graph, nnx.to_pure_dict(state)
+
+
+def initialize(config: ModelConfig, seed: int | Int[Array, ""]) -> dict:
+    """Fresh parameters; a pure function of the seed, to be called inside `jax.jit` for sharded results."""
+    return params_of(Retro(config, nnx.Rngs(params=jax.random.key(seed))))
+
+
+def params_of(model: Retro) -> dict:
+    """The model's parameters as plain nested dicts of arrays."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def merge(config: ModelConfig, params: dict) -> Retro:
+    """The model with these parameters.
+
+    Raises:
+      ValueError: parameters of another structure than the config's.
+    """
+    graph, state = _abstract(config)
+    structure, given = jax.tree.structure(nnx.to_pure_dict(state)), jax.tree.structure(params)
+    if structure != given:
+        names, has = (
+            {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+            for tree in (nnx.to_pure_dict(state), params)
+        )
+        raise ValueError(
+            f"The parameters are not those of this model config: missing {sorted(names - has)}, "
+            f"not known {sorted(has - names)}; use the config that the parameters were trained with."
+        )
+    return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(params)))
+
+
+def apply_hidden(
+    config: ModelConfig,
+    params: dict,
+    tokens: Int[Array, "B T"],
+    segments: Int[Array, "B C"],
+    neighbor_tokens: Int[Array, "B C K R"] | None = None,
+) -> Float[Array, "B T D"]:
+    """`Retro.hidden` as a pure function of the parameters."""
+    return merge(config, params).hidden(tokens, segments, neighbor_tokens)
+
+
+def zero_cca_outputs(params: dict) -> dict:
+    """The same parameters with CCA output projections of zero: On starts equal to Off, as a retrofit should."""
+    reader = params["cross_attention"]
+    return {**params, "cross_attention": {**reader, "output": jnp.zeros_like(reader["output"])}}
+
+
+def layer_parameters(config: ModelConfig, params: dict) -> dict:
+    """The parameters with stacks undone: "layers" is a list of one dict a layer, cross-attention inside its layer.
+
+    For export and for the NumPy reference; `params` may hold JAX or NumPy arrays.
+    """
+    layered = _unstack(params, config.retrieval_layers)
+    if "encoder" in params:
+        layered["encoder"] = _unstack(params["encoder"], config.encoder.cross_attention_layers)
+    return layered
+
+
+def _unstack(params: dict, reading: tuple[int, ...]) -> dict:
+    stack, readers = params["layers"], params.get("cross_attention")
+    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(stack["attention"]["query"].shape[0])]
+    for index, number in enumerate(reading):
+        layers[number - 1]["cross_attention"] = jax.tree.map(lambda leaf, i=index: leaf[i], readers)
+    rest = {name: value for name, value in params.items() if name not in ("layers", "cross_attention")}
+    return {**rest, "layers": layers}
+
+
+@lru_cache(maxsize=16)
+def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Retro(config, nnx.Rngs(params=jax.random.key(0)))))
+
+
+def _check_shapes(config, tokens, segments, neighbor_tokens):
+    batch, length = tokens.shape
+    chunks, rest = divmod(length, config.chunk_length)
+    if rest:
+        raise ValueError(
+            f"A sequence is a whole number of chunks, but tokens {tokens.shape} are not cut by "
+            f"chunk_length={config.chunk_length}; pad them with -1."
+        )
+    if segments.shape != (batch, chunks):
+        raise ValueError(f"segments must give each of {(batch, chunks)} chunks its document, but are {segments.shape}.")
+    if neighbor_tokens is None:
+        return
+    shape = neighbor_tokens.shape
+    if len(shape) != 4 or shape[:2] != (batch, chunks) or shape[3] != config.retrieved_length:
+        raise ValueError(
+            f"neighbor_tokens must be [batch, chunks, neighbors, retrieved] = ({batch}, {chunks}, any, "
+            f"{config.retrieved_length}), but are {shape}."
+        )

@@ -1,0 +1,124 @@
+"""Layers and stacks of them: one set of weights with a leading layer axis, applied by a scan over equal groups.
+
+The weights of all layers are stacked in layer order, and those of all cross-attentions beside them, whatever the set
+P and whether layers are scanned: a checkpoint of one arrangement is a checkpoint of all, and a baseline's layers are
+a RETRO model's layers.
+"""
+
+from collections.abc import Callable
+from itertools import groupby
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from retro_jax.models.attention import Attention
+from retro_jax.models.layers import FeedForward
+
+
+class Layer(nnx.Module):
+    """LM(H) = FFW(ATTN(H)) of paper eq 2; a RETRO layer has a cross-attention, kept in a stack of its own, between."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, feed_forward: int, output_scale: float, rngs: nnx.Rngs):
+        self.attention = Attention(width, width, heads, head_dim, output_scale, rngs)
+        self.feed_forward = FeedForward(width, feed_forward, output_scale, rngs)
+
+
+def stacked(count: int, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
+    """`count` modules as one, every weight with a leading axis of that size."""
+    build = nnx.vmap(make, transform_metadata={nnx.PARTITION_NAME: None})
+    return nnx.split_rngs(splits=count)(build)(rngs)
+
+
+def split_stack(stack: nnx.Module, sizes: list[int]) -> list[nnx.Module]:
+    """The stack cut into shorter ones along the layer axis.
+
+    One `lax.split` for all pieces: its gradient is one concatenation, where indexing would add up padded copies.
+    """
+    leaves, structure = jax.tree.flatten(stack)
+    pieces = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)
+    return [jax.tree.unflatten(structure, piece) for piece in pieces]
+
+
+def apply_stack(
+    x: Float[Array, "*B D"],
+    layers: Layer,
+    readers: Attention | None,
+    reading: tuple[int, ...],
+    self_update: Callable,
+    read_update: Callable | None = None,
+    prepare: Callable | None = None,
+    *,
+    scan: bool,
+    remat: str,
+) -> Float[Array, "*B D"]:
+    """x after all layers; those numbered in `reading` (from 1) have a reader between attention and feed-forward.
+
+    `self_update(attention, x)` and `read_update(reader, x, memory)` give the residual updates; `memory` is
+    `prepare(x)`, called once with the stream after the self-attention of the first reading layer. With `scan`, equal
+    groups (a reading layer and the plain ones after it) run as one `lax.scan`; without, every layer is unrolled.
+    """
+    rematerialized = _rematerialized(remat)
+
+    def after_attention(x, layer, reader, memory):
+        if reader is not None:
+            x = x + read_update(reader, x, memory)
+        return x + layer.feed_forward(x)
+
+    @rematerialized
+    def step(x, layer, reader, memory):
+        return after_attention(x + self_update(layer.attention, x), layer, reader, memory)
+
+    def group(x, plain, reader, memory):
+        for layer in split_stack(plain, [1] * _count(plain)):
+            x, reader = step(x, _first(layer), reader, memory), None
+        return x
+
+    runs = _runs(_count(layers), reading, scan)
+    layer_runs = split_stack(layers, [groups * size for groups, size, _ in runs])
+    reader_runs = iter(split_stack(readers, [groups for groups, _, reads in runs if reads]) if reading else ())
+    memory = None
+    for (groups, size, reads), run in zip(runs, layer_runs, strict=True):
+        run_readers = next(reader_runs) if reads else None
+        if reads and memory is None:
+            layer, reader = _first(run), _first(run_readers)
+            x = x + rematerialized(self_update)(layer.attention, x)
+            memory = prepare(x)
+            x = rematerialized(after_attention)(x, layer, reader, memory)
+        elif groups == 1:
+            x = group(x, run, _first(run_readers), memory)
+        else:
+            run = jax.tree.map(lambda leaf, shape=(groups, size): leaf.reshape(*shape, *leaf.shape[1:]), run)
+            x, _ = jax.lax.scan(
+                lambda x, weights, memory=memory: (group(x, *weights, memory), None), x, (run, run_readers)
+            )
+    return x
+
+
+def _runs(count: int, reading: tuple[int, ...], scan: bool) -> list[tuple[int, int, bool]]:
+    """Layers as runs of equal groups: (groups, layers a group, whether a group's first layer reads)."""
+    if not scan:
+        return [(1, 1, number in reading) for number in range(1, count + 1)]
+    first, *sizes = [end - start for start, end in zip((1, *reading), (*reading, count + 1), strict=True)]
+    runs = [(first, 1, False)]
+    if sizes:  # the first reading layer stands alone, since the encoder runs inside it
+        runs += [(1, 1, True), (sizes[0] - 1, 1, False)]
+        runs += [(len(list(equal)), size, True) for size, equal in groupby(sizes[1:])]
+    return [run for run in runs if run[0]]
+
+
+def _count(stack: nnx.Module) -> int:
+    return jax.tree.leaves(stack)[0].shape[0]
+
+
+def _first(stack: nnx.Module | None) -> nnx.Module | None:
+    return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[1:]), stack)
+
+
+def _rematerialized(policy: str) -> Callable:
+    """What a layer computes again in its backward pass instead of storing: nothing, everything, all but products."""
+    if policy == "none":
+        return lambda step: step
+    if policy == "full":
+        return jax.checkpoint
+    return lambda step: jax.checkpoint(step, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
