@@ -1,0 +1,213 @@
+"""What the verbs share: flags, configs, help, and how an error reaches the user.
+
+    VERB = Verb("train", "trains a model ...", "--config=configs/retro.py:172m,smoke --workdir=runs/172m-smoke")
+
+    def main(argv=None):
+        return run_verb(VERB, execute, argv)  # execute(Invocation) does the work
+
+Exit codes: 0 done, 2 a mistake that the message explains, 3 the disk is full, 130 interrupted. RETRO_TRACEBACK=1 shows
+where an error was raised. Nothing here imports jax, so help and mistakes answer at once.
+"""
+
+import dataclasses
+import difflib
+import errno
+import importlib.util
+import os
+import shutil
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from retro_jax.config import RunConfig, resolve
+
+OK, MISTAKE, DISK_FULL, INTERRUPTED = 0, 2, 3, 130
+CONFIG_HELP = """\
+  --config=FILE.py[:ARGUMENTS]   what to run, e.g. configs/retro.py:172m,smoke
+  --config.SECTION.KEY=VALUE     changes one value, e.g. --config.train.steps=100 (keys: retro_jax/config.py)
+  --workdir=DIR                  where results go; running again continues there"""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command of `retro`."""
+
+    name: str
+    summary: str
+    example: str  # arguments that work when pasted after `retro NAME` at the repository root
+    define_flags: Callable[[flags.FlagValues], None] | None = None  # flags besides --config and --workdir
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A parsed command line."""
+
+    run: RunConfig
+    workdir: Path
+    flags: flags.FlagValues
+
+    @property
+    def data_directory(self) -> Path:
+        return data_directory(self.run, self.workdir)
+
+
+def data_directory(run: RunConfig, workdir: Path) -> Path:
+    """Where the stages of `retro build` are: config.data.directory, or WORKDIR/data where that is empty."""
+    return Path(run.data.directory or Path(workdir) / "data")
+
+
+def run_verb(verb: Verb, execute: Callable[[Invocation], None], argv: Sequence[str] | None = None) -> int:
+    """Parses, executes and returns the exit code; a user's mistake is one message on standard error.
+
+    Args:
+      argv: what follows the verb; None takes it from the process.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in argv or "-h" in argv:
+        print(help_text(verb))
+        return OK
+    try:
+        invocation = parse(verb, argv)
+        execute(invocation)
+    except KeyboardInterrupt:
+        print(f"\nretro {verb.name}: interrupted. The same command continues where it stopped.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        code, message = explain(error, verb)
+        if os.environ.get("RETRO_TRACEBACK") == "1" or message is None:
+            raise
+        print(f"retro {verb.name}: {message}", file=sys.stderr)
+        return code
+    return OK
+
+
+def explain(error: BaseException, verb: Verb) -> tuple[int, str | None]:
+    """Exit code and message of an error; no message for what only a mistake of ours can cause."""
+    chain = list(_causes(error))
+    for cause in chain:
+        if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(cause):
+            where = getattr(cause, "filename", None) or "."
+            free = shutil.disk_usage(_existing(Path(where))).free
+            return DISK_FULL, (
+                f"the disk is full ({free / 2**20:,.0f} MiB left at {where}). What was finished is whole and nothing was "
+                f"removed: make room, then run the same command again; it continues where it stopped."
+            )
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] in BUILD_EXTRA:
+        return MISTAKE, f"needs the package {error.name}, of the [build] extra: pip install 'retro_jax[build]'."
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+        return MISTAKE, f"{error.strerror or error}: {error.filename}. Check the path."
+    if isinstance(error, (ValueError, flags.Error)):
+        return MISTAKE, str(error)
+    return 1, None
+
+
+BUILD_EXTRA = ("scann", "sentencepiece", "tokenizers", "safetensors", "pypi_simple", "zstandard")
+
+
+def _causes(error: BaseException | None):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+def help_text(verb: Verb) -> str:
+    lines = [f"retro {verb.name}: {verb.summary}", "", "Example:", f"  retro {verb.name} {verb.example}", "", "Flags:"]
+    lines.append(CONFIG_HELP)
+    values = _flag_values(verb)
+    for name in sorted(set(values) - {"workdir"}):
+        flag = values[name]
+        default = "" if flag.default is None else f" (default {flag.default!r})"
+        lines.append(f"  --{name:<29}{flag.help}{default}")
+    return "\n".join(lines)
+
+
+def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
+    """The command line as a checked config.
+
+    Raises:
+      ValueError, absl.flags.Error: an unknown flag or key, with the nearest known one; a missing flag or config file; a value of the
+        wrong type; whatever `retro_jax.config.resolve` finds.
+    """
+    chosen = [argument for argument in argv if argument.lstrip("-").startswith("config=")]
+    if not chosen:
+        raise ValueError(f"--config is missing. For example: retro {verb.name} {verb.example}")
+    overrides = [argument for argument in argv if argument.lstrip("-").startswith(("config.", "noconfig."))]
+    config = load_config(chosen[-1].split("=", 1)[1])
+    for argument in overrides:
+        check_key(argument.split("=", 1)[0].lstrip("-").removeprefix("no").split("."), config)
+    values = _flag_values(verb)
+    arguments = ["retro", *(argument for argument in argv if argument not in chosen)]
+    config_flags.DEFINE_config_dict(
+        "config", config, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=arguments
+    )
+    rest = values(arguments)[1:]
+    if rest:
+        raise ValueError(
+            f"{rest[0]!r} is not a flag; flags look like --name=value. Example: retro {verb.name} {verb.example}"
+        )
+    if not values.workdir:
+        raise ValueError(f"--workdir is missing. For example: retro {verb.name} {verb.example}")
+    return Invocation(resolve(values.config), Path(values.workdir), values)
+
+
+def _flag_values(verb: Verb) -> flags.FlagValues:
+    values = flags.FlagValues()  # of this call alone: absl's global flags keep what an earlier call set
+    flags.DEFINE_string("workdir", None, "where results go", flag_values=values)
+    if verb.define_flags:
+        verb.define_flags(values)
+    return values
+
+
+def load_config(specification: str) -> ConfigDict:
+    """The ConfigDict that FILE.py of `FILE.py:ARGUMENTS` makes of the arguments.
+
+    Raises:
+      ValueError: no such file (with the nearest there is), or no `get_config` in it.
+    """
+    name, _, argument = specification.partition(".py:")
+    path = Path(name + ".py" if ".py:" in specification else name)
+    if not path.is_file():
+        there = sorted(str(file) for file in path.parent.glob("*.py"))
+        near = difflib.get_close_matches(str(path), there, n=1)
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"there is: {', '.join(there) or 'no config file'} in {path.parent}."
+        )
+        raise ValueError(f"There is no config file {path} (from {Path.cwd()}); {hint}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python config file; take one such as configs/quickstart.py.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} defines no get_config(argument), so it is not a config file.")
+    return module.get_config(argument)
+
+
+def check_key(parts: Sequence[str], config: Mapping) -> None:
+    """Raises ValueError where `config.a.b` is not a key, with the nearest known one."""
+    kind, here = RunConfig, config
+    for depth, part in enumerate(parts[1:], start=1):
+        where = ".".join(parts[:depth])
+        if dataclasses.is_dataclass(kind):
+            known = typing.get_type_hints(kind)
+        elif typing.get_origin(kind) is None or not issubclass(typing.get_origin(kind), Mapping):
+            raise ValueError(f"{'.'.join(parts)} is not a config key: {where} is a single value; set {where} itself.")
+        else:
+            item = typing.get_args(kind)[1]
+            known = dict.fromkeys(here, item) if dataclasses.is_dataclass(item) else {part: item}
+        if part not in known:
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"did you mean {where}.{near[0]}?" if near else f"known keys: {', '.join(sorted(known)) or 'none'}."
+            raise ValueError(f"{where}.{part} is not a known config key; {hint}")
+        kind, here = known[part], here.get(part, {}) if isinstance(here, Mapping | ConfigDict) else {}
