@@ -1,0 +1,91 @@
+"""AdamW with the paper's schedule (C.1), and the choice of what trains.
+
+Decay falls on matrices (kernels and embeddings) and not on norms and position biases, as is usual; the paper does not
+say. Gradients are clipped to a global norm, before anything else; the paper does not say either, Gopher clips at 1.
+Parameters that do not train have neither gradient nor moments: the optimizer never sees them.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import optax
+
+from retro_jax.config import TrainConfig
+
+UNDECAYED = ("norm", "memory_norm", "final_norm", "content_bias", "position_bias")
+
+
+def schedule(train: TrainConfig) -> Callable:
+    """Learning rate by step: a line from `initial_learning_rate` at step 0 to the peak at step `warmup_steps`, then a
+    cosine down to `final_fraction` of the peak at the last step, `steps - 1`.
+
+    Raises:
+      ValueError: the warm-up does not end before the last step.
+    """
+    if train.warmup_steps >= train.steps - 1 and train.warmup_steps > 0:
+        raise ValueError(
+            f"The learning rate peaks before the last step, but config.train.warmup_steps={train.warmup_steps} and "
+            f"config.train.steps={train.steps}; take at most {max(train.steps - 2, 0)} warm-up steps."
+        )
+    return optax.schedules.warmup_cosine_decay_schedule(
+        init_value=train.initial_learning_rate,
+        peak_value=train.learning_rate,
+        warmup_steps=train.warmup_steps,
+        decay_steps=max(train.steps - 1, 1),
+        end_value=train.final_fraction * train.learning_rate,
+    )
+
+
+def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
+    """AdamW over the trainable parameters. Its state holds two moments shaped like them, and step counts."""
+    return optax.chain(
+        optax.clip_by_global_norm(train.clip_norm),
+        optax.adamw(
+            schedule(train),
+            b1=train.beta1,
+            b2=train.beta2,
+            eps=train.epsilon,
+            weight_decay=train.weight_decay,
+            mask=decayed,
+        ),
+    )
+
+
+def decayed(params: Mapping) -> dict:
+    """True at the leaves that weight decay pulls to zero."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
+
+
+def group(path: tuple[str, ...]) -> str:
+    """The part of the model that the parameter at `path` belongs to: "encoder", "cca" or "decoder"."""
+    return {"encoder": "encoder", "cross_attention": "cca"}.get(path[0], "decoder")
+
+
+def split_trainable(params: Mapping, trainable: str) -> tuple[dict, dict]:
+    """(what trains, what is frozen) of "all" or "retrieval" (encoder and CCA); `join` is the inverse."""
+    flat = flatten(params)
+    chosen = {path: leaf for path, leaf in flat.items() if trainable == "all" or group(path) != "decoder"}
+    rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
+    return unflatten(chosen), unflatten(rest)
+
+
+def join(trained: Mapping, frozen: Mapping) -> dict:
+    return unflatten(flatten(trained) | flatten(frozen))
+
+
+def flatten(tree: Mapping, prefix: tuple = ()) -> dict[tuple[str, ...], jax.Array]:
+    """Nested dicts as one dict keyed by paths."""
+    flat = {}
+    for key, item in tree.items():
+        flat |= flatten(item, (*prefix, key)) if isinstance(item, Mapping) else {(*prefix, key): item}
+    return flat
+
+
+def unflatten(flat: Mapping) -> dict:
+    tree: dict = {}
+    for path, leaf in flat.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return tree

@@ -1,0 +1,76 @@
+"""Where parameters start: random, or a trained decoder with a fresh encoder and CCA around it (paper 4.2).
+
+A retrofit loads every decoder weight of the baseline bit for bit and sets the CCA output projections to zero, so that
+step 0 is the baseline, with retrieval On or Off. With `config.train.trainable="retrieval"` only encoder and CCA train
+and Off stays the baseline for good; "all" trains everything from there.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from retro_jax.checkpoints import load_params
+from retro_jax.config import RunConfig
+from retro_jax.models.retro import zero_cca_outputs
+from retro_jax.optimizer import flatten, group, unflatten
+from retro_jax.train_state import TrainState, create_state, initial_params
+
+DECODER_FIELDS = ("vocabulary", "layers", "width", "heads", "head_dim", "feed_forward")
+
+
+def initial_state(
+    run: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh, fingerprints: dict
+) -> TrainState:
+    """The state at step 0.
+
+    Raises:
+      ValueError: a retrofit of what is no RETRO model, or from a decoder of another shape or tokenizer.
+    """
+    train = run.train
+    if train.trainable == "retrieval" and not (run.model.retrieves and train.initialize_from):
+        raise ValueError(
+            "config.train.trainable='retrieval' trains encoder and CCA around a trained decoder; it needs "
+            "config.train.initialize_from=RUN_DIRECTORY of a baseline and a model with config.model.retrieval_layers."
+        )
+    if not train.initialize_from:
+        return create_state(run, optimizer, mesh)
+    source = Path(train.initialize_from)
+    base, base_run, _ = load_params(source)
+    _require_same_decoder(run, base_run, source)
+    _require_same_tokenizer(fingerprints["tokenizer"], source)
+    return create_state(run, optimizer, mesh, graft(initial_params(run, mesh), base))
+
+
+def graft(params: dict, base: dict) -> dict:
+    """`params` with the decoder of `base`, and with CCA outputs of zero; shardings are those of `params`."""
+    decoder = {path: leaf for path, leaf in flatten(base).items() if group(path) == "decoder"}
+    placed = {
+        path: jax.device_put(decoder[path], leaf.sharding) if path in decoder else leaf
+        for path, leaf in flatten(params).items()
+    }
+    grafted = unflatten(placed)
+    return zero_cca_outputs(grafted) if "cross_attention" in grafted else grafted
+
+
+def _require_same_decoder(run: RunConfig, base: RunConfig, source: Path) -> None:
+    fields = [
+        f"config.model.{name} (there {getattr(base.model, name)}, here {getattr(run.model, name)})"
+        for name in DECODER_FIELDS
+        if getattr(base.model, name) != getattr(run.model, name)
+    ]
+    if fields:
+        raise ValueError(
+            f"The decoder of {source} does not fit this model: {'; '.join(fields)}. Take the sizes of that run."
+        )
+
+
+def _require_same_tokenizer(tokenizer: str, source: Path) -> None:
+    found = json.loads((source / "versions.json").read_text())["fingerprints"]["tokenizer"]
+    if found != tokenizer:
+        raise ValueError(
+            f"The decoder of {source} was trained with tokenizer {found[:16]}…, but this data has {tokenizer[:16]}…; "
+            f"build the data with that tokenizer (config.data.tokenizer)."
+        )

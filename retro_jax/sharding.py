@@ -1,0 +1,143 @@
+"""The device mesh and who holds what on it. The only file that names mesh axes.
+
+Three axes: `data` copies the parameters, `fsdp` cuts them along the width and gathers a layer when it runs, `tensor`
+cuts heads, feed-forward and vocabulary so that a layer's products are shared. A batch is cut over data and fsdp
+together. Axes are of the Auto kind: the compiler spreads these few decisions over the step, and the step pins the
+stream once (`pin_stream`).
+
+A parameter's sharding follows from its name: `LEAVES` gives each name its logical axes, `RULES` each logical axis its
+mesh axis. A stack of layers has one axis more in front, which is never cut.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from retro_jax.batches import Batch
+from retro_jax.config import MeshConfig, ModelConfig, RunConfig
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+RULES = {"width": "fsdp", "heads": "tensor", "feed_forward": "tensor", "vocabulary": "tensor", None: None}
+
+LEAVES = {
+    "embedding": ("vocabulary", "width"),
+    "query": ("width", "heads"),  # heads x head_dim are one axis, heads outermost: a cut falls between heads
+    "key": ("width", "heads"),
+    "value": ("width", "heads"),
+    "position": ("width", "heads"),
+    "output": ("heads", "width"),
+    "content_bias": ("heads", None),
+    "position_bias": ("heads", None),
+    "up": ("width", "feed_forward"),
+    "down": ("feed_forward", "width"),
+    "norm": (None,),
+    "memory_norm": (None,),
+    "final_norm": (None,),
+}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
+    """The mesh of `config` over `devices` (default: all).
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [getattr(config, axis) for axis in AXES]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if -1 in sizes or np.prod(sizes) != len(devices):
+        asked = ", ".join(f"config.train.mesh.{axis}={getattr(config, axis)}" for axis in AXES)
+        raise ValueError(
+            f"The mesh sizes multiply to the number of devices, {len(devices)} here, but are {asked}; "
+            f"set one of them to -1 and the product of the others to a divisor of {len(devices)}."
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def check_sizes(run: RunConfig, mesh: Mesh) -> None:
+    """Raises ValueError where a size of model or batch cannot be cut as the mesh asks."""
+    model, train = run.model, run.train
+    cuts = [
+        ("fsdp", model.width, "config.model.width"),
+        ("tensor", model.heads, "config.model.heads"),
+        ("tensor", model.feed_forward, "config.model.feed_forward"),
+        ("tensor", model.vocabulary, "config.model.vocabulary"),
+    ]
+    if model.retrieves:
+        cuts += [
+            ("fsdp", model.encoder.width, "config.model.encoder.width"),
+            ("tensor", model.encoder.heads, "config.model.encoder.heads"),
+            ("tensor", model.encoder.feed_forward, "config.model.encoder.feed_forward"),
+        ]
+    for axis, size, where in cuts:
+        if size % mesh.shape[axis]:
+            raise ValueError(
+                f"The mesh axis '{axis}' cuts {where} into equal parts, but {size} is not a multiple of "
+                f"{mesh.shape[axis]}; change {where} or take a divisor of {size} for config.train.mesh.{axis}."
+            )
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * train.accumulation
+    if train.batch % parts:
+        raise ValueError(
+            f"A batch is cut over the mesh axes data and fsdp and over accumulation steps, {mesh.shape['data']} x "
+            f"{mesh.shape['fsdp']} x {train.accumulation} = {parts}, but config.train.batch={train.batch} is not a "
+            f"multiple of that; take {-(-train.batch // parts) * parts}."
+        )
+
+
+def parameter_specs(params: Mapping) -> dict:
+    """The PartitionSpec of every leaf of a nested dict of (abstract) parameters."""
+    return jax.tree_util.tree_map_with_path(_leaf_spec, params)
+
+
+def _leaf_spec(path, leaf) -> PartitionSpec:
+    name = next(entry.key for entry in reversed(path) if isinstance(entry.key, str))
+    if name not in LEAVES:
+        raise ValueError(f"The parameter {jax.tree_util.keystr(path)} has no logical axes; add '{name}' to LEAVES.")
+    axes = LEAVES[name]
+    return PartitionSpec(*[None] * (len(leaf.shape) - len(axes)), *[RULES[axis] for axis in axes])
+
+
+def shardings(tree, mesh: Mesh):
+    """NamedShardings of any tree whose dicts are parameters or mirror them (moments); scalars are on every device."""
+
+    def leaf_sharding(path, leaf):
+        spec = PartitionSpec() if len(leaf.shape) == 0 else _leaf_spec(_dict_path(path), leaf)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def _dict_path(path):
+    return tuple(entry for entry in path if isinstance(entry, jax.tree_util.DictKey))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How every array of a batch is cut: by sequences."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """This process's part of a batch (NumPy) as global arrays; returns before the copy is done."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch)
+
+
+def pin_stream(stream: jax.Array, mesh: Mesh) -> jax.Array:
+    """Keeps a [B, T, D] stream cut by sequences only: left alone, the compiler may copy it to every device."""
+    return jax.lax.with_sharding_constraint(stream, batch_sharding(mesh))
+
+
+def describe(mesh: Mesh, model: ModelConfig) -> str:
+    """One line for the log."""
+    sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in AXES)
+    return f"mesh {sizes} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s), {model.compute_dtype}"

@@ -1,0 +1,102 @@
+"""One training step as one compiled function, and the loss that evaluation shares with it.
+
+Accumulation is by sums: the number of counted targets of the whole batch is known beforehand, every micro-batch adds
+its sum of losses divided by it, and so the gradient is that of the large batch, however the counts fall.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from retro_jax.batches import Batch
+from retro_jax.config import ModelConfig, RunConfig
+from retro_jax.loss import token_nll
+from retro_jax.models.retro import merge
+from retro_jax.optimizer import flatten, group, join, split_trainable
+from retro_jax.sharding import pin_stream, replicated
+from retro_jax.train_state import TrainState, state_shardings
+
+GROUPS = ("encoder", "cca", "decoder")
+
+
+def batch_nll(
+    config: ModelConfig, params: dict, batch: Batch, neighbor_tokens: Array | None, mesh: Mesh
+) -> Float[Array, "B T"]:
+    """Loss of every token in nats; `neighbor_tokens` None is Retro[Off] (and the baseline)."""
+    model = merge(config, params)
+    hidden = model.hidden(batch.tokens, batch.segments, neighbor_tokens)
+    targets = jnp.where(batch.loss_mask > 0, batch.targets, -1)
+    return token_nll(pin_stream(hidden, mesh), model.readout, targets, config.loss_block)
+
+
+def make_train_step(
+    run: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh, token_bytes: Int[np.ndarray, "V"]
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+    """The compiled step: (state, batch) -> (state, sums). The state given is donated: its arrays are gone afterwards.
+
+    The sums (float32 scalars): `nll` nats and `tokens` over counted targets; `text_nll` and `bytes` over those of them
+    that stand for text (a document's end has a loss but no bytes); `grad_norm`, `grad_norm_GROUP`, before clipping.
+    """
+    table = jnp.asarray(token_bytes, jnp.float32)
+
+    def micro_loss(trained, frozen, batch, total):
+        neighbors = batch.neighbor_tokens if run.model.retrieves else None
+        nll = batch_nll(run.model, join(trained, frozen), batch, neighbors, mesh)
+        lengths = table[jnp.maximum(batch.targets, 0)] * batch.loss_mask
+        sums = {"nll": nll.sum(), "text_nll": (nll * (lengths > 0)).sum(), "bytes": lengths.sum()}
+        return nll.sum() / total, sums
+
+    def gradients(trained, frozen, batch, total):
+        compute = jax.grad(micro_loss, has_aux=True)
+        if run.train.accumulation == 1:
+            return compute(trained, frozen, batch, total)
+        parts = jax.tree.map(lambda array: _micro_batches(array, run.train.accumulation), batch)
+        first = jax.tree.map(lambda array: array[0], parts)
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(compute, trained, frozen, first, total)
+        )
+
+        def add(carry, part):
+            return jax.tree.map(jnp.add, carry, compute(trained, frozen, part, total)), None
+
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    def step(state, batch):
+        trained, frozen = split_trainable(state.params, run.train.trainable)
+        tokens = batch.loss_mask.sum()
+        grads, sums = gradients(trained, frozen, batch, jnp.maximum(tokens, 1.0))
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        params = join(optax.apply_updates(trained, updates), frozen)
+        return TrainState(state.step + 1, params, opt_state), sums | {"tokens": tokens} | gradient_norms(grads)
+
+    out_shardings = (state_shardings(run, optimizer, mesh), replicated(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _micro_batches(array, parts):
+    """[B, ...] as [parts, B / parts, ...]; every part takes rows of every device, so no row moves."""
+    return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+
+
+def gradient_norms(grads: dict) -> dict[str, Array]:
+    """`grad_norm` of everything and `grad_norm_GROUP` of the groups that train."""
+    squares = {name: [] for name in GROUPS}
+    for path, leaf in flatten(grads).items():
+        squares[group(path)].append(jnp.sum(jnp.square(leaf)))
+    sums = {name: sum(terms) for name, terms in squares.items() if terms}
+    norms = {f"grad_norm_{name}": jnp.sqrt(total) for name, total in sums.items()}
+    return {"grad_norm": jnp.sqrt(sum(sums.values())), **norms}
+
+
+def make_loss_step(config: ModelConfig, mesh: Mesh) -> Callable:
+    """Compiled (params, batch, neighbor_tokens or None) -> (nats, counted targets), both summed over the batch."""
+
+    def loss(params, batch, neighbor_tokens):
+        return batch_nll(config, params, batch, neighbor_tokens, mesh).sum(), batch.loss_mask.sum()
+
+    return jax.jit(loss)
