@@ -11,6 +11,7 @@ A stage owns one directory:
 Every byte but the seconds is a function of config and input, so a killed and repeated stage ends as an undisturbed one.
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -108,7 +109,12 @@ def read_manifest(directory: Path, stage: str, *, verify: bool = True) -> Manife
         raise StageError(
             f"The stage '{stage}' in {directory} {state}: it has no manifest.json. Run `retro build` again with the same config and --workdir; it continues where it stopped."
         )
-    facts = json.loads(path.read_text())
+    try:
+        facts = json.loads(path.read_text())
+    except ValueError as error:
+        raise StageError(
+            f"{path} is no JSON ({error}), so it was not written by this program. Remove it, and run `retro build` again: it is made anew from {directory}/.parts."
+        ) from None
     if facts["stage"] != stage:
         raise StageError(
             f"{directory} holds the stage '{facts['stage']}', but '{stage}' is needed. Point to the directory of '{stage}'."
@@ -184,23 +190,31 @@ def run_stage(
     if (directory / "manifest.json").exists():
         return read_manifest(directory, stage)
     started = time.monotonic()
-    parts = [_make_shard(directory, shard) for shard in progress(shards, description=stage, unit=unit)]
+    try:
+        parts = [_make_shard(directory, shard) for shard in progress(shards, description=stage, unit=unit)]
+    except OSError as error:
+        # NumPy reports a short write as an OSError without a number.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, None):
+            raise
+        raise StageError(
+            f"The disk of {directory} is full ({error}). Free some space and run `retro build` again; whole shards stay and the rest is made."
+        ) from error
     total = dict(counts or {})
     for part in parts:
         for key, value in part["counts"].items():
             total[key] = _add(total.get(key), value)
     files = [file for part in parts for file in part["files"]]
     versions = {name: _version(name) for name in PACKAGES}
-    write_json(
-        directory / "manifest.json",
-        {**{k: plan[k] for k in ("stage", "config", "inputs")}, "versions": versions, "counts": total, "files": files},
-    )
     earlier = (
         json.loads((directory / "seconds.json").read_text())["seconds"]
         if (directory / "seconds.json").exists()
         else 0.0
     )
     write_json(directory / "seconds.json", {"seconds": earlier + time.monotonic() - started})
+    write_json(
+        directory / "manifest.json",
+        {**{k: plan[k] for k in ("stage", "config", "inputs")}, "versions": versions, "counts": total, "files": files},
+    )
     return read_manifest(directory, stage, verify=False)
 
 
