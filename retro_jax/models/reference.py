@@ -1,0 +1,224 @@
+"""RETRO's forward pass as loops over the paper's equations, in NumPy: what the fast model is compared with.
+
+Written from the paper (arXiv 2112.04426: equations 2 to 4 and 6 to 7, Algorithm 1), not from the JAX model; the two
+share only the names of the weights (`retro_jax.models.retro.layer_parameters`) and the norm's epsilon. All sizes are
+read off the weights, P off the layers that hold a "cross_attention". It is slow and means to be read: one sequence at
+a time, and inside an attention one query, head and key at a time.
+
+Code counts positions, chunks and neighbors from 0 where the paper counts from 1: token i of chunk u sits at u*m + i.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from retro_jax.dimensions import PADDING
+from retro_jax.models.layers import NORM_EPSILON
+
+
+def logits(
+    parameters: Mapping,
+    tokens: Int[np.ndarray, "T"],
+    segments: Int[np.ndarray, "C"],
+    neighbor_tokens: Int[np.ndarray, "C K R"] | None,
+    chunk_length: int,
+    dtype=np.float64,
+) -> Float[np.ndarray, "T V"]:
+    """Next-token logits of one sequence: Algorithm 1.
+
+    Args:
+      parameters: the weights a layer, as `layer_parameters` gives them.
+      tokens: -1 is padding; what comes out at padded positions has no meaning.
+      segments: the document of each chunk; documents do not see each other.
+      neighbor_tokens: RET(C_u) for every chunk u, -1 where there is nothing; None is Retro[Off].
+      chunk_length: m.
+      dtype: of every number; the weights are converted.
+    """
+    parameters = _convert(parameters, dtype)
+    valid = tokens != PADDING
+    x = _embed(parameters["embedding"], tokens)
+    encoded = None
+    for layer in parameters["layers"]:
+        x = x + causal_self_attention(layer["attention"], x, segments, valid, chunk_length)
+        # min(P): the encoder runs once, on the stream after this layer's self-attention (Algorithm 1).
+        if "cross_attention" in layer and neighbor_tokens is not None:
+            if encoded is None:
+                encoded = encode(parameters["encoder"], neighbor_tokens, x, valid, chunk_length)
+            x = x + chunked_cross_attention(
+                layer["cross_attention"], x, encoded, neighbor_tokens != PADDING, segments, chunk_length
+            )
+        x = x + feed_forward(layer["feed_forward"], x)
+    return rms_norm(x, parameters["final_norm"]) @ parameters["embedding"].T
+
+
+def causal_self_attention(
+    weights: Mapping,
+    x: Float[np.ndarray, "T D"],
+    segments: Int[np.ndarray, "C"],
+    valid: np.ndarray,
+    chunk_length: int,
+) -> Float[np.ndarray, "T D"]:
+    """ATTN's update (equation 2): a token sees itself and the earlier tokens of its own document."""
+    normed = rms_norm(x, weights["norm"])
+
+    def sees(i, j):
+        return j <= i and valid[j] and segments[i // chunk_length] == segments[j // chunk_length]
+
+    return attention(weights, normed, normed, self_distances(len(x)), sees)
+
+
+def chunked_cross_attention(
+    weights: Mapping,
+    x: Float[np.ndarray, "T D"],
+    encoded: Float[np.ndarray, "C K R D2"],
+    encoded_valid: np.ndarray,
+    segments: Int[np.ndarray, "C"],
+    chunk_length: int,
+) -> Float[np.ndarray, "T D"]:
+    """CCA's update (equation 3): row um + i - 1 reads E_u, for u = 1..l and i = 1..m; the first m - 1 rows are zero.
+
+    Row i = 1 is the last token of C_u. The other rows lie in C_{u+1}, and read E_u only if that chunk goes on with
+    the document of C_u: the first chunk of every document is a C_1.
+    """
+    m, chunks, length = chunk_length, len(encoded), len(x)
+    normed = rms_norm(x, weights["norm"])
+    update = np.zeros_like(x)
+    neighbors, retrieved = encoded.shape[1:3]
+    one_neighbor = cross_attention_distances(m, retrieved)
+    for u in range(1, chunks + 1):  # as printed, from 1
+        # The neighbor and time axes of E_u are merged under one softmax; positions start anew in every neighbor.
+        memory = encoded[u - 1].reshape(neighbors * retrieved, encoded.shape[-1])
+        memory_valid = encoded_valid[u - 1].reshape(-1)
+        distances = np.concatenate([one_neighbor] * neighbors, axis=1) if neighbors else np.zeros((m, 0), int)
+        for i in range(1, m + 1):
+            row = (u * m + i - 1) - 1  # the last - 1: from positions 1..n to rows 0..n-1
+            if row >= length or segments[row // m] != segments[u - 1]:
+                continue
+            update[row] = attention(
+                weights, normed[row : row + 1], memory, distances[i - 1 : i], lambda _, j, seen=memory_valid: seen[j]
+            )[0]
+    return update
+
+
+def encode(
+    weights: Mapping,
+    neighbor_tokens: Int[np.ndarray, "C K R"],
+    stream: Float[np.ndarray, "T D"],
+    stream_valid: np.ndarray,
+    chunk_length: int,
+) -> Float[np.ndarray, "C K R D2"]:
+    """E = ENCODER(RET, H) (Algorithm 1): every neighbor of every chunk by itself, conditioned on its own chunk H_u."""
+    chunks, neighbors, retrieved = neighbor_tokens.shape
+    encoded = np.zeros((chunks, neighbors, retrieved, weights["embedding"].shape[1]), stream.dtype)
+    for u in range(chunks):
+        rows = slice(u * chunk_length, (u + 1) * chunk_length)
+        for j in range(neighbors):
+            encoded[u, j] = _encode_neighbor(weights, neighbor_tokens[u, j], stream[rows], stream_valid[rows])
+    return encoded
+
+
+def _encode_neighbor(weights, tokens, chunk_rows, chunk_valid):
+    """One neighbor through ATTN_enc (bidirectional), CA_enc in the layers P_enc, and FFW_enc."""
+    valid = tokens != PADDING
+    e = _embed(weights["embedding"], tokens)
+    for layer in weights["layers"]:
+        normed = rms_norm(e, layer["attention"]["norm"])
+        distances = self_distances(len(tokens))  # signed: keys lie on both sides
+        e = e + attention(layer["attention"], normed, normed, distances, lambda _, j: valid[j])
+        if "cross_attention" in layer:
+            asking = layer["cross_attention"]
+            e = e + attention(
+                asking,
+                rms_norm(e, asking["norm"]),
+                rms_norm(chunk_rows, asking["memory_norm"]),
+                encoder_cross_attention_distances(len(tokens), len(chunk_rows)),
+                lambda _, j: chunk_valid[j],
+            )
+        e = e + feed_forward(layer["feed_forward"], e)
+    return rms_norm(e, weights["final_norm"])
+
+
+def attention(
+    weights: Mapping,
+    queries: Float[np.ndarray, "I D"],
+    memory: Float[np.ndarray, "J D2"],
+    distances: Int[np.ndarray, "I J"],
+    sees: Callable[[int, int], bool],
+) -> Float[np.ndarray, "I D"]:
+    """CA(h, Y) (equation 4) with heads and Transformer-XL's relative positions; a row that sees nothing stays zero.
+
+    logit(i, j) = ((W_Q h_i + u) . W_K y_j + (W_Q h_i + v) . W_R s(d(i, j))) / sqrt(head width)   (PAPER.md 2.5)
+    """
+    heads, width = weights["content_bias"].shape
+    q, k, v = (
+        (rows @ weights[name]).reshape(len(rows), heads, width)
+        for rows, name in ((queries, "query"), (memory, "key"), (memory, "value"))
+    )
+    positions = {
+        d: (sinusoid(d, queries.shape[1]).astype(queries.dtype) @ weights["position"]).reshape(heads, width)
+        for d in set(distances.reshape(-1).tolist())
+    }
+    read = np.zeros_like(q)
+    for i in range(len(queries)):
+        seen = [j for j in range(len(memory)) if sees(i, j)]
+        for head in range(heads if seen else 0):
+            content = q[i, head] + weights["content_bias"][head]
+            position = q[i, head] + weights["position_bias"][head]
+            scores = [
+                (content @ k[j, head] + position @ positions[int(distances[i, j])][head]) / math.sqrt(width)
+                for j in seen
+            ]
+            largest = max(scores)
+            exponentials = [math.exp(score - largest) for score in scores]
+            for j, exponential in zip(seen, exponentials, strict=True):
+                read[i, head] += exponential / sum(exponentials) * v[j, head]
+    return read.reshape(len(queries), heads * width) @ weights["output"]
+
+
+def feed_forward(weights: Mapping, x: Float[np.ndarray, "I D"]) -> Float[np.ndarray, "I D"]:
+    """FFW's update (equation 2): GPT-2's two projections with GELU (its tanh form) between them."""
+    hidden = rms_norm(x, weights["norm"]) @ weights["up"]
+    gelu = 0.5 * hidden * (1 + np.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
+    return gelu @ weights["down"]
+
+
+def rms_norm(x: Float[np.ndarray, "I D"], scale: Float[np.ndarray, " D"]) -> Float[np.ndarray, "I D"]:
+    """Each row over its root mean square, times a scale (paper 2.5)."""
+    return np.stack([row / np.sqrt(np.mean(row * row) + x.dtype.type(NORM_EPSILON)) * scale for row in x])
+
+
+def sinusoid(distance: int, width: int) -> Float[np.ndarray, " D"]:
+    """s(d) = [sin, cos](d * 10000^(-2t/width)) for t = 0..width/2-1, sines first (PAPER.md 2.5)."""
+    angles = [distance * 10000 ** (-2 * t / width) for t in range(width // 2)]
+    return np.array([math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles])
+
+
+def self_distances(length: int) -> Int[np.ndarray, "I J"]:
+    """d = i - j for query i and key j."""
+    return np.array([[i - j for j in range(length)] for i in range(length)])
+
+
+def cross_attention_distances(chunk_length: int, retrieved: int) -> Int[np.ndarray, "M R"]:
+    """Equation 6: d(i, i') = i - i' + m - 1 for token i of C_u^+ and retrieved token i', both from 1."""
+    m = chunk_length
+    return np.array([[i - i_ + m - 1 for i_ in range(1, retrieved + 1)] for i in range(1, m + 1)])
+
+
+def encoder_cross_attention_distances(retrieved: int, chunk_length: int) -> Int[np.ndarray, "R M"]:
+    """Equation 7: d_enc(i', i) = i' - i for retrieved token i' and data token i, both from 1."""
+    return np.array([[i_ - i for i in range(1, chunk_length + 1)] for i_ in range(1, retrieved + 1)])
+
+
+def _embed(table, tokens):
+    """Rows of the embedding; a padded token takes row 0, which every mask hides."""
+    return np.stack([table[token if token != PADDING else 0] for token in tokens])
+
+
+def _convert(tree, dtype):
+    if isinstance(tree, Mapping):
+        return {name: _convert(value, dtype) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_convert(value, dtype) for value in tree]
+    return np.asarray(tree).astype(dtype)
