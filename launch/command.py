@@ -24,7 +24,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from retro_jax.config import RunConfig, resolve
+from retro_jax.config import RunConfig, SourceConfig, resolve, to_dict
 
 OK, MISTAKE, DISK_FULL, INTERRUPTED = 0, 2, 3, 130
 CONFIG_HELP = """\
@@ -139,11 +139,21 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
     """
     chosen = [argument for argument in argv if argument.lstrip("-").startswith("config=")]
     if not chosen:
+        without = _flag_values(verb)
+        flags.DEFINE_string("config", None, "", flag_values=without)
+        without(
+            ["retro", *(argument for argument in argv if not argument.lstrip("-").startswith(("config.", "noconfig.")))]
+        )
         raise ValueError(f"--config is missing. For example: retro {verb.name} {verb.example}")
     overrides = [argument for argument in argv if argument.lstrip("-").startswith(("config.", "noconfig."))]
     config = load_config(chosen[-1].split("=", 1)[1])
-    for argument in overrides:
-        check_key(argument.split("=", 1)[0].lstrip("-").removeprefix("no").split("."), config)
+    keys = [argument.split("=", 1)[0].lstrip("-").removeprefix("no").split(".") for argument in overrides]
+    for key in keys:
+        new = key[:3] == ["config", "data", "sources"] and len(key) == 5 and key[4] in ("path", "package")
+        if new and key[3] not in config.data.sources:
+            config.data.sources[key[3]] = to_dict(SourceConfig())  # a source of the command line alone
+    for key in keys:
+        check_key(key, config)
     values = _flag_values(verb)
     arguments = ["retro", *(argument for argument in argv if argument not in chosen)]
     config_flags.DEFINE_config_dict(

@@ -1,0 +1,42 @@
+"""Your own text: a .txt or .jsonl file (.gz and .zst too) or a folder of them, as one subset.
+
+    retro build --config=configs/own_text.py:PATH --workdir=runs/mine
+    retro train --config=configs/own_text.py:PATH --workdir=runs/mine
+
+`:PATH,172m` takes a size of the paper (172m, 425m, 1b5, 7b5); `:PATH,smoke` the smallest form. Without a word, a model
+for a laptop (configs/quickstart.py without its text) and a vocabulary of 4,096.
+JSONL lines hold the text under "text" (--config.data.sources.own.text_key) and, if you like, a subset name
+(--config.data.sources.own.subset_key). State the license of your text: --config.data.sources.own.license="...".
+Hardware: any; megabytes of text train on 2 CPU cores in minutes. Expected: a gain from retrieval only where your
+documents share text or facts; `retro evaluate` reports it beside its controls.
+"""
+
+from retro_jax.config import SourceConfig, default_config, to_dict
+from retro_jax.sizes import RETRO, set_size, shrink, split_argument
+
+WORDS = [*RETRO, "smoke"]
+
+
+def get_config(argument: str = ""):
+    path, words = argument, []
+    while "," in path and path.rsplit(",", 1)[1] in WORDS:  # a path may hold commas of its own
+        path, word = path.rsplit(",", 1)
+        words.append(word)
+    if not path:
+        raise ValueError("The path of your text is missing: --config=configs/own_text.py:PATH (a file or a folder).")
+    sizes = sorted(split_argument(",".join(words), WORDS) - {"smoke"})
+    if len(sizes) > 1:
+        raise ValueError(f"One size at most, but '{argument}' has {', '.join(sizes)}.")
+    config = default_config()
+    if sizes:
+        set_size(config, RETRO[sizes[0]])
+    else:
+        config.model.update(vocabulary=4_096, sequence_length=256, chunk_length=32, layers=4, width=128)
+        config.model.update(heads=4, head_dim=32, feed_forward=512, retrieval_layers=(2, 4))
+        config.model.update(compute_dtype="float32", remat="none", loss_block=0)
+        config.model.encoder.update(width=128, heads=4, head_dim=32, feed_forward=512)
+        config.train.update(batch=16, steps=1_000, warmup_steps=50, learning_rate=3e-3, checkpoint_every=200)
+    if "smoke" in words:
+        shrink(config)
+    config.data.sources = {"own": to_dict(SourceConfig(path=path))}
+    return config

@@ -1,0 +1,184 @@
+"""The command line: help that works when pasted, one clear message a mistake, and the exit codes."""
+
+import errno
+import importlib
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from launch.__main__ import VERBS, main
+from launch.command import Verb, check_key, data_directory, explain, parse, run_verb
+
+ROOT = Path(__file__).parent.parent
+CONFIG = "--config=configs/quickstart.py:smoke"
+
+
+def define(values):
+    flags.DEFINE_string("prompt", None, "the text to continue", flag_values=values)
+
+
+VERB = Verb("try", "tries things", f"{CONFIG} --workdir=runs/smoke", define)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("RETRO_TRACEBACK", raising=False)
+
+
+def attempt(arguments, execute=lambda invocation: None):
+    return run_verb(VERB, execute, arguments)
+
+
+def test_flags_and_overrides_reach_the_verb():
+    seen = []
+    arguments = [
+        "--config.train.steps=7",  # also before --config
+        CONFIG,
+        "--config.model.retrieval_layers=(1,3)",
+        "--config.train.subset_weights.wiki=0.5",
+        "--config.data.sources.mine.path=texts",
+        "--config.train.learning_rate=1",
+        "--noconfig.model.scan",
+        "--workdir=runs/x",
+        "--prompt=one two",
+    ]
+    assert attempt(arguments, seen.append) == 0
+    run, workdir = seen[0].run, seen[0].workdir
+    assert run.train.steps == 7 and run.model.retrieval_layers == (1, 3) and not run.model.scan
+    assert run.train.subset_weights == {"wiki": 0.5} and run.train.learning_rate == 1.0
+    assert run.data.sources["mine"].path == "texts" and "legal" in run.data.sources
+    assert workdir == Path("runs/x") and seen[0].flags.prompt == "one two"
+    assert seen[0].data_directory == Path("runs/x/data")
+    elsewhere = parse(VERB, [CONFIG, "--workdir=runs/x", "--config.data.directory=/big/data"])
+    assert data_directory(elsewhere.run, elsewhere.workdir) == Path("/big/data")
+
+
+def test_one_call_leaves_nothing_to_the_next():
+    assert parse(VERB, [CONFIG, "--workdir=a", "--config.train.steps=7"]).run.train.steps == 7
+    assert parse(VERB, [CONFIG, "--workdir=a"]).run.train.steps == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing. For example: retro try --config=configs/quickstart.py:smoke --workdir=runs/smoke"),
+        (["--confg=x"], "Unknown command line flag 'confg'. Did you mean: config ?"),
+        ([CONFIG], "--workdir is missing"),
+        ([CONFIG, "--workdri=x"], "Unknown command line flag 'workdri'. Did you mean: workdir ?"),
+        ([CONFIG, "--workdir=x", "stray"], "'stray' is not a flag"),
+        (["--config=configs/quickstat.py", "--workdir=x"], "did you mean configs/quickstart.py?"),
+        (["--config=nowhere/x.py", "--workdir=x"], "There is no config file nowhere/x.py"),
+        (["--config=pyproject.toml", "--workdir=x"], "is not a Python config file"),
+        (["--config=retro_jax/dimensions.py", "--workdir=x"], "defines no get_config"),
+        (["--config=configs/retro.py:127m", "--workdir=x"], "did you mean '172m'?"),
+        ([CONFIG, "--workdir=x", "--config.train.stepz=3"], "did you mean config.train.steps?"),
+        ([CONFIG, "--workdir=x", "--config.trian.steps=3"], "did you mean config.train?"),
+        ([CONFIG, "--workdir=x", "--config.model.encoder.widht=3"], "did you mean config.model.encoder.width?"),
+        ([CONFIG, "--workdir=x", "--config.train.steps.x=3"], "config.train.steps is a single value"),
+        ([CONFIG, "--workdir=x", "--config.data.sources.lega.license=x"], "did you mean config.data.sources.legal?"),
+        ([CONFIG, "--workdir=x", "--config.train.steps=abc"], "config.train.steps=abc"),
+        ([CONFIG, "--workdir=x", "--config.train.steps=1e3"], "config.train.steps=1e3"),
+        ([CONFIG, "--workdir=x", "--config.train.steps=0"], "config.train.steps must be positive, but is 0"),
+        ([CONFIG, "--workdir=x", "--config.model.retrieval_layers=(9,)"], "holds layer 9"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, capsys):
+    assert attempt(arguments) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.startswith("retro try: ")
+    assert "Traceback" not in err and not out and len(err.strip().splitlines()) == 1
+
+
+def raising(error):
+    def execute(invocation):
+        raise error
+
+    return execute
+
+
+GOOD = [CONFIG, "--workdir=x"]
+
+
+def test_errors_of_the_work_itself(capsys, monkeypatch):
+    assert attempt(GOOD, raising(ValueError("k is 5, but 3 are stored"))) == 2
+    assert attempt(GOOD, raising(FileNotFoundError(errno.ENOENT, "No such file or directory", "text.txt"))) == 2
+    assert attempt(GOOD, raising(ModuleNotFoundError("no", name="sentencepiece"))) == 2
+    err = capsys.readouterr().err
+    assert "k is 5" in err and "No such file or directory: text.txt" in err and "retro_jax[build]" in err
+    assert attempt(GOOD, raising(KeyboardInterrupt())) == 130
+    assert "continues where it stopped" in capsys.readouterr().err
+    with pytest.raises(KeyError):  # a mistake of ours keeps its traceback
+        attempt(GOOD, raising(KeyError("x")))
+    monkeypatch.setenv("RETRO_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="k is 5"):
+        attempt(GOOD, raising(ValueError("k is 5")))
+
+
+def test_a_full_disk_has_its_own_message_and_exit_code(capsys, tmp_path):
+    path = str(tmp_path / "not" / "yet" / "there.npy")
+    assert attempt(GOOD, raising(OSError(errno.ENOSPC, "No space left on device", path))) == 3
+    err = capsys.readouterr().err
+    assert "the disk is full" in err and path in err and "make room" in err
+    wrapped = RuntimeError("saving failed")
+    wrapped.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert explain(wrapped, VERB)[0] == 3
+    assert explain(RuntimeError("write: No space left on device [tensorstore]"), VERB)[0] == 3
+
+
+def test_a_disk_that_is_really_full(capsys):
+    def execute(invocation):
+        with open("/dev/full", "w") as file:
+            file.write("x" * 100_000)
+
+    assert attempt(GOOD, execute) == 3
+
+
+def test_help_shows_an_example_that_parses(capsys):
+    assert attempt(["--help"]) == 0
+    text = capsys.readouterr().out
+    example = next(line for line in text.splitlines() if line.strip().startswith("retro try --"))
+    assert parse(VERB, example.split()[2:]).run.model.retrieves
+    assert "--prompt" in text and "the text to continue" in text and "--config.SECTION.KEY=VALUE" in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_example_of_every_verb_parses(verb, capsys):
+    module = importlib.import_module(f"launch.{verb}")
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    example = next(line for line in text.splitlines() if line.strip().startswith(f"retro {verb} --"))
+    assert parse(module.VERB, shlex.split(example)[2:]).run
+
+
+def test_retro_lists_its_verbs(capsys):
+    assert main([]) == 2
+    assert main(["biuld"]) == 2
+    err = capsys.readouterr().err
+    assert "'biuld' is not a verb; did you mean build?" in err and all(f"  {verb} " in err for verb in VERBS)
+    assert main(["--help"]) == 0
+    assert "retro VERB --help" in capsys.readouterr().out
+
+
+def test_check_key_follows_the_sections():
+    check_key(["config", "data", "sources", "a", "path"], {"data": {"sources": {"a": {}}}})
+    check_key(["config", "train", "subset_weights", "anything"], {})
+    with pytest.raises(ValueError, match=r"config.data.sources.b is not a known config key; known keys: aaaa"):
+        check_key(["config", "data", "sources", "b", "path"], {"data": {"sources": {"aaaa": {}}}})
+
+
+def test_help_answers_at_once_and_without_jax():
+    program = (
+        "import sys; from launch.__main__ import main; code = main(['--help']);"
+        "import launch.command; assert not {'jax', 'tensorflow_datasets', 'grain'} & set(sys.modules); sys.exit(code)"
+    )
+    started = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and "build" in run.stdout, run.stderr
+    assert time.monotonic() - started < 5  # a third of a second on an idle machine
