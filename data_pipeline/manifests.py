@@ -193,8 +193,8 @@ def run_stage(
     try:
         parts = [_make_shard(directory, shard) for shard in progress(shards, description=stage, unit=unit)]
     except OSError as error:
-        # NumPy reports a short write as an OSError without a number.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, None):
+        short_write = error.errno is None and "requested and" in str(error)  # NumPy's words; it gives no number
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not short_write:
             raise
         raise StageError(
             f"The disk of {directory} is full ({error}). Free some space and run `retro build` again; whole shards stay and the rest is made."

@@ -195,14 +195,15 @@ def training_blocks(documents: Path, limit: int) -> Iterator[str]:
 
 
 def _blocks(document: Document) -> Iterator[str]:
+    """The text in order, whole lines together up to BLOCK characters; only a longer line is cut."""
     block = ""
     for line in document.text.splitlines(keepends=True):
+        if len(block) + len(line) > BLOCK and block:
+            yield block
+            block = ""
         while len(line) > BLOCK:
             yield line[:BLOCK]
             line = line[BLOCK:]
-        if len(block) + len(line) > BLOCK:
-            yield block
-            block = ""
         block += line
     if block:
         yield block
