@@ -215,29 +215,35 @@ class ChunkTable:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def value(self, ids: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape 2M"]:
-        """[N, F] of chunks: the chunk and the next one of the same document, -1 where there is none.
+    def value(self, ids: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape R"]:
+        """[N, F] of chunks, R = 2M; see `values`."""
+        return values(self.tokens, self.document_ids, ids)
 
-        F never is another document's text and never starts over at the table's end; an id of -1 (a missing neighbor)
-        gives a row of -1 and indexes nothing.
 
-        Raises:
-          ValueError: an id that is neither -1 nor a row.
-        """
-        ids = np.asarray(ids)
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"Chunk ids are integers, but {ids.dtype} was given.")
-        if ids.size and (ids.min() < PADDING or ids.max() >= len(self)):
-            wrong = ids.min() if ids.min() < PADDING else ids.max()
-            raise ValueError(f"{wrong} is no chunk id: they run from 0 to {len(self) - 1}, and -1 is a missing one.")
-        length = self.chunk_length
-        value = np.full((*ids.shape, 2 * length), PADDING, np.int32)
-        there = ids != PADDING
-        chosen = ids[there].astype(np.int64)
-        following = np.minimum(chosen + 1, len(self) - 1)
-        continues = (following > chosen) & (self.document_ids[following] == self.document_ids[chosen])
-        rows = np.full((len(chosen), 2 * length), PADDING, np.int32)
-        rows[:, :length] = self.tokens[chosen]
-        rows[continues, length:] = self.tokens[following[continues]]
-        value[there] = rows
-        return value
+def values(
+    tokens: Int[np.ndarray, "N M"], document_ids: Int[np.ndarray, "N"], ids: Int[np.ndarray, "*shape"]
+) -> Int[np.ndarray, "*shape R"]:
+    """[N, F] of the chunks `ids`: each and the next one of its document, -1 where there is none (paper 2.3).
+
+    F never is another document's text and never starts over at the table's end; an id of -1 (a missing neighbor)
+    gives a row of -1 and indexes nothing.
+
+    Raises:
+      ValueError: an id that is neither -1 nor a row.
+    """
+    ids, (chunks, length) = np.asarray(ids), tokens.shape
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"Chunk ids are integers, but {ids.dtype} was given.")
+    if ids.size and (ids.min() < PADDING or ids.max() >= chunks):
+        wrong = ids.min() if ids.min() < PADDING else ids.max()
+        raise ValueError(f"{wrong} is no chunk id: they run from 0 to {chunks - 1}, and -1 is a missing one.")
+    there = ids != PADDING
+    chosen = ids[there].astype(np.int64)
+    following = np.minimum(chosen + 1, chunks - 1)
+    continues = (following > chosen) & (document_ids[following] == document_ids[chosen])
+    rows = np.full((len(chosen), 2 * length), PADDING, np.int32)
+    rows[:, :length] = tokens[chosen]
+    rows[continues, length:] = tokens[following[continues]]
+    value = np.full((*ids.shape, 2 * length), PADDING, np.int32)
+    value[there] = rows
+    return value
