@@ -1,8 +1,12 @@
 """Joined shards: packing shown on literal cases, every feature read back by plain TFDS, and what must never leak."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_shards import BOS, EOS, M, Neighbors, Table, build, document, made_up
 
+from data_pipeline import joined
 from data_pipeline.joined import join, open_split, pack, pack_train, pack_validation, windows
 from data_pipeline.manifests import StageError
 
@@ -243,14 +248,36 @@ def contents(directory):
     return {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p.is_file() and p.name != "seconds.json"}
 
 
-def test_a_killed_build_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, monkeypatch):
-    """Trap 24: killed inside each shard in turn, then run again."""
-    import data_pipeline.joined as joined
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import data_pipeline.joined as joined
+from made_up_shards import build, made_up
+calls, real = [0], joined.join
+def dying(*arguments):
+    calls[0] += 1
+    if calls[0] == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+joined.join = dying
+build(Path(sys.argv[1]), *made_up(8))
+"""
 
-    table, neighbors = made_up(8)
-    build(tmp_path / "whole", table, neighbors)
+
+def test_a_killed_build_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, monkeypatch):
+    """Trap 24: SIGKILL inside a shard of another process, then interrupted again and again, then left alone."""
+    build(tmp_path / "whole", *made_up(8))
     whole = contents(tmp_path / "whole")
     assert len(whole) > 6  # several shards of both splits
+    there = Path(__file__).parent
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path / "killed", "11"],
+        env={**os.environ, "PYTHONPATH": f"{there.parent}:{there}"},
+        capture_output=True,
+        check=False,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert any((tmp_path / "killed").glob(".writing-*")) and any((tmp_path / "killed").glob("retro_joined-*"))
     calls, real = [0], joined.join
 
     def failing(*arguments):
@@ -260,13 +287,10 @@ def test_a_killed_build_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, monk
         return real(*arguments)
 
     monkeypatch.setattr(joined, "join", failing)
-    kills = 0
     while not (tmp_path / "killed" / "manifest.json").exists():
-        try:
-            build(tmp_path / "killed", table, neighbors)
-        except KeyboardInterrupt:
-            kills += 1
-    assert kills > 2
+        with contextlib.suppress(KeyboardInterrupt):
+            build(tmp_path / "killed", *made_up(8))
+    assert calls[0] > 10
     assert contents(tmp_path / "killed") == whole
 
 
