@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from made_up_shards import BOS, EOS, M, Neighbors, Table, build, document, made_up
 
 from data_pipeline import joined
-from data_pipeline.joined import join, open_split, pack, pack_train, pack_validation, windows
+from data_pipeline.joined import build_joined, join, open_split, pack, pack_train, pack_validation, windows
 from data_pipeline.manifests import StageError
 
 
@@ -327,3 +327,33 @@ def test_splits_without_text(tmp_path):
 def test_sizes_that_do_not_divide(tmp_path):
     with pytest.raises(ValueError, match="sequence_length=18 and the chunks hold 4"):
         build(tmp_path, *made_up(11), sequence_length=18)
+
+
+def test_scored_targets_of_real_tokens_are_the_bytes_of_the_documents(tmp_path):
+    """Trap 30: through documents, tokenizer and chunks as they are, any Unicode included."""
+    from data_pipeline.chunks import ChunkTable, build_chunks
+    from data_pipeline.documents import build_documents, read_documents
+    from data_pipeline.tokens import Tokenizer, build_tokenizer
+    from retro_jax.config import DataConfig, SourceConfig
+
+    rng = np.random.default_rng(0)
+    words = ["retrieval", "  two", "naïve", "Ωmega", "猫", "🙂", "\n\n", "chunk", "\u2581", "a", "e\u0301", "0.5%"]
+    for number in range(40):
+        text = " ".join(rng.choice(words, rng.integers(20, 300)))
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / "text" / f"{number}.txt").write_text(text)
+    config = DataConfig(sources={"own": SourceConfig(path=str(tmp_path / "text"))}, validation_fraction=0.3)
+    places = [tmp_path / name for name in ("documents", "tokenizer", "chunks", "joined")]
+    build_documents(places[0], config)
+    build_tokenizer(places[1], config, 295, places[0])
+    build_chunks(places[2], config, 16, places[0], places[1])
+    table, token_bytes = ChunkTable(places[2]), Tokenizer(places[1]).token_bytes
+    none = Neighbors(np.full((len(table), 2), -1, np.int64), np.full((len(table), 2), np.inf, np.float32))
+    build_joined(places[3], table, none, sequence_length=64, vocabulary=295, shard_sequences=50, inputs={"chunks": "c"})
+    for split, text_bytes in (
+        (s, sum(len(d.text.encode()) for d in read_documents(places[0]) if d.split == s))
+        for s in ("train", "validation")
+    ):
+        examples, _ = open_split(places[3], split)
+        scored = sum(token_bytes[e["targets"][e["loss_mask"] > 0]].sum() for e in examples)
+        assert scored == text_bytes > 1000
