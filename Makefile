@@ -36,3 +36,14 @@ lint: setup ## formatting and style
 
 lock: ## make requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --no-header pyproject.toml -o requirements.lock
+
+.venv-peer/.ready: benchmarks/peer/requirements.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found; install one or give it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "benchmark: installing the peer, PyTorch's RETRO, into .venv-peer (log in .venv-peer/setup.log)"
+	@$(PYTHON) -m venv .venv-peer
+	@.venv-peer/bin/python -m pip install --no-deps -r benchmarks/peer/requirements.txt > .venv-peer/setup.log 2>&1 || { tail -20 .venv-peer/setup.log; exit 1; }
+	@touch $@
+
+benchmark: setup .venv-peer/.ready ## training step against the public PyTorch RETRO; writes docs/performance.md
+	@$(BIN)/python benchmarks/training_step.py
+	@$(BIN)/python benchmarks/report.py runs/benchmarks docs/performance.md

@@ -45,13 +45,14 @@ def serve(build: Callable[[Mapping], tuple[dict, Callable[[], dict]]]) -> None:
 
 
 class Worker:
-    """A started side; `run()` makes it take one step and returns that step's answer."""
+    """A started side; `run()` makes it take one step and returns that step's answer. `path` is its PYTHONPATH."""
 
-    def __init__(self, python: Path, script: Path, settings: Mapping):
+    def __init__(self, python: Path, script: Path, settings: Mapping, path: str):
         threads = str(settings["threads"])
         environment = {
             **os.environ,
             **ALLOCATORS[settings["allocator"]],
+            "PYTHONPATH": path,
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "JAX_PLATFORMS": "cpu",

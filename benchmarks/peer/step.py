@@ -40,7 +40,7 @@ def build(settings: Mapping) -> tuple[dict, Callable[[], dict]]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         ended = time.perf_counter()
-        return {"forward_backward": between - started, "optimizer": ended - between, "loss": loss.item()}
+        return {"forward_backward": between - started, "step": ended - started, "loss": loss.item()}
 
     return {"versions": _versions(), "parameters": _parameters(model)}, step
 
