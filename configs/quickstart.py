@@ -43,11 +43,11 @@ def get_config(argument: str = ""):
         config.train.update(steps=3_000, warmup_steps=100, learning_rate=2e-3)
         config.data.sources = sources(PACKAGES, max_train_bytes=2_500_000, max_validation_bytes=250_000)
     if "smoke" in words:
-        config.model.update(vocabulary=512, sequence_length=128, chunk_length=16, width=64, heads=2, feed_forward=256)
+        config.model.update(vocabulary=1_024, sequence_length=128, chunk_length=16, width=64, heads=2, feed_forward=256)
         config.model.encoder.update(width=64, heads=2, feed_forward=256)
         config.train.update(batch=8, steps=40, warmup_steps=10, log_every=5)
         config.train.update(checkpoint_every=20, retrieval_check_every=20)
-        config.data.sources = sources(("wiki", "legal"), max_train_bytes=200_000, max_validation_bytes=20_000)
+        config.data.sources = sources(("wiki", "legal"), max_train_bytes=150_000, max_validation_bytes=15_000)
         config.data.update(recall_sample=100)
         config.evaluate.update(bootstrap=500, passages=3)
     return config

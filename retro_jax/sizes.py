@@ -106,7 +106,7 @@ def sources(packages: Iterable[str], **limits: int) -> ConfigDict:
 def shrink(config: ConfigDict) -> None:
     """The same kinds of layers and the same path at a laptop's size: minutes from text to a trained model."""
     config.model.update(
-        vocabulary=512,
+        vocabulary=1_024,
         sequence_length=64,
         chunk_length=16,
         layers=4,
@@ -115,10 +115,10 @@ def shrink(config: ConfigDict) -> None:
         head_dim=16,
         feed_forward=256,
         retrieval_layers=(2, 4) if config.model.retrieval_layers else (),
-        loss_block=128,
+        loss_block=256,
     )
     config.model.encoder.update(width=32, heads=2, head_dim=16, feed_forward=128)
     config.train.update(batch=8, steps=30, warmup_steps=5, learning_rate=3e-3, log_every=5)
     config.train.update(checkpoint_every=15, retrieval_check_every=15)
-    config.data.sources = sources(("wiki", "legal"), max_train_bytes=150_000, max_validation_bytes=15_000)
+    config.data.sources = sources(("wiki", "legal"), max_train_bytes=100_000, max_validation_bytes=10_000)
     config.data.update(recall_sample=100, shard_chunks=2_048, shard_sequences=256)
