@@ -167,14 +167,22 @@ def _unavailable(wanted: Package, path: Path, reason: str) -> str:
     )
 
 
+def _pip_setting(name: str) -> str:
+    """What pip would use: $PIP_NAME, or its configuration files (`pip config list`), or "" where it has no setting."""
+    if value := os.environ.get(f"PIP_{name.upper().replace('-', '_')}"):
+        return value
+    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
+    for section in ("install", "global"):
+        for line in listed.stdout.splitlines():
+            key, _, value = line.partition("=")
+            if key == f"{section}.{name}":
+                return value.strip("'\"")
+    return ""
+
+
 def _index() -> dict[str, str]:
-    """The package index that pip would use: $PIP_INDEX_URL, pip's configuration, or else the client's default."""
-    url = os.environ.get("PIP_INDEX_URL", "")
-    if not url:
-        asked = subprocess.run(
-            [sys.executable, "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True
-        )
-        url = asked.stdout.strip() if asked.returncode == 0 else ""
+    """The package index that pip would use, or else the client's default."""
+    url = _pip_setting("index-url")
     return {"endpoint": url} if url else {}
 
 
@@ -183,10 +191,7 @@ def _session():
     import requests
 
     session = requests.Session()
-    for name in ("PIP_CERT", "SSL_CERT_FILE"):
-        if os.environ.get(name):
-            session.verify = os.environ[name]
-            break
+    session.verify = _pip_setting("cert") or os.environ.get("SSL_CERT_FILE") or True
     return session
 
 

