@@ -119,7 +119,7 @@ class DataConfig:
     validation_fraction: float = 0.05  # of documents, by a hash of their id
     tokenizer: str = ""  # a SentencePiece model file; empty trains one
     encoder: str = ""  # a Hugging Face directory of a BERT; empty: all-MiniLM-L6-v2 from its package
-    encoder_batch: int = 64
+    encoder_batch: int = 16  # texts a batch; 16 fit the caches of a CPU, an accelerator wants some hundred
     embedding_dtype: str = "float32"  # how embeddings are stored: "float32" | "float16"
     exact_below: int = 20_000  # database chunks under which the search is exact
     index_leaves: int = 0  # SCaNN tree leaves; 0: about the square root of the number of chunks
