@@ -118,11 +118,12 @@ def pip(tmp_path, monkeypatch):
 
 
 def test_the_index_is_that_of_pip(pip, monkeypatch):
-    assert packages._index() == {}
     pip.write_text("[global]\nindex-url = http://mirror.example/simple\n")
     assert packages._index() == {"endpoint": "http://mirror.example/simple"}
     monkeypatch.setenv("PIP_INDEX_URL", "http://other.example/simple")
     assert packages._index() == {"endpoint": "http://other.example/simple"}
+    monkeypatch.setattr(packages, "_pip_setting", lambda name: "")
+    assert packages._index() == {}
 
 
 def test_certificates_are_those_of_pip(pip, monkeypatch):
