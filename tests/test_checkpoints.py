@@ -1,0 +1,199 @@
+"""Checkpoints are whole or not there, belong to one run, and outlive a change of mesh."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import SingleDeviceSharding
+from training_fixture import MODEL, make_run
+
+from retro_jax.checkpoints import Checkpoints, find_fault, newest_whole, steps
+from retro_jax.config import MeshConfig
+from retro_jax.run_directory import identity
+from retro_jax.sharding import make_mesh, shardings
+from retro_jax.train_state import TrainState
+
+RUN = make_run()
+FINGERPRINTS = {"tokenizer": "t", "database": "d", "joined": "j"}
+OPTIMIZER = optax.adam(1e-3)
+
+
+class Counter:
+    """The part of a grain iterator that a checkpoint touches."""
+
+    def __init__(self, next_index=0):
+        self.next_index = next_index
+
+    def get_state(self):
+        return {"next_index": self.next_index}
+
+    def set_state(self, state):
+        self.next_index = state["next_index"]
+
+
+def make_state(step, mesh_config=None, size=4):
+    """A small state whose every value depends on the step, on the mesh if one is given."""
+    params = {"embedding": jnp.arange(64.0).reshape(16, 4) + step, "layers": {"up": jnp.ones((2, 8, size)) * step}}
+    moments = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim else leaf + step, OPTIMIZER.init(params))
+    state = TrainState(jnp.int32(step), params, moments)
+    if mesh_config is None:
+        return jax.device_put(state, SingleDeviceSharding(jax.devices()[0]))
+    mesh = make_mesh(mesh_config, jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor])
+    return jax.tree.map(jax.device_put, state, shardings(state, mesh))
+
+
+def abstract(state):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def open_checkpoints(directory, run=RUN, fingerprints=FINGERPRINTS, keep=0):
+    return Checkpoints(directory, identity(run, fingerprints), keep)
+
+
+def saved(directory, *at, mesh=None, keep=0):
+    checkpoints = open_checkpoints(directory, keep=keep)
+    for step in at:
+        checkpoints.save(step, make_state(step, mesh), Counter(step))
+    checkpoints.close()
+    return checkpoints
+
+
+def largest_file(directory):
+    return max((file for file in directory.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+def test_round_trip_of_state_and_iterator(tmp_path):
+    saved(tmp_path, 2, 4)
+    iterator = Counter()
+    found = open_checkpoints(tmp_path).restore(abstract(make_state(0)), iterator)
+    assert_same(found, make_state(4))
+    assert iterator.next_index == 4
+
+
+def test_an_empty_directory_restores_nothing(tmp_path):
+    assert open_checkpoints(tmp_path / "new").restore(abstract(make_state(0)), Counter()) is None
+
+
+def test_the_state_may_be_donated_while_it_is_written(tmp_path):
+    """The next step overwrites the arrays in place; the checkpoint must hold what was given."""
+    checkpoints = open_checkpoints(tmp_path)
+    state = make_state(7)
+    overwrite = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0 - 1, state), donate_argnums=0)
+    checkpoints.save(7, state, Counter(7))
+    for _ in range(3):
+        state = overwrite(state)
+    checkpoints.close()
+    assert_same(open_checkpoints(tmp_path).restore(abstract(make_state(0)), Counter()), make_state(7))
+
+
+def test_eight_devices_restore_on_four_and_on_one(tmp_path):
+    """ANCHORS: another mesh is a matter of the shardings asked for."""
+    saved(tmp_path, 3, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    for mesh in (MeshConfig(data=1, fsdp=2, tensor=2), MeshConfig(data=1), MeshConfig(data=1, fsdp=4, tensor=2)):
+        like = make_state(0, mesh)
+        found = open_checkpoints(tmp_path).restore(abstract(like), Counter())
+        assert_same(found, make_state(3))
+        jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted.sharding or pytest.fail(str(leaf)), found, like)
+
+
+def cut_short(directory):
+    file = largest_file(directory)
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_bit(directory):
+    file = largest_file(directory)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def lose_a_file(directory):
+    largest_file(directory).unlink()
+
+
+def lose_the_listing(directory):
+    """What a kill between orbax's rename and our last write leaves."""
+    (directory.parent / f"{directory.name}.whole.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (cut_short, " bytes of "),
+        (flip_a_bit, "was altered"),
+        (lose_a_file, "missing"),
+        (lose_the_listing, "whole.json"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, capsys, damage, said):
+    saved(tmp_path, 2, 4)
+    damage(tmp_path / "4")
+    found = open_checkpoints(tmp_path).restore(abstract(make_state(0)), Counter())
+    assert_same(found, make_state(2))
+    error = capsys.readouterr().err
+    assert "step 4 is not whole" in error and said in error and "going back" in error
+
+
+def test_a_save_that_was_killed_is_passed_over_and_said_so(tmp_path, capsys):
+    saved(tmp_path, 2)
+    (tmp_path / "2").rename(tmp_path / "4.orbax-checkpoint-tmp-77")
+    saved(tmp_path, 2)
+    assert newest_whole(tmp_path) == 2
+    assert "4.orbax-checkpoint-tmp-77 was never finished" in capsys.readouterr().err
+
+
+def test_a_new_save_moves_a_broken_one_aside_and_deletes_nothing(tmp_path, capsys):
+    saved(tmp_path, 2, 4)
+    cut_short(tmp_path / "4")
+    saved(tmp_path, 4)
+    assert find_fault(tmp_path / "4") is None
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["2", "4", "4.broken-0"]
+    assert "renamed to 4.broken-0" in capsys.readouterr().err
+
+
+def test_nothing_is_deleted_unless_asked(tmp_path):
+    saved(tmp_path / "all", 1, 2, 3)
+    assert steps(tmp_path / "all") == [1, 2, 3]
+    saved(tmp_path / "two", 1, 2, 3, keep=2)
+    assert steps(tmp_path / "two") == [2, 3]
+    assert not (tmp_path / "two" / "1.whole.json").exists()
+
+
+@pytest.mark.parametrize(
+    "run, fingerprints, message",
+    [
+        (make_run(dataclasses.replace(MODEL, feed_forward=64)), {}, r"model.feed_forward \(there 32, now 64\)"),
+        (make_run(seed=4, learning_rate=1.0), {}, r"train.learning_rate .*train.seed \(there 3, now 4\)"),
+        (RUN, {"tokenizer": "other"}, r"fingerprint of tokenizer \(there 't', now 'other'\)"),
+        (RUN, {"database": "other"}, r"fingerprint of database \(there 'd', now 'other'\)"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, run, fingerprints, message):
+    """Trap 25: every differing field is named, and the way out."""
+    saved(tmp_path, 2)
+    with pytest.raises(ValueError, match=f"belongs to another run: .*{message}.* another --workdir"):
+        open_checkpoints(tmp_path, run, FINGERPRINTS | fingerprints).restore(abstract(make_state(0)), Counter())
+    assert find_fault(tmp_path / "2") is None
+
+
+def test_cadence_and_mesh_may_change(tmp_path):
+    saved(tmp_path, 2)
+    run = make_run(dataclasses.replace(MODEL, remat="full"), mesh=MeshConfig(data=4), log_every=7, checkpoint_every=9)
+    assert open_checkpoints(tmp_path, run).restore(abstract(make_state(0)), Counter()) is not None
+
+
+def test_the_identity_can_be_read_as_json(tmp_path):
+    saved(tmp_path, 2)
+    facts = json.loads((tmp_path / "2" / "run" / "data.json").read_text())
+    assert facts["identity"]["fingerprints"] == FINGERPRINTS
+    assert facts["identity"]["config"]["model"]["width"] == MODEL.width
