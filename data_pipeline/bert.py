@@ -207,7 +207,7 @@ def read_shape(directory: Path) -> BertShape:
       StageError: a model that is not a BERT as this module computes it; the message names the key.
     """
     path = Path(directory) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = _read_json(path)
     wanted = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
     for key, value in wanted.items():
         if (found := config.get(key, value if key != "model_type" else None)) != value:
@@ -242,12 +242,12 @@ def read_pooling(directory: Path) -> bool:
     if not (directory / "modules.json").is_file():
         return False
     kinds = []
-    for module in json.loads((directory / "modules.json").read_text(encoding="utf-8")):
+    for module in _read_json(directory / "modules.json"):
         kind = module["type"].rpartition(".")[2]
         kinds.append(kind)
         if kind == "Pooling":
             path = directory / module["path"] / "config.json"
-            modes = json.loads(path.read_text(encoding="utf-8"))
+            modes = _read_json(path)
             used = sorted(key for key, on in modes.items() if key.startswith("pooling_mode_") and on is True)
             if used != ["pooling_mode_mean_tokens"]:
                 raise StageError(
@@ -335,11 +335,20 @@ def pack_parameters(weights: Mapping[str, np.ndarray], shape: BertShape, dtype) 
     }
 
 
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path} is no JSON file ({error}). {REMEDY}") from error
+
+
 def _open_tokenizer(directory: Path):
     from tokenizers import Tokenizer
 
+    path = directory / "tokenizer.json"
+    _read_json(path)
     # The file may ask for padding and cutting at 128 pieces; a chunk is embedded whole and padded here.
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

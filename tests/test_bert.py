@@ -1,0 +1,200 @@
+"""The frozen encoder: the packaged weights give the published cosines, and NumPy gives the same vectors."""
+
+import json
+from pathlib import Path
+
+import made_up_encoder
+import made_up_text
+import numpy as np
+import pytest
+
+import data_pipeline.bert as bert
+from data_pipeline.bert import LENGTHS, FrozenEncoder, encoder_directory, read_weights
+from data_pipeline.bert_reference import embed_reference
+from data_pipeline.manifests import StageError
+from retro_jax.config import DataConfig
+
+SOURCES = sorted((Path(bert.__file__).parent).glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    return FrozenEncoder(encoder_directory(DataConfig()))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return FrozenEncoder(made_up_encoder.write(tmp_path_factory.mktemp("encoder")), batch=4)
+
+
+def real_texts() -> list[str]:
+    """Pieces of this project's own English and Python, from a few word pieces to some 170."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    return [text[start : start + size] for start, size in ((0, 20), (40, 240), (900, 300), (2000, 120), (3000, 600))]
+
+
+def test_published_cosines(packaged):
+    vectors = packaged.embed(
+        ["That is a happy person", "That is a happy dog", "That is a very happy person", "Today is a sunny day"]
+    )
+    assert vectors.shape == (4, 384) and vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors[1:] @ vectors[0], [0.6946, 0.9429, 0.2569], atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_agrees_with_plain_numpy_on_real_text(packaged):
+    texts, weights = real_texts(), read_weights(packaged.directory)
+    ids = packaged.token_ids(texts)
+    assert min(map(len, ids)) < 16 and max(map(len, ids)) > 128
+    expected = [embed_reference(weights, row, layers=6, heads=12, normalize=True) for row in ids]
+    assert np.abs(packaged.embed(texts) - expected).max() < 1e-5
+
+
+def test_bfloat16_products_keep_the_direction(packaged):
+    """What the embeddings stage computes in; see its COMPUTE_DTYPE."""
+    fast = FrozenEncoder(packaged.directory, compute_dtype="bfloat16")
+    cosines = (fast.embed(real_texts()) * packaged.embed(real_texts())).sum(1)
+    assert cosines.min() > 0.9995
+    assert fast.fingerprint != packaged.fingerprint
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_every_length_agrees_with_plain_numpy(tmp_path, normalize):
+    """Padding of a text to its program's length, and of a batch to its rows, leaves no trace."""
+    directory = made_up_encoder.write(tmp_path, normalize=normalize)
+    encoder = FrozenEncoder(directory, batch=3)
+    texts = ["", "mill", *(" ".join(made_up_text.WORDS[:count]) for count in range(2, 40, 3))]
+    weights = read_weights(directory)
+    expected = [
+        embed_reference(weights, row, layers=2, heads=4, normalize=normalize) for row in encoder.token_ids(texts)
+    ]
+    np.testing.assert_allclose(encoder.embed(texts), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_a_vector_depends_on_its_text_alone(tmp_path, compute_dtype):
+    """To the bit, whatever stands beside it, before it or after it: what makes a killed stage end as another."""
+    encoder = FrozenEncoder(made_up_encoder.write(tmp_path), batch=4, compute_dtype=compute_dtype)
+    texts = [made_up_text.text(seed, 2 + seed % 17) for seed in range(30)]
+    together = encoder.embed(texts)
+    order = np.random.default_rng(0).permutation(30)
+    assert np.array_equal(encoder.embed([texts[row] for row in order]), together[order])
+    assert np.array_equal(np.concatenate([encoder.embed([text]) for text in texts]), together)
+
+
+def test_packaged_vector_depends_on_its_text_alone(packaged):
+    fast = FrozenEncoder(packaged.directory, compute_dtype="bfloat16")
+    texts = [SOURCES[0].name + text for text in real_texts()[1].split("\n")]
+    together = fast.embed([*texts, *texts])
+    assert np.array_equal(together[: len(texts)], together[len(texts) :])
+    assert np.array_equal(fast.embed(texts[::-1]), together[: len(texts)][::-1])
+
+
+def test_one_tokenization_for_keys_and_queries(small):
+    """Trap 22: [CLS] and [SEP] around every text, alone or in a batch; what the file says of cutting and padding is off."""
+    classify, separate = made_up_encoder.PIECES.index("[CLS]"), made_up_encoder.PIECES.index("[SEP]")
+    texts = ["", "the mill", " ".join(["mill"] * 50), " ".join(["mill"] * 500)]
+    ids = small.token_ids(texts)
+    assert [len(row) for row in ids] == [2, 4, 52, made_up_encoder.POSITIONS]
+    assert all(row[0] == classify and row[-1] == separate and 0 not in row for row in ids)
+    assert [small.token_ids([text])[0] for text in texts] == ids
+
+
+def test_packaged_text_is_not_cut_at_128_pieces(packaged):
+    """Trap 22: tokenizer.json asks for 128 pieces, padded; a long chunk is embedded whole."""
+    assert len(packaged.token_ids(["word " * 300])[0]) == 302
+    assert len(packaged.token_ids(["word " * 3000])[0]) == packaged.longest == LENGTHS[-1]
+
+
+def test_nothing_to_embed(small):
+    assert small.embed([]).shape == (0, made_up_encoder.WIDTH)
+
+
+def test_fingerprint_covers_what_decides_a_vector(tmp_path):
+    first = FrozenEncoder(made_up_encoder.write(tmp_path / "a")).fingerprint
+    assert FrozenEncoder(made_up_encoder.write(tmp_path / "b")).fingerprint == first
+    assert FrozenEncoder(made_up_encoder.write(tmp_path / "c", seed=1)).fingerprint != first
+    assert FrozenEncoder(made_up_encoder.write(tmp_path / "d", normalize=False)).fingerprint != first
+    path = made_up_encoder.write(tmp_path / "e") / "tokenizer.json"
+    path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false'))
+    assert FrozenEncoder(path.parent).fingerprint != first
+
+
+def test_the_prefix_of_some_directories(tmp_path):
+    tensors = {f"bert.{name}": tensor for name, tensor in made_up_encoder.weights().items()}
+    plain = FrozenEncoder(made_up_encoder.write(tmp_path / "plain"))
+    prefixed = FrozenEncoder(made_up_encoder.write(tmp_path / "prefixed", tensors=tensors))
+    assert np.array_equal(plain.embed(["the mill"]), prefixed.embed(["the mill"]))
+
+
+def short(name, shape):
+    return {**made_up_encoder.weights(), name: np.zeros(shape, np.float32)}
+
+
+def without(name):
+    return {key: value for key, value in made_up_encoder.weights().items() if key != name}
+
+
+QUERY = "encoder.layer.1.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"model_type": "roberta"}}, "model_type 'roberta'.*Give config.data.encoder"),
+        ({"config": {"hidden_act": "gelu_new"}}, "hidden_act 'gelu_new'"),
+        ({"config": {"position_embedding_type": "relative_key"}}, "position_embedding_type 'relative_key'"),
+        ({"config": {"num_hidden_layers": None}}, "lacks whole positive numbers for num_hidden_layers"),
+        ({"config": {"num_attention_heads": 3}}, "hidden_size 16 is not a multiple of num_attention_heads 3"),
+        ({"config": {"num_hidden_layers": 3}}, "no tensor encoder.layer.2"),
+        ({"tensors": without(QUERY)}, f"no tensor {QUERY}"),
+        ({"tensors": short(QUERY, (16, 8))}, r"has shape \(16, 8\), but its config.json says \(16, 16\)"),
+        ({"pooling": {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}}, "pools by pooling_mode_cls"),
+    ],
+)
+def test_wrong_directories(tmp_path, changes, message):
+    with pytest.raises(StageError, match=message):
+        FrozenEncoder(made_up_encoder.write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file(tmp_path, name):
+    (made_up_encoder.write(tmp_path) / name).unlink()
+    with pytest.raises(StageError, match=f"has no {name}. Give config.data.encoder"):
+        FrozenEncoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.safetensors", "truncated or no safetensors file"),
+        ("tokenizer.json", "tokenizer.json is no JSON"),
+        ("config.json", "config.json is no JSON"),
+    ],
+)
+def test_a_truncated_file(tmp_path, name, message):
+    path = made_up_encoder.write(tmp_path) / name
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(StageError, match=message):
+        FrozenEncoder(tmp_path)
+
+
+def test_an_unknown_module(tmp_path):
+    path = made_up_encoder.write(tmp_path) / "modules.json"
+    path.write_text(json.dumps([*json.loads(path.read_text()), {"type": "x.Dense", "path": "3_Dense"}]))
+    with pytest.raises(StageError, match="lists Dense, which is not known"):
+        FrozenEncoder(tmp_path)
+
+
+def test_another_encoder_is_refused(tmp_path, small):
+    """Trap 25."""
+    other = FrozenEncoder(made_up_encoder.write(tmp_path, seed=1))
+    small.require(small.fingerprint, tmp_path)
+    with pytest.raises(StageError, match="does not match: found fingerprint .* give config.data.encoder"):
+        other.require(small.fingerprint, tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "message"), [({"batch": 0}, "encoder_batch"), ({"compute_dtype": "int8"}, "int8")])
+def test_wrong_settings(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        FrozenEncoder(tmp_path, **changes)
