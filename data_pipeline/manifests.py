@@ -219,13 +219,16 @@ def run_stage(
 
 
 def _claim(directory: Path, stage: str, plan: dict) -> None:
-    """Writes plan.json, or checks that the one there is this plan."""
+    """Writes plan.json, or checks that the one there is this plan. A plan of which nothing was made yet is replaced."""
     path = directory / "plan.json"
     if not path.exists():
         write_json(path, plan)
         return
     found = json.loads(path.read_text())
     if found == plan:
+        return
+    if not (directory / "manifest.json").exists() and not any((directory / ".parts").glob("*.json")):
+        write_json(path, plan)  # a first attempt failed, for example on a file that has been mended since
         return
     differing = ", ".join(_differences(found, plan)) or "its layout"
     raise StageError(

@@ -90,7 +90,7 @@ def explain(error: BaseException, verb: Verb) -> tuple[int, str | None]:
     """Exit code and message of an error; no message for what only a mistake of ours can cause."""
     chain = list(_causes(error))
     for cause in chain:
-        if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(cause):
+        if _disk_full(cause):
             where = getattr(cause, "filename", None) or "."
             free = shutil.disk_usage(_existing(Path(where))).free
             return DISK_FULL, (
@@ -104,6 +104,13 @@ def explain(error: BaseException, verb: Verb) -> tuple[int, str | None]:
     if isinstance(error, (ValueError, flags.Error)):
         return MISTAKE, str(error)
     return 1, None
+
+
+def _disk_full(error: BaseException) -> bool:
+    """By error number; by message where a library (tensorstore, NumPy's short writes) gives no more."""
+    short_write = isinstance(error, OSError) and " requested and " in str(error)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    return full or short_write
 
 
 BUILD_EXTRA = ("scann", "sentencepiece", "tokenizers", "safetensors", "pypi_simple", "zstandard")

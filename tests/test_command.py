@@ -129,6 +129,7 @@ def test_a_full_disk_has_its_own_message_and_exit_code(capsys, tmp_path):
     wrapped = RuntimeError("saving failed")
     wrapped.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert explain(wrapped, VERB)[0] == 3
+    assert explain(OSError("100 requested and 7 written"), VERB)[0] == 3
     assert explain(RuntimeError("write: No space left on device [tensorstore]"), VERB)[0] == 3
 
 

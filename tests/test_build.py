@@ -1,0 +1,122 @@
+"""`retro build` from the command line, every stage real but for the weights of the encoder: made up and tiny."""
+
+import errno
+
+import made_up_encoder
+import made_up_text
+import pytest
+
+from data_pipeline import manifests
+from launch.build import main, summary
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("build")
+    made_up_encoder.write(root / "encoder")
+    made_up_text.write_folder(root / "text", documents=24)
+    return root
+
+
+def arguments(root, workdir, *more):
+    return [
+        f"--config=configs/own_text.py:{root / 'text'}",
+        f"--workdir={workdir}",
+        f"--config.data.encoder={root / 'encoder'}",
+        f"--config.model.vocabulary={made_up_text.VOCABULARY}",
+        "--config.model.sequence_length=32",
+        "--config.model.chunk_length=8",
+        "--config.data.validation_fraction=0.2",
+        "--config.data.shard_chunks=400",
+        "--config.data.shard_sequences=100",
+        "--config.data.recall_sample=20",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(root):
+    assert main(arguments(root, root / "whole")) == 0
+    return contents(root / "whole")
+
+
+def contents(workdir):
+    """Every byte of every stage but the clock's."""
+    files = (path for path in sorted(workdir.rglob("*")) if path.is_file() and path.name != "seconds.json")
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+
+
+def test_a_build_says_what_it_made_and_a_second_one_makes_nothing(root, whole, capsys):
+    stages = {name.split("/")[1] for name in whole}
+    assert stages == {"documents", "tokenizer", "chunks", "embeddings", "index", "neighbors", "joined"}
+    times = {path: path.stat().st_mtime_ns for path in (root / "whole").rglob("*")}
+    assert main(arguments(root, root / "whole")) == 0
+    out, err = capsys.readouterr()
+    for words in ("24 documents", "340 pieces", "chunks of 8 tokens", "recall@10 1.000", "validation sequences of 32"):
+        assert words in out
+    assert "[7/7] joined" in err
+    assert {path: path.stat().st_mtime_ns for path in (root / "whole").rglob("*")} == times
+
+
+def test_a_build_interrupted_at_every_other_shard_ends_with_the_same_bytes(root, whole, monkeypatch, capsys):
+    """Trap 24 over all seven stages; now and then the disk is full instead."""
+    real, calls, codes = manifests._make_shard, [0], []
+
+    def failing(directory, shard):
+        part = real(directory, shard)
+        calls[0] += 1
+        if calls[0] % 5 == 0:
+            raise KeyboardInterrupt
+        if calls[0] % 7 == 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(directory / shard.files[0]))
+        return part
+
+    monkeypatch.setattr(manifests, "_make_shard", failing)
+    while not codes or codes[-1] != 0:
+        codes.append(main(arguments(root, root / "interrupted")))
+        assert codes[-1] in (0, 3, 130) and len(codes) < 30
+    assert codes.count(130) > 1 and 3 in codes
+    assert contents(root / "interrupted") == whole
+    err = capsys.readouterr().err
+    assert "interrupted. The same command continues" in err and "the disk is full" in err
+
+
+def test_another_config_is_refused_and_nothing_changes(root, whole, capsys):
+    assert main(arguments(root, root / "whole", "--config.model.chunk_length=16")) == 2
+    err = capsys.readouterr().err
+    assert "chunk_length (there 8, now 16)" in err and "Use another --workdir" in err and "Traceback" not in err
+    assert contents(root / "whole") == whole
+
+
+def test_text_that_is_not_there_or_not_text_and_then_mended(root, tmp_path, capsys):
+    """Each mistake is named; none is in the way of the next attempt in the same directory."""
+    folder = tmp_path / "text"
+
+    def attempt():
+        code = main(
+            [argument.replace(str(root / "text"), str(folder)) for argument in arguments(root, tmp_path / "run")]
+        )
+        return code, capsys.readouterr().err
+
+    assert attempt()[0] == 2
+    made_up_text.write_folder(folder, documents=24)
+    (folder / "x.txt").write_bytes(b"caf\xe9 " * 40)
+    code, err = attempt()
+    assert code == 2 and "UTF-8" in err and "x.txt" in err
+    (folder / "x.txt").unlink()
+    (folder / "y.jsonl").write_text('{"text": "' + "word " * 30 + '"}\n{"text": \n')
+    code, err = attempt()
+    assert code == 2 and "line 2" in err and "y.jsonl" in err
+    (folder / "y.jsonl").unlink()
+    assert attempt()[0] == 0
+
+
+def test_summary_lines_up():
+    rows = [("documents", "2 documents", 1.25, 0.0), ("joined", "3 training sequences", 10.0, 9.5)]
+    assert summary(rows, "runs/x/data", 9.5).splitlines() == [
+        "",
+        "stage      holds                  seconds     now",
+        "documents  2 documents                1.2     0.0",
+        "joined     3 training sequences      10.0     9.5",
+        "runs/x/data is complete; this run took 9.5 s.",
+    ]
