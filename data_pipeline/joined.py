@@ -36,7 +36,7 @@ class Packing:
         return next(name for name, (first, end) in self.subsets.items() if first <= sequence < end)
 
 
-def pack_train(rows: Int[np.ndarray, "N"], chunks: int) -> Int[np.ndarray, "S C"]:
+def pack_train(rows: Int[np.ndarray, "N"], chunks: int) -> Int[np.ndarray, "N C"]:
     """Chunk ids laid end to end and cut every `chunks`; only the last sequence is padded, with -1."""
     padded = np.full(-(-len(rows) // chunks) * chunks, PADDING, np.int64)
     padded[: len(rows)] = rows
@@ -61,7 +61,7 @@ def windows(length: int, chunks: int) -> list[tuple[int, int, int]]:
 
 def pack_validation(
     documents: Sequence[tuple[int, int]], chunks: int
-) -> tuple[Int[np.ndarray, "S C"], Bool[np.ndarray, "S C"]]:
+) -> tuple[Int[np.ndarray, "N C"], Bool[np.ndarray, "N C"]]:
     """Windows of documents, first fit in order: each goes into the first sequence that still has room for it.
 
     Two windows of one document never meet in a sequence: all but its last are as long as a sequence.
