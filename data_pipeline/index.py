@@ -192,8 +192,10 @@ class ScannSearcher:
         leaves = max(settings.leaves_searched, math.ceil(4 * k * settings.leaves / len(self)))
         if leaves >= settings.leaves or len(queries) == 0:
             return self._exact.search(queries, k)
+        # SCaNN scores small and large batches by different routes, whose results differ for some queries. Batches of
+        # one always take the same, so a neighbor never depends on what it was asked together with.
         found, nearness = self._index.search_batched_parallel(
-            queries, final_num_neighbors=k, pre_reorder_num_neighbors=wanted, leaves_to_search=leaves
+            queries, final_num_neighbors=k, pre_reorder_num_neighbors=wanted, leaves_to_search=leaves, batch_size=1
         )
         # Where the leaves hold too few, SCaNN fills up with id 0 at distance NaN: not chunk 0, but nothing.
         rows, places = np.nonzero(np.isfinite(nearness))
