@@ -17,6 +17,7 @@ A model that uses what it retrieves orders them oracle < on < random, shuffled ~
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -41,14 +42,14 @@ Scorer = Callable[[Int[Array, "B T"], Int[Array, "B C"], Int[Array, "B T"], Arra
 
 def make_scorer(config: ModelConfig, params: dict) -> Scorer:
     """The compiled scorer of a model; one compilation with neighbors, one without."""
+    return partial(_token_bits, config, params)
 
-    @jax.jit
-    def bits(params, tokens, segments, targets, neighbor_tokens):
-        model = merge(config, params)
-        hidden = model.hidden(tokens, segments, neighbor_tokens)
-        return token_nll(hidden, model.readout, targets, config.loss_block) / math.log(2)
 
-    return lambda *arguments: bits(params, *arguments)
+@partial(jax.jit, static_argnums=0)
+def _token_bits(config, params, tokens, segments, targets, neighbor_tokens):
+    model = merge(config, params)
+    hidden = model.hidden(tokens, segments, neighbor_tokens)
+    return token_nll(hidden, model.readout, targets, config.loss_block) / math.log(2)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""Which document a chunk is of, and which text each of its tokens stands for, without a tokenizer.
+
+The tokens of a document stand for its UTF-8 bytes one after the other, and how many each stands for is in the tokenizer
+stage's table; so a reader of finished stages needs no SentencePiece to show text.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.chunks import ChunkTable
+from data_pipeline.documents import LINES, Document, read_documents, read_documents_manifest
+from data_pipeline.manifests import StageError
+from data_pipeline.tokens import read_token_bytes
+from retro_jax.dimensions import PADDING
+
+
+class Provenance:
+    """Documents and texts of chunks.
+
+    Attributes:
+      first_chunks: Int[np.ndarray, "D"], the first chunk of each document, in table order.
+      document_bytes: Int[np.ndarray, "D"], the UTF-8 bytes of each document's text.
+      licenses: by subset.
+
+    Raises:
+      StageError: documents that are not those the chunks were cut from.
+    """
+
+    def __init__(self, documents: Path, tokenizer: Path, table: ChunkTable):
+        self._directory, self._table = Path(documents), table
+        self._token_bytes = read_token_bytes(tokenizer)
+        manifest = read_documents_manifest(documents)
+        self.licenses = {name: count["license"] for name, count in manifest.counts["subsets"].items()}
+        ids = np.asarray(table.document_ids[:])
+        self.first_chunks = np.flatnonzero(np.diff(ids, prepend=~ids[:1]))
+        self.document_bytes = np.load(self._directory / LINES, allow_pickle=False)[:, 1]
+        if len(self.document_bytes) != len(self.first_chunks):
+            raise StageError(
+                f"{documents} holds {len(self.document_bytes):,} documents, but the chunks are of "
+                f"{len(self.first_chunks):,}: they are of two builds. Run `retro build` into another --workdir."
+            )
+        self._read = lru_cache(maxsize=64)(self._read_document)
+
+    def number(self, chunk: int) -> int:
+        """The number of the chunk's document, in table order."""
+        return int(np.searchsorted(self.first_chunks, chunk, side="right")) - 1
+
+    def document(self, chunk: int) -> Document:
+        """The chunk's document."""
+        return self._read(self.number(chunk))
+
+    def _read_document(self, number: int) -> Document:
+        return next(read_documents(self._directory, number, number + 1))
+
+    def pieces(self, chunk: int) -> list[bytes]:
+        """The bytes of each token of a chunk, empty ones for BOS and EOS; joined they are the chunk's text."""
+        number = self.number(chunk)
+        rows = self._table.tokens[np.arange(self.first_chunks[number], chunk + 1)]
+        sizes = self._token_bytes[np.maximum(rows, 0)] * (rows != PADDING)
+        ends = np.cumsum(sizes.reshape(-1))[(len(rows) - 1) * rows.shape[1] :]
+        count = int((rows[-1] != PADDING).sum())
+        content = self.document(chunk).text.encode()
+        start = int(ends[0] - sizes[-1, 0])
+        return [content[a:b] for a, b in zip([start, *ends[: count - 1].tolist()], ends[:count].tolist(), strict=True)]
+
+    def text(self, chunk: int) -> str:
+        """The text of a chunk; a character cut by its ends is U+FFFD."""
+        return b"".join(self.pieces(chunk)).decode("utf-8", errors="replace")
