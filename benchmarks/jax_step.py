@@ -11,7 +11,6 @@ from worker import serve
 from retro_jax.batches import Batch
 from retro_jax.config import EncoderConfig, ModelConfig, RunConfig, TrainConfig
 from retro_jax.flops import flops_per_token, measured_peak
-from retro_jax.models import abstract_model
 from retro_jax.optimizer import make_optimizer
 from retro_jax.sharding import make_mesh, place_batch
 from retro_jax.train_state import create_state
@@ -25,10 +24,9 @@ def build(settings: Mapping) -> tuple[dict, Callable[[], dict]]:
     optimizer = make_optimizer(run.train)
     state = create_state(run, optimizer, mesh)
     batch = place_batch(_batch(run.model, settings["shape"]["batch"]), mesh)
-    graphdef, _ = abstract_model(run.model)
 
     def loss(params, batch):
-        return batch_nll(graphdef, params, run.model, batch, mesh, batch.neighbor_tokens).mean()
+        return batch_nll(run.model, params, batch, batch.neighbor_tokens, mesh).mean()
 
     started = time.perf_counter()
     gradients = jax.jit(jax.value_and_grad(loss)).lower(state.params, batch).compile()
