@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import errno
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -41,6 +42,7 @@ class Verb:
     summary: str
     example: str  # arguments that work when pasted after `retro NAME` at the repository root
     define_flags: Callable[[flags.FlagValues], None] | None = None  # flags besides --config and --workdir
+    reads_run: bool = False  # --config may be left out: it is that of the run in WORKDIR
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,10 @@ def _existing(path: Path) -> Path:
 def help_text(verb: Verb) -> str:
     lines = [f"retro {verb.name}: {verb.summary}", "", "Example:", f"  retro {verb.name} {verb.example}", "", "Flags:"]
     lines.append(CONFIG_HELP)
+    if verb.reads_run:
+        lines.append(
+            "  --config may be left out: it then is that of the model trained in WORKDIR/retro or in WORKDIR itself."
+        )
     values = _flag_values(verb)
     for name in sorted(set(values) - {"workdir"}):
         flag = values[name]
@@ -151,9 +157,10 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
         without(
             ["retro", *(argument for argument in argv if not argument.lstrip("-").startswith(("config.", "noconfig.")))]
         )
-        raise ValueError(f"--config is missing. For example: retro {verb.name} {verb.example}")
+        if not verb.reads_run or not without.workdir:
+            raise ValueError(f"--config is missing. For example: retro {verb.name} {verb.example}")
     overrides = [argument for argument in argv if argument.lstrip("-").startswith(("config.", "noconfig."))]
-    config = load_config(chosen[-1].split("=", 1)[1])
+    config = load_config(chosen[-1].split("=", 1)[1]) if chosen else config_of_run(Path(without.workdir))
     keys = [argument.split("=", 1)[0].lstrip("-").removeprefix("no").split(".") for argument in overrides]
     for key in keys:
         new = key[:3] == ["config", "data", "sources"] and len(key) == 5 and key[4] in ("path", "package")
@@ -209,6 +216,31 @@ def load_config(specification: str) -> ConfigDict:
     if not hasattr(module, "get_config"):
         raise ValueError(f"{path} defines no get_config(argument), so it is not a config file.")
     return module.get_config(argument)
+
+
+def config_of_run(workdir: Path) -> ConfigDict:
+    """The config that the model in WORKDIR/retro, or in WORKDIR itself, was trained with.
+
+    Its data directory is left to WORKDIR where WORKDIR has one: a run that was moved finds its own.
+
+    Raises:
+      ValueError: no model was trained there.
+    """
+    path = model_directory(workdir) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{workdir} holds no trained model, so --config is needed. Train one first: retro train --help."
+        )
+    config = ConfigDict(to_dict(resolve(json.loads(path.read_text()))))
+    if (Path(workdir) / "data").is_dir():
+        config.data.directory = ""
+    return config
+
+
+def model_directory(workdir: Path) -> Path:
+    """Where the RETRO model of a work directory is: WORKDIR/retro, or WORKDIR where that alone holds a run."""
+    inside = Path(workdir) / "retro"
+    return Path(workdir) if not inside.exists() and (Path(workdir) / "checkpoints").exists() else inside
 
 
 def check_key(parts: Sequence[str], config: Mapping) -> None:

@@ -245,3 +245,10 @@ def load_model(run_directory: Path, step: int | None = None) -> tuple[Retro, Run
     """(model with the weights of a run, its config, the step); see `load_params`."""
     params, run, step = load_params(run_directory, step)
     return merge(run.model, params), run, step
+
+
+def load_fingerprints(run_directory: Path, step: int) -> dict[str, str]:
+    """Fingerprints of the tokenizer, database and joined shards that a whole checkpoint was trained with."""
+    with _context():
+        facts = ocp.load_checkpointables(Path(run_directory).absolute() / "checkpoints" / str(step), {"run": None})
+    return facts["run"]["identity"]["fingerprints"]

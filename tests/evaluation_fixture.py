@@ -38,13 +38,13 @@ MODEL = ModelConfig(
     loss_block=0,
 )
 TRAIN = Train(
-    steps=2,
+    steps=4,
     batch=8,
     learning_rate=1e-2,
     warmup_steps=1,
     mesh=MeshConfig(data=1),
     log_every=1,
-    checkpoint_every=2,
+    checkpoint_every=4,
     retrieval_check_every=2,
     peak_flops=1e9,
 )
@@ -125,3 +125,13 @@ def _neighbors(directory: Path, neighbors: Neighbors, table: ChunkTable, index: 
     return run_stage(
         directory, "neighbors", {"neighbors_stored": STORED}, inputs, [Shard("neighbors-00000", names, make)]
     )
+
+
+def train_both(root: Path) -> None:
+    """ROOT/retro and ROOT/baseline, trained for four steps on ROOT/data."""
+    from retro_jax.training import train
+
+    run = dataclasses.replace(RUN, data=DataConfig(directory=str(root / "data")))
+    train(run, root / "retro")
+    baseline = dataclasses.replace(MODEL, retrieval_layers=())
+    train(dataclasses.replace(run, model=baseline), root / "baseline")

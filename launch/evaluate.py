@@ -1,0 +1,166 @@
+"""`retro evaluate`: bits per byte under every condition, then results.json, plots and the report."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.manifests import read_manifest, require_fingerprint, write_json
+from launch.command import Invocation, Verb, model_directory, run_verb
+from retro_jax.config import RunConfig, to_dict
+
+VERB = Verb(
+    "evaluate",
+    "bits per byte of held-out text by subset: baseline, retrieval off, on and every control; writes results.json and "
+    "report.html into WORKDIR",
+    "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke",
+    reads_run=True,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    return run_verb(VERB, _evaluate, argv)
+
+
+def _evaluate(invocation: Invocation) -> None:
+    print(evaluate(invocation.run, invocation.workdir))
+
+
+def evaluate(run: RunConfig, workdir: Path) -> str:
+    """Evaluates the models of `workdir` (or those that config.evaluate names) and returns the table as text.
+
+    Figures that are there already, of the same checkpoints, data and settings, are kept; the report is made anew.
+
+    Raises:
+      ValueError, StageError: a model or stage that is missing, unfinished or does not fit the others.
+    """
+    from retro_jax import results as facts
+    from retro_jax.report import make_plots, make_report, write_text
+    from retro_jax.run_directory import data_directory
+    from retro_jax.summary import table_text
+
+    data = data_directory(run, workdir)
+    runs = find_runs(run, workdir)
+    made_from = inputs(run, data, runs)
+    path = workdir / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    if results.get("made_from") != made_from:
+        started = time.monotonic()
+        results, passages = measure(run, data, runs)
+        seconds = facts.stage_seconds(data, runs) | {"evaluate": time.monotonic() - started}
+        write_json(workdir / "passages.json", passages)
+        write_json(path, {**results, "seconds": seconds, "made_from": made_from})
+        results = json.loads(path.read_text())
+    else:
+        print(f"evaluate: {path} is of these checkpoints and settings already; making the report.", file=sys.stderr)
+    plots = make_plots(results, facts.run_metrics(runs))
+    for name, plot in plots.items():
+        write_text(workdir / "plots" / f"{name}.svg", plot)
+    passages = json.loads((workdir / "passages.json").read_text())
+    write_text(workdir / "report.html", make_report(results, passages, plots, f"RETRO report: {workdir.name}"))
+    return "\n".join([table_text(results), "", results["verdict"]["text"], f"Report: {workdir / 'report.html'}"])
+
+
+def find_runs(run: RunConfig, workdir: Path) -> dict[str, Path]:
+    """{"baseline": directory, "retro": directory}, without a baseline where none was trained (with a line that says so)."""
+    runs = {"retro": Path(run.evaluate.retro or model_directory(workdir))}
+    baseline = Path(run.evaluate.baseline or workdir / "baseline")
+    if run.evaluate.baseline or baseline.exists():
+        return {"baseline": baseline, **runs}
+    print(
+        f"evaluate: there is no baseline in {baseline}, so its column stays empty. To have one: retro train with "
+        f"--config.model.retrieval_layers='()' --workdir={baseline} --config.data.directory={workdir / 'data'}",
+        file=sys.stderr,
+    )
+    return runs
+
+
+def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
+    """What the figures depend on: data, checkpoints, settings.
+
+    Raises:
+      StageError: a model that was trained with another tokenizer, database or shards than those in `data`.
+    """
+    from retro_jax.checkpoints import load_fingerprints, newest_whole
+    from retro_jax.run_directory import fingerprints
+
+    current = fingerprints(data)
+    steps = {}
+    for name, directory in runs.items():
+        steps[name] = newest_whole(directory / "checkpoints")
+        if steps[name] is None:
+            raise ValueError(
+                f"{directory} has no whole checkpoint of the {name} model; train it with `retro train "
+                f"--workdir={directory}`, or name another with --config.evaluate.{name}=DIRECTORY."
+            )
+        for what, found in load_fingerprints(directory, steps[name]).items():
+            require_fingerprint(
+                f"{what} in {data}",
+                current[what],
+                found,
+                f"That is what {directory} (step {steps[name]}) was trained with: evaluate it with its own data "
+                f"(--config.data.directory).",
+            )
+    settings = to_dict(run.evaluate)
+    return {"fingerprints": current, "steps": steps, "neighbors": run.model.neighbors, "settings": settings}
+
+
+def measure(run: RunConfig, data: Path, runs: dict[str, Path]) -> tuple[dict, list[dict]]:
+    """(results without seconds, passages), both plain JSON."""
+    from data_pipeline.chunks import ChunkTable
+    from data_pipeline.provenance import Provenance
+    from retro_jax import results as facts
+    from retro_jax.batches import validation_examples
+    from retro_jax.checkpoints import load_params
+    from retro_jax.evaluation import check_bytes, make_scorer, score
+    from retro_jax.passages import choose, describe
+    from retro_jax.run_directory import token_bytes
+    from retro_jax.summary import summarize
+
+    loaded = {name: load_params(directory) for name, directory in runs.items()}
+    trained = loaded["retro"][1]
+    if not trained.model.retrieves:
+        raise ValueError(
+            f"{runs['retro']} holds a model without retrieval layers; name a RETRO model with --config.evaluate.retro."
+        )
+    settings, model = run.evaluate, dataclasses.replace(trained.model, neighbors=run.model.neighbors)
+    table = ChunkTable(data / "chunks")
+    documents = facts.require_documents(data)
+    provenance = Provenance(data / "documents", data / "tokenizer", table)
+    stored = read_manifest(data / "joined", "joined", verify=False).config["neighbors_stored"]
+    held_out = score(
+        validation_examples(data / "joined", model),
+        table,
+        token_bytes(data, model),
+        model,
+        {name: make_scorer(model_run.model, params) for name, (params, model_run, _) in loaded.items()},
+        batch=settings.batch,
+        seed=settings.seed,
+        overlap_neighbors=settings.overlap_neighbors,
+    )
+    check_bytes(held_out, provenance.document_bytes[provenance.number(held_out.first) :])
+    results = summarize(held_out, table.subset_names, resamples=settings.bootstrap, seed=settings.seed)
+    results |= {
+        "database": facts.database_facts(data),
+        "model": facts.model_facts(
+            trained,
+            loaded["baseline"][1] if "baseline" in loaded else None,
+            {name: step for name, (_, _, step) in loaded.items()},
+        ),
+        "data": facts.data_facts(documents),
+        "versions": facts.version_facts(runs["retro"]),
+        "settings": {
+            **to_dict(settings),
+            "overlap_neighbors": min(settings.overlap_neighbors, stored),
+            "neighbors": model.neighbors,
+        },
+    }
+    chosen = choose(held_out, settings.passages)
+    return results, [describe(choice, held_out, table, provenance, model.neighbors) for choice in chosen]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
