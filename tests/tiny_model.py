@@ -52,7 +52,7 @@ def random_parameters(config: ModelConfig, seed: int = 0) -> dict:
     """Parameters of which none is near zero or one by design: norm scales, u and v and output projections included.
 
     Products keep the size of what they multiply, so that a mistake anywhere shows in the logits; the initial weights
-    of training (0.02) would hide it under the residual stream.
+    of training would hide it under the residual stream.
     """
     generator = np.random.default_rng(seed)
 
@@ -60,7 +60,9 @@ def random_parameters(config: ModelConfig, seed: int = 0) -> dict:
         name, noise = path[-1].key, generator.standard_normal(leaf.shape)
         if name.endswith("norm"):
             values = 1 + 0.3 * noise
-        elif name in ("embedding", "content_bias", "position_bias"):
+        elif name == "embedding":
+            values = noise / leaf.shape[-1] ** 0.5
+        elif name in ("content_bias", "position_bias"):
             values = noise
         else:
             values = noise / leaf.shape[-2] ** 0.5

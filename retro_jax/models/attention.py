@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from retro_jax.models.layers import linear, ones, rms_norm, weight
+from retro_jax.models.layers import bias, kernel, linear, ones, rms_norm
 from retro_jax.models.positions import Distances, PositionTable, relative_shift, relative_unshift
 
 
@@ -31,20 +31,20 @@ class Attention(nnx.Module):
         memory_width: int,
         heads: int,
         head_dim: int,
-        output_scale: float,
+        output_gain: float,
         rngs: nnx.Rngs,
         memory_norm: bool = False,
     ):
         self.norm = ones(width)
         if memory_norm:
             self.memory_norm = ones(memory_width)
-        self.query = weight(rngs, width, heads * head_dim)
-        self.key = weight(rngs, memory_width, heads * head_dim)
-        self.value = weight(rngs, memory_width, heads * head_dim)
-        self.output = weight(rngs, heads * head_dim, width, scale=output_scale)
-        self.position = weight(rngs, width, heads * head_dim)
-        self.content_bias = weight(rngs, heads, head_dim)
-        self.position_bias = weight(rngs, heads, head_dim)
+        self.query = kernel(rngs, width, heads * head_dim)
+        self.key = kernel(rngs, memory_width, heads * head_dim)
+        self.value = kernel(rngs, memory_width, heads * head_dim)
+        self.output = kernel(rngs, heads * head_dim, width, output_gain)
+        self.position = kernel(rngs, width, heads * head_dim)
+        self.content_bias = bias(rngs, heads, head_dim)
+        self.position_bias = bias(rngs, heads, head_dim)
 
     def to_self(
         self, x: Float[Array, "N I D"], mask: Bool[Array, "N #I I"], positions: PositionTable

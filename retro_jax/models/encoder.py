@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from retro_jax.config import ModelConfig
 from retro_jax.models.attention import Attention
-from retro_jax.models.layers import INITIAL_SCALE, embed, ones, rms_norm, weight
+from retro_jax.models.layers import embed, ones, rms_norm, table
 from retro_jax.models.positions import conditioning_distances, position_table, signed_distances
 from retro_jax.models.stack import Layer, apply_stack, stacked
 
@@ -20,17 +20,17 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         sizes = config.encoder
-        scale = INITIAL_SCALE / (2 * sizes.layers) ** 0.5
-        self.embedding = weight(rngs, config.vocabulary, sizes.width)
+        gain = (2 * sizes.layers) ** -0.5
+        self.embedding = table(rngs, config.vocabulary, sizes.width)
         self.layers = stacked(
             sizes.layers,
-            lambda r: Layer(sizes.width, sizes.heads, sizes.head_dim, sizes.feed_forward, scale, r),
+            lambda r: Layer(sizes.width, sizes.heads, sizes.head_dim, sizes.feed_forward, gain, r),
             rngs,
         )
         if sizes.cross_attention_layers:
             self.cross_attention = stacked(
                 len(sizes.cross_attention_layers),
-                lambda r: Attention(sizes.width, config.width, sizes.heads, sizes.head_dim, scale, r, memory_norm=True),
+                lambda r: Attention(sizes.width, config.width, sizes.heads, sizes.head_dim, gain, r, memory_norm=True),
                 rngs,
             )
         self.final_norm = ones(sizes.width)

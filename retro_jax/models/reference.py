@@ -212,8 +212,9 @@ def encoder_cross_attention_distances(retrieved: int, chunk_length: int) -> Int[
 
 
 def _embed(table, tokens):
-    """Rows of the embedding; a padded token takes row 0, which every mask hides."""
-    return np.stack([table[token if token != PADDING else 0] for token in tokens])
+    """Rows of the embedding times sqrt(D); a padded token takes row 0, which every mask hides."""
+    rows = np.stack([table[token if token != PADDING else 0] for token in tokens])
+    return rows * table.dtype.type(table.shape[1] ** 0.5)
 
 
 def _convert(tree, dtype):

@@ -25,7 +25,7 @@ from retro_jax.config import ModelConfig
 from retro_jax.models.attention import Attention
 from retro_jax.models.decoder import decode
 from retro_jax.models.encoder import Encoder
-from retro_jax.models.layers import INITIAL_SCALE, embed, ones, rms_norm, weight
+from retro_jax.models.layers import embed, ones, rms_norm, table
 from retro_jax.models.stack import Layer, stacked
 
 
@@ -34,14 +34,14 @@ class Retro(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
-        scale = INITIAL_SCALE / (2 * config.layers) ** 0.5
+        gain = (2 * config.layers) ** -0.5
         sizes = (config.heads, config.head_dim)
-        self.embedding = weight(rngs, config.vocabulary, config.width)
-        self.layers = stacked(config.layers, lambda r: Layer(config.width, *sizes, config.feed_forward, scale, r), rngs)
+        self.embedding = table(rngs, config.vocabulary, config.width)
+        self.layers = stacked(config.layers, lambda r: Layer(config.width, *sizes, config.feed_forward, gain, r), rngs)
         if config.retrieves:
             self.cross_attention = stacked(
                 len(config.retrieval_layers),
-                lambda r: Attention(config.width, config.encoder.width, *sizes, scale, r),
+                lambda r: Attention(config.width, config.encoder.width, *sizes, gain, r),
                 rngs,
             )
             self.encoder = Encoder(config, rngs)

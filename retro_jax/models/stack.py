@@ -19,9 +19,9 @@ from retro_jax.models.layers import FeedForward
 class Layer(nnx.Module):
     """LM(H) = FFW(ATTN(H)) of paper eq 2; a RETRO layer has a cross-attention, kept in a stack of its own, between."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, feed_forward: int, output_scale: float, rngs: nnx.Rngs):
-        self.attention = Attention(width, width, heads, head_dim, output_scale, rngs)
-        self.feed_forward = FeedForward(width, feed_forward, output_scale, rngs)
+    def __init__(self, width: int, heads: int, head_dim: int, feed_forward: int, output_gain: float, rngs: nnx.Rngs):
+        self.attention = Attention(width, width, heads, head_dim, output_gain, rngs)
+        self.feed_forward = FeedForward(width, feed_forward, output_gain, rngs)
 
 
 def stacked(count: int, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
