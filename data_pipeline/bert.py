@@ -90,6 +90,7 @@ class FrozenEncoder:
         self._parameters = pack_parameters(read_weights(directory), self.shape, jnp.dtype(compute_dtype))
         self._tokenizer = _open_tokenizer(directory)
         self.longest = min(LENGTHS[-1], self.shape.positions)
+        self._lengths = np.array([*(length for length in LENGTHS if length < self.longest), self.longest])
         names = [*FILES, *(name for name in OPTIONAL_FILES if (directory / name).is_file())]
         facts = [[name, file_sha256(directory / name)] for name in names] + [compute_dtype]
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -116,10 +117,13 @@ class FrozenEncoder:
         Args:
           description: of the progress bar; empty shows none.
         """
-        ids = self.token_ids(texts)
-        vectors = np.empty((len(texts), self.width), np.float32)
+        return self.embed_ids(self.token_ids(texts), description=description)
+
+    def embed_ids(self, ids: Sequence[Sequence[int]], *, description: str = "") -> Float32[np.ndarray, "N E"]:
+        """As `embed`, from the word piece ids of `token_ids`."""
+        vectors = np.empty((len(ids), self.width), np.float32)
         waiting: list = []
-        bar = progress(description=description, total=len(texts), unit="chunk") if description else None
+        bar = progress(description=description, total=len(ids), unit="chunk") if description else None
         for length, rows in self._batches(ids):
             tokens, lengths = np.zeros((self.batch, length), np.int32), np.ones(self.batch, np.int32)
             for line, row in enumerate(rows):
@@ -136,7 +140,7 @@ class FrozenEncoder:
 
     def _batches(self, ids: Sequence[Sequence[int]]):
         """(padded length, rows) of every batch, short texts first."""
-        padded = np.array(LENGTHS)[np.searchsorted(LENGTHS, [len(row) for row in ids])] if len(ids) else np.array([])
+        padded = self._lengths[np.searchsorted(self._lengths, np.array([len(row) for row in ids], np.int64))]
         for length in sorted(set(padded.tolist())):
             rows = np.flatnonzero(padded == length)
             for start in range(0, len(rows), self.batch):

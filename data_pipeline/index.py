@@ -105,7 +105,7 @@ def build_index(directory: Path, config: DataConfig, embeddings: Path) -> Manife
     def make(temporary: Path) -> dict:
         keys = vectors.database()
         if settings.kind == "scann":
-            _build_scann(temporary, keys, settings)
+            build_scann(temporary, keys, settings)
         searcher = _open(temporary, keys, settings)
         recall = measure_recall(searcher, vectors, keys, config.neighbors_stored, config.recall_sample)
         return {"recall": recall}
@@ -154,7 +154,7 @@ def _scann():
     return scann_ops_pybind
 
 
-def _build_scann(directory: Path, keys: Float32[np.ndarray, "N E"], settings: IndexSettings) -> None:
+def build_scann(directory: Path, keys: Float32[np.ndarray, "N E"], settings: IndexSettings) -> None:
     builder = _scann().builder(keys, settings.reorder, settings.metric)
     # Centers drawn at random differ from build to build; k-means++ has a fixed seed, and with it every byte is the
     # same, whatever the number of threads.

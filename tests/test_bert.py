@@ -63,7 +63,7 @@ def test_every_length_agrees_with_plain_numpy(tmp_path, normalize):
     """Padding of a text to its program's length, and of a batch to its rows, leaves no trace."""
     directory = made_up_encoder.write(tmp_path, normalize=normalize)
     encoder = FrozenEncoder(directory, batch=3)
-    texts = ["", "mill", *(" ".join(made_up_text.WORDS[:count]) for count in range(2, 40, 3))]
+    texts = ["", "mill", *(" ".join((made_up_text.WORDS * 2)[:count]) for count in (*range(2, 40, 5), 70))]
     weights = read_weights(directory)
     expected = [
         embed_reference(weights, row, layers=2, heads=4, normalize=normalize) for row in encoder.token_ids(texts)

@@ -157,17 +157,17 @@ def test_every_build_gives_the_same_bytes(tmp_path, root):
 
 def test_killed_while_writing_the_bytes_are_the_same(tmp_path, root, monkeypatch):
     """Trap 24."""
-    real = index._build_scann
+    real = index.build_scann
 
     def dying(directory, *arguments):
         (directory / FILES[0]).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(index, "_build_scann", dying)
+    monkeypatch.setattr(index, "build_scann", dying)
     with pytest.raises(KeyboardInterrupt):
         build_index(tmp_path / "killed", SCANN, root / "embeddings")
     assert not any((tmp_path / "killed" / name).exists() for name in FILES)
-    monkeypatch.setattr(index, "_build_scann", real)
+    monkeypatch.setattr(index, "build_scann", real)
     build_index(tmp_path / "killed", SCANN, root / "embeddings")
     assert files(tmp_path / "killed") == files(root / "index")
 
