@@ -131,20 +131,26 @@ def test_every_row_agrees_with_the_plain_loop(root, vectors):
 
 
 def test_missing_neighbors_index_nothing():
-    """Trap 17: a search that finds little says -1, which as an index would be the last chunk of the database."""
+    """Trap 17: -1 of a search that finds little would, as an index, be the last chunk, of another document than the
+    query's: taken for a neighbor it ends the search."""
 
     class Sparse:
+        """Of k asked for, the first quarter."""
+
         def __len__(self):
-            return 4
+            return 40
 
         def search(self, queries, k):
             ids, distances = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.inf, np.float32)
-            ids[:, 0], distances[:, 0] = 1, 0.5
+            ids[:, : k // 4], distances[:, : k // 4] = np.arange(k // 4), np.arange(k // 4) + 0.5
             return ids, distances
 
-    ids, distances = find_neighbors(Sparse(), np.zeros((2, 3), np.float32), np.array([5, 6]), np.array([5, 6, 7, 8]), 2)
-    assert ids.tolist() == [[1, -1], [-1, -1]]
-    assert distances.tolist() == [[0.5, np.inf], [np.inf, np.inf]]
+    owners = np.array([5, 6] + [7] * 37 + [8])
+    ids, distances = find_neighbors(Sparse(), np.zeros((3, 3), np.float32), np.array([5, 6, 7]), owners, 2)
+    assert ids.tolist() == [[1, 2], [0, 2], [0, 1]]
+    assert distances.tolist() == [[1.5, 2.5], [0.5, 2.5], [0.5, 1.5]]
+    ids, distances = find_neighbors(Sparse(), np.zeros((1, 3), np.float32), np.array([7]), owners, 3)
+    assert ids.tolist() == [[0, 1, -1]] and distances.tolist() == [[0.5, 1.5, np.inf]]
 
 
 def test_one_document_has_no_neighbors(tmp_path):
