@@ -13,7 +13,7 @@ from retro_jax.evaluation import HeldOut
 
 CHUNKS = 3  # of a passage
 SHORTEST_RUN = 4  # tokens in common with a neighbor, from which they are marked
-KINDS = ("helped most", "hurt most", "typical")
+KINDS = ("helped most", "helped least", "typical")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Choice:
 
 
 def choose(held_out: HeldOut, count: int) -> list[Choice]:
-    """`count` passages of different documents: helped most, hurt most and of median gain, in turn over the subsets.
+    """`count` passages of different documents: helped most, helped least (or hurt) and of median gain, in turn over the subsets.
 
     Subsets come in the order of their overlap, highest first.
     """
@@ -38,7 +38,7 @@ def choose(held_out: HeldOut, count: int) -> list[Choice]:
         left = [found for found in candidates[number] if held_out.documents[found[0][0]] not in used]
         if left and len(chosen) < count:
             kind = KINDS[turn % len(KINDS)]
-            place = {"helped most": -1, "hurt most": 0, "typical": len(left) // 2}[kind]
+            place = {"helped most": -1, "helped least": 0, "typical": len(left) // 2}[kind]
             chosen.append(Choice(kind, *sorted(left, key=lambda found: found[1])[place]))
     return chosen
 

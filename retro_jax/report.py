@@ -81,9 +81,9 @@ def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> di
         plots[f"leakage-{name}"] = line_chart(title, series, "overlap r(C) at most α", "bits per byte", percent=True)
     plots["overlap"] = bar_chart(
         "How much of a chunk stands in its neighbors",
-        ["0", *(f"≤{alpha:.0%}" for alpha in ALPHAS)],
+        ["0", *(f"≤{100 * alpha:g}" for alpha in ALPHAS)],
         {name: results["leakage"][name]["histogram"] for name in subsets},
-        "longest common run / chunk, r(C)",
+        "longest common run, r(C), in percent of the chunk",
         "share of bytes",
     )
     return plots

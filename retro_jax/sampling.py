@@ -31,11 +31,15 @@ class Retrieved:
 
 
 class Retriever(Protocol):
-    """The database, searched as the build searches it."""
+    """The database, searched as the build searches it (`data_pipeline.retriever.DatabaseRetriever`)."""
 
-    def retrieve(self, text: str, k: int) -> Retrieved:
-        """The k nearest chunks to a chunk's text."""
+    def search(self, text: str, k: int) -> tuple[Int[np.ndarray, "K"], Float[np.ndarray, "K"]]:
+        """Ids and distances of the k nearest chunks to a chunk's text."""
         ...
+
+    def values(self, ids: Int[np.ndarray, "K"]) -> Int[np.ndarray, "K R"]: ...
+
+    def sources(self, ids: Int[np.ndarray, "K"]) -> Sequence[tuple[str, str]]: ...
 
 
 class Tokenizer(Protocol):
@@ -111,7 +115,8 @@ def retrieve_full_chunks(
     length = model.chunk_length
     for chunk in range(len(retrieved), len(tokens) // length):
         text = tokenizer.decode(tokens[chunk * length : (chunk + 1) * length])
-        retrieved.append(retriever.retrieve(text, model.neighbors))
+        ids, distances = retriever.search(text, model.neighbors)
+        retrieved.append(Retrieved(ids, distances, retriever.values(ids), retriever.sources(ids)))
 
 
 class Predictor:

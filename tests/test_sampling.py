@@ -10,7 +10,7 @@ from tiny_model import random_parameters, tiny
 from data_pipeline.joined import windows
 from retro_jax.config import SampleConfig
 from retro_jax.models.retro import merge
-from retro_jax.sampling import Predictor, Retrieved, choose, keep_top_mass, sample, window_start
+from retro_jax.sampling import Predictor, choose, keep_top_mass, sample, window_start
 
 MODEL = tiny()  # 6 chunks of 4 tokens
 M = MODEL.chunk_length
@@ -36,11 +36,16 @@ class MadeUp:
     def __init__(self):
         self.asked = []
 
-    def retrieve(self, text, k):
+    def search(self, text, k):
         self.asked.append(text)
-        generator = np.random.default_rng([ord(letter) for letter in text] or [0])
-        tokens = generator.integers(2, MODEL.vocabulary, (k, MODEL.retrieved_length)).astype(np.int32)
-        return Retrieved(np.arange(k), generator.random(k), tokens, [("letters", f"about {text}")] * k)
+        return 100 * len(self.asked) + np.arange(k), np.arange(k) / 10
+
+    def values(self, ids):
+        generator = np.random.default_rng([ord(letter) for letter in self.asked[-1]] or [0])
+        return generator.integers(2, MODEL.vocabulary, (len(ids), MODEL.retrieved_length)).astype(np.int32)
+
+    def sources(self, ids):
+        return [("letters", f"about {self.asked[-1]}")] * len(ids)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +90,8 @@ def test_greedy_decoding_equals_the_teacher_forced_forward_pass(params, prompt):
 def test_retrieval_reaches_what_is_sampled(params):
     """Trap 4 in sampling: the neighbors are no decoration, and first matter where the first chunk is full."""
     on = sample(MODEL, params, Letters(), "abc", GREEDY, MadeUp())
-    off = sample(MODEL, params, Letters(), "abc", GREEDY, None)
-    assert on.tokens != off.tokens and off.retrieved == []
+    off = sample(MODEL, params, Letters(), "abc", dataclasses.replace(GREEDY, tokens=4), None)
+    assert len(on.retrieved) == 5 and off.retrieved == []
     predict = Predictor(MODEL, params)
     assert not np.allclose(predict([0, 2, 3, 4], on.retrieved[:1]), predict([0, 2, 3, 4], []), atol=1e-3)
 
@@ -97,6 +102,7 @@ def test_every_full_chunk_is_asked_once_with_its_own_text(params):
     assert retriever.asked[0] == "abc" and len(retriever.asked) == 3  # 13 tokens; the last chunk is not full
     for chunk, text in enumerate(retriever.asked):
         assert Letters().decode(drawn.tokens[chunk * M : (chunk + 1) * M]) == text
+    assert [found.ids[0] for found in drawn.retrieved] == [100, 200, 300]
     assert [found.sources[0] for found in drawn.retrieved] == [("letters", f"about {text}") for text in retriever.asked]
 
 

@@ -1,0 +1,95 @@
+"""`retro sample`: continues a prompt, retrieves after every full chunk and says from which documents."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from data_pipeline.manifests import require_fingerprint
+from launch.command import Invocation, Verb, data_directory, model_directory, run_verb
+from retro_jax.config import RunConfig
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("prompt", None, "the text to continue; it may be empty", flag_values=values)
+    flags.DEFINE_enum("retrieval", "on", ["on", "off"], "off skips the database", flag_values=values)
+
+
+VERB = Verb(
+    "sample",
+    "continues a prompt with the model trained in WORKDIR; retrieves after every full chunk and says which documents "
+    "it used",
+    '--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke --prompt="Permission is hereby granted"',
+    define_flags=_define_flags,
+    reads_run=True,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    return run_verb(VERB, _sample, argv)
+
+
+def _sample(invocation: Invocation) -> None:
+    if invocation.flags.prompt is None:
+        raise ValueError('--prompt is missing; for example --prompt="Permission is hereby granted" (it may be empty).')
+    print(
+        continue_text(invocation.run, invocation.workdir, invocation.flags.prompt, invocation.flags.retrieval == "on")
+    )
+
+
+def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -> str:
+    """The prompt with its continuation, then the sources of each chunk, as the terminal shows them.
+
+    Raises:
+      ValueError, StageError: no trained model, or a tokenizer or database other than those it was trained with.
+    """
+    from data_pipeline.retriever import DatabaseRetriever
+    from data_pipeline.tokens import Tokenizer
+    from retro_jax.checkpoints import load_fingerprints, load_params
+    from retro_jax.progress import progress
+    from retro_jax.sampling import check_settings, sample
+
+    check_settings(run.sample)
+    directory, data = model_directory(workdir), data_directory(run, workdir)
+    params, trained, step = load_params(directory)
+    tokenizer = Tokenizer(data / "tokenizer")
+    expected = load_fingerprints(directory, step)
+    remedy = (
+        f"{directory} (step {step}) was trained with the other one: point to its data with --config.data.directory."
+    )
+    require_fingerprint(f"tokenizer in {data}", tokenizer.fingerprint, expected["tokenizer"], remedy)
+    retriever = None
+    if retrieval and trained.model.retrieves:
+        from data_pipeline.neighbors import NeighborTable
+
+        database = NeighborTable(data / "neighbors").fingerprint
+        require_fingerprint(f"database in {data}", database, expected["database"], remedy)
+        retriever = DatabaseRetriever(data, run.data)
+    bar = progress(description="sample", total=run.sample.tokens, unit="token")
+    drawn = sample(
+        trained.model, params, tokenizer, prompt, run.sample, retriever, lambda count: bar.update(count - bar.n)
+    )
+    bar.close()
+    return describe(drawn, tokenizer, trained.model.chunk_length, retriever is not None)
+
+
+def describe(drawn, tokenizer, chunk_length: int, retrieval: bool) -> str:
+    """The text, a line between, and what each full chunk retrieved."""
+    lines = [drawn.prompt + drawn.continuation, ""]
+    if not retrieval:
+        return "\n".join([*lines, "(retrieval off: no document was used)"])
+    if not drawn.retrieved:
+        return "\n".join([*lines, f"(no chunk of {chunk_length} tokens was full, so nothing was retrieved)"])
+    lines.append("Retrieved after each full chunk, and read from then on (squared distance, subset, document):")
+    for number, found in enumerate(drawn.retrieved):
+        text = " ".join(tokenizer.decode(drawn.tokens[number * chunk_length : (number + 1) * chunk_length]).split())
+        lines.append(f"  chunk {number + 1}: {text[:70]}{'…' if len(text) > 70 else ''}")
+        for distance, (subset, name) in zip(found.distances, found.sources, strict=False):
+            lines.append(f"    {distance:.3f}  {subset}: {name}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
