@@ -1,0 +1,274 @@
+"""The model's structure, property by property (PAPER.md section 8, 1 to 8 and 16), weights non-zero everywhere."""
+
+import dataclasses
+import math
+import re
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from tiny_model import TINY, compiled, pack, random_parameters, tiny
+
+from retro_jax.config import ModelConfig, check_model
+from retro_jax.models import reference
+from retro_jax.models.chunked_cross_attention import chunked_cross_attention, reading_mask
+from retro_jax.models.encoder import Encoder
+from retro_jax.models.parameters import counted_parameters, parameter_counts
+from retro_jax.models.positions import cross_distances, position_table
+from retro_jax.models.retro import abstract_model, layer_parameters, merge
+
+M, R, C, T = TINY.chunk_length, TINY.retrieved_length, TINY.chunks, TINY.sequence_length
+PARAMETERS = random_parameters(TINY)
+PACKED = pack(TINY, [7, 4, 10], neighbors=2)  # chunks 0 1 | 2 | 3 4 5
+
+
+def test_cca_equals_the_loop_of_equation_3():
+    """Properties 1 and 5; Trap 9: nothing is added to the first m - 1 rows, of the sequence or of a document."""
+    x, encoded = _stream(1), _encoded(1)
+    got = _cca(x, encoded)[0]
+    weights = layer_parameters(TINY, PARAMETERS)["layers"][1]["cross_attention"]
+    valid = PACKED.neighbor_tokens >= 0
+    looped = reference.chunked_cross_attention(weights, x[0], encoded[0], valid, PACKED.segments, M)
+    assert np.abs(got - looped).max() < 1e-5 * np.abs(looped).max()
+    starts = [row for chunk in (0, 2, 3) for row in range(chunk * M, chunk * M + M - 1)]
+    assert not got[starts].any()
+    np.testing.assert_array_equal((x[0] + got)[starts], x[0][starts])
+    others = np.setdiff1d(np.arange(T), starts)
+    assert (np.abs(got[others]).max(axis=1) > 1e-3).all()
+
+
+def test_each_chunk_of_encoded_neighbors_is_read_by_its_own_rows():
+    """Properties 1 and 2: E_u reaches rows (u+1)m-1 .. (u+2)m-2 and no others, cut at the end of its document."""
+    x, before, after = _stream(C), _encoded(C), _encoded(C)
+    after[np.arange(C), np.arange(C)] += 1
+    changed = (_cca(x, after) != _cca(x, before)).any(axis=-1)
+    readers = [sorted(np.flatnonzero(row).tolist()) for row in changed]
+    assert readers == [[3, 4, 5, 6], [7], [11], [15, 16, 17, 18], [19, 20, 21, 22], [23]]
+
+
+def test_queries_are_masked_where_they_stand():
+    """Trap 12: the segment of a query is that of its position, which is m - 1 further than its row says."""
+    neighbor_valid = np.ones((1, 4, 1, 6), bool)
+    mask = _reading_mask(np.array([[0, 0, 1, -1]]), neighbor_valid, 3)
+    expected = [
+        [1, 1, 1],  # positions 2, 3, 4 read E_0
+        [1, 0, 0],  # position 5 reads E_1; 6 and 7 are of another document
+        [1, 0, 0],  # position 8 reads E_2; 9 and 10 are padding
+        [0, 0, 0],
+    ]
+    np.testing.assert_array_equal(np.asarray(mask)[0].all(axis=-1), np.array(expected, bool))
+    np.testing.assert_array_equal(np.asarray(mask)[0].any(axis=-1), np.array(expected, bool))
+
+
+def test_neighbors_have_no_order_and_no_count():
+    """Property 4, Trap 2, with positions that matter: permuted or doubled sets give the same logits, to rounding."""
+    config = dataclasses.replace(TINY, neighbors=3)
+    packed = pack(TINY, [7, 4, 10], neighbors=3)
+    tokens, segments, neighbors = packed.batch()
+    logits = compiled(config)
+    expected = np.asarray(logits(PARAMETERS, tokens, segments, neighbors))
+    permuted = logits(PARAMETERS, tokens, segments, neighbors[:, :, [2, 0, 1]])
+    doubled = logits(PARAMETERS, tokens, segments, np.concatenate([neighbors, neighbors], axis=2))
+    limit = 1e-5 * np.abs(expected).max()
+    assert np.abs(permuted - expected).max() < limit and np.abs(doubled - expected).max() < limit
+    for part in (("cross_attention", "position"), ("cross_attention", "position_bias"), ("cross_attention", "key")):
+        without = {**PARAMETERS, part[0]: {**PARAMETERS[part[0]], part[1]: 0 * PARAMETERS[part[0]][part[1]]}}
+        assert np.abs(logits(without, tokens, segments, neighbors) - expected).max() > 100 * limit, part
+    assert abstract_model(config)[1] == abstract_model(TINY)[1]  # no parameter depends on k
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_encoder_runs_once_on_the_stream_after_attention_of_the_first_retro_layer(scan, monkeypatch):
+    """Property 6, Trap 7: what it reads is neither embeddings nor what CCA or feed-forward left, and un-normed.
+
+    Counted as the program runs: a call inside a scanned layer would count at every layer.
+    """
+    seen, encode = [], Encoder.__call__
+
+    def observed(self, config, neighbors, hidden, valid):
+        jax.debug.callback(lambda hidden: seen.append(np.array(hidden)), hidden)
+        return encode(self, config, neighbors, hidden, valid)
+
+    monkeypatch.setattr(Encoder, "__call__", observed)
+    config = tiny(retrieval_layers=(2, 3, 4), scan=scan, encoder={"layers": 1})
+    params = random_parameters(config)
+    jax.jit(lambda params, *inputs: merge(config, params)(*inputs))(params, *PACKED.batch())
+    jax.effects_barrier()
+    weights, valid = layer_parameters(config, params), PACKED.tokens >= 0
+    first, second = weights["layers"][:2]
+    x = weights["embedding"][np.maximum(PACKED.tokens, 0)]
+    x = x + reference.causal_self_attention(first["attention"], x, PACKED.segments, valid, M)
+    x = x + reference.feed_forward(first["feed_forward"], x)
+    x = x + reference.causal_self_attention(second["attention"], x, PACKED.segments, valid, M)
+    assert len(seen) == 1
+    assert np.abs(seen[0][0] - x)[valid].max() < 1e-5 * np.abs(x).max()
+
+
+def test_encoder_is_conditioned_on_its_own_chunk_and_on_nothing_without_cross_attention():
+    """Properties 2 and 6: H_u, unshifted, reaches E_u for every neighbor of chunk u; with P_enc = () nothing does."""
+    valid = np.ones((C, T), bool)
+    before, after = _stream(C), _stream(C)
+    rows = np.arange(C)
+    for i in range(M):
+        after[rows, rows * M + i] += 1
+    neighbors = PACKED.batch(C)[2]
+    real = neighbors >= 0
+
+    def changed(config):
+        encoder = merge(config, random_parameters(config)).encoder
+        encode = jax.jit(lambda hidden: encoder(config, neighbors, hidden, valid))
+        return np.abs(encode(after) - encode(before)).max(axis=-1)
+
+    conditioned = changed(TINY)
+    own = np.eye(C, dtype=bool)
+    assert conditioned[own][real[own]].min() > 1e-4
+    assert conditioned[~own].max() == 0
+    assert changed(tiny(encoder={"cross_attention_layers": ()})).max() == 0
+
+
+def test_off_is_the_decoder_alone():
+    """Property 7: Retro[Off] and a baseline of the same weights give the same bits; On does not."""
+    baseline = dataclasses.replace(TINY, retrieval_layers=())
+    decoder = {name: PARAMETERS[name] for name in abstract_model(baseline)[1]}
+    off = np.asarray(compiled(TINY, on=False)(PARAMETERS, *PACKED.batch()))
+    np.testing.assert_array_equal(off, compiled(baseline, on=False)(decoder, *PACKED.batch()))
+    np.testing.assert_array_equal(off, compiled(baseline)(decoder, *PACKED.batch()))  # neighbors are not looked at
+    assert np.abs(off - compiled(TINY)(PARAMETERS, *PACKED.batch())).max() > 0.1
+
+
+def test_every_cca_layer_reads_the_encoder():
+    """Trap 3: with the output projections of all other CCA layers at zero, every encoder weight gets a gradient."""
+    config = tiny(layers=3, retrieval_layers=(1, 2, 3), encoder={"cross_attention_layers": (1, 2)})
+    params = random_parameters(config)
+
+    @jax.jit
+    def encoder_gradient(params):
+        return jax.grad(lambda params: (merge(config, params)(*PACKED.batch()) ** 2).mean())(params)["encoder"]
+
+    for index in range(3):
+        alone = np.zeros((3, 1, 1), np.float32)
+        alone[index] = 1
+        reader = {**params["cross_attention"], "output": params["cross_attention"]["output"] * alone}
+        gradient = encoder_gradient({**params, "cross_attention": reader})
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+            stacked = path[0].key in ("layers", "cross_attention")
+            per_layer = np.abs(leaf).reshape(leaf.shape[0] if stacked else 1, -1).max(axis=1)
+            assert per_layer.min() > 1e-6, (index, jax.tree_util.keystr(path))
+
+
+def test_layers_are_counted_from_one():
+    """Trap 6: P = (2,) is the second layer, and with layers in the weights' own list at index 1."""
+    config = tiny(retrieval_layers=(2,), encoder={"cross_attention_layers": (2,)})
+    weights = layer_parameters(config, random_parameters(config))
+    assert [number for number, layer in enumerate(weights["layers"], 1) if "cross_attention" in layer] == [2]
+    in_encoder = weights["encoder"]["layers"]
+    assert [number for number, layer in enumerate(in_encoder, 1) if "cross_attention" in layer] == [2]
+    for outside in ((0, 3), (3, 5)):
+        with pytest.raises(ValueError, match=r"layers are numbered from 1 to config.model.layers=4"):
+            check_model(dataclasses.replace(TINY, retrieval_layers=outside))
+
+
+def test_every_size_in_the_config_shapes_the_model():
+    """Trap 5: each field changes some parameter's shape; the few that do not are named here, with what they change."""
+    without_shape = {
+        "sequence_length": "inputs",
+        "chunk_length": "inputs, masks and distances",
+        "neighbors": "inputs",
+        "compute_dtype": "arithmetic",
+        "remat": "memory",
+        "scan": "compilation",
+        "loss_block": "memory",
+        "encoder": "below",
+    }
+    shapes = abstract_model(TINY)[1]
+    for part, where in ((TINY, None), (TINY.encoder, "encoder")):
+        for field in dataclasses.fields(part):
+            if where is None and field.name in without_shape:
+                continue
+            value = getattr(part, field.name)
+            other = (
+                (1,) if isinstance(value, tuple) and value != (1,) else () if isinstance(value, tuple) else value + 2
+            )
+            changed = dataclasses.replace(part, **{field.name: other})
+            config = changed if where is None else dataclasses.replace(TINY, encoder=changed)
+            assert abstract_model(config)[1] != shapes, field.name
+
+
+PAPER = {  # Table 10: width, feed-forward, heads, head width, layers; then the totals of PAPER.md 3.3
+    "172M": (896, 3584, 16, 64, 12, 132_120_576, 172_490_752),
+    "425M": (1536, 6144, 12, 128, 12, 368_050_176, 425_459_712),
+    "1.5B": (2048, 8192, 16, 128, 24, 1_308_622_848, 1_451_360_256),
+    "7.5B": (4096, 16_384, 32, 128, 32, 6_979_321_856, 7_531_528_192),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_parameter_counts_are_the_papers(name):
+    """Property 8: to the integer, by the formula and counted from the arrays; Table 2's figures when rounded."""
+    width, feed_forward, heads, head_dim, layers, decoder, total = PAPER[name]
+    sizes = {"width": width, "feed_forward": feed_forward, "heads": heads, "head_dim": head_dim, "layers": layers}
+    retro = ModelConfig(**sizes, retrieval_layers=tuple(range(6, layers + 1, 3)))
+    for config, expected in ((retro, total), (ModelConfig(**sizes, retrieval_layers=()), decoder)):
+        assert parameter_counts(config)["total"] == counted_parameters(config)["total"] == expected
+        assert parameter_counts(config) == counted_parameters(config)
+    printed = {"172M": (132, 172), "425M": (368, 425), "1.5B": (1309, 1451), "7.5B": (6982, 7532)}[name]
+    assert decoder == pytest.approx(printed[0] * 1e6, rel=0.003) and total == pytest.approx(printed[1] * 1e6, rel=0.003)
+
+
+def test_cost_is_affine_in_the_number_of_neighbors():
+    """Property 16: XLA counts the same operations for every further neighbor, and hardly more than the products need."""
+    sizes = {"heads": 4, "head_dim": 16}
+    config = tiny(
+        scan=False, layers=2, retrieval_layers=(1, 2), width=64, feed_forward=128, chunk_length=8, sequence_length=64,
+        encoder={"layers": 1, "width": 48, "feed_forward": 96, **sizes}, **sizes,
+    )  # fmt: skip
+    params = random_parameters(config)
+    flops = [
+        compiled(config).lower(params, *pack(config, [64], k).batch()).cost_analysis()["flops"] for k in range(1, 6)
+    ]
+    slopes = np.diff(flops)
+    assert len(set(slopes)) == 1
+    tokens, inner, asked = 16, 64, 8  # of one neighbor; heads * head width; decoder tokens that read it
+    encoder = tokens * (4 * 48 * inner + 2 * 48 * 96 + 2 * tokens * inner + 2 * tokens * inner)
+    conditioning = tokens * (2 * 48 * inner + 2 * asked * inner + (asked + tokens) * inner)
+    reading = tokens * (2 * 48 * inner) + asked * (2 * tokens * inner)
+    products = 2 * config.chunks * (encoder + conditioning + 2 * reading)
+    assert products < slopes[0] < 1.05 * products
+
+
+def test_scores_take_memory_for_one_chunk_a_query():
+    """Property 16: no array of CCA is larger than H scores for every token and retrieved token of the chunk it reads."""
+    heads = 6  # with heads 2 wide, scores (H m per retrieved token) outgrow keys (H * 2)
+    config = tiny(heads=heads, head_dim=2)
+    for chunks, neighbors in ((6, 16), (12, 16), (24, 16), (6, 32)):
+        x, mask = np.zeros((1, chunks * M, TINY.width), np.float32), np.ones((1, chunks, M, neighbors * R), bool)
+        encoded = np.zeros((1, chunks, neighbors, R, TINY.encoder.width), np.float32)
+        update = jax.jit(partial(_cca_update, config, random_parameters(config)))
+        text = update.lower(x, encoded, mask).as_text()
+        largest = max(math.prod(map(int, shape.split("x"))) for shape in re.findall(r"tensor<([\dx]+)xf32>", text))
+        assert largest == heads * (chunks * M) * (neighbors * R)
+
+
+def _stream(batch):
+    return np.repeat(np.random.default_rng(2).standard_normal((1, T, TINY.width)).astype(np.float32), batch, axis=0)
+
+
+def _encoded(batch):
+    shape = (1, *PACKED.neighbor_tokens.shape, TINY.encoder.width)
+    return np.repeat(np.random.default_rng(3).standard_normal(shape).astype(np.float32), batch, axis=0)
+
+
+def _cca(x, encoded):
+    """The update by the CCA of layer 2, the first of P, on PACKED's documents and padding."""
+    mask = _reading_mask(PACKED.segments[None], PACKED.neighbor_tokens[None] >= 0, M)
+    return np.asarray(_update(x, encoded, np.repeat(np.asarray(mask), len(x), axis=0)))
+
+
+def _cca_update(config, params, x, encoded, mask):
+    first = jax.tree.map(lambda leaf: leaf[0], merge(config, params).cross_attention)
+    return chunked_cross_attention(first, x, encoded, mask, position_table(cross_distances(M, R), x.shape[-1], x.dtype))
+
+
+_update = jax.jit(partial(_cca_update, TINY, PARAMETERS))
+_reading_mask = jax.jit(reading_mask, static_argnums=2)
