@@ -31,11 +31,11 @@ def get_config(argument: str = ""):
     if sizes:
         set_size(config, RETRO[sizes[0]])
     else:
-        config.model.update(vocabulary=4_096, sequence_length=256, chunk_length=32, layers=4, width=128)
+        config.model.update(vocabulary=4_096, sequence_length=256, chunk_length=16, layers=4, width=128)
         config.model.update(heads=4, head_dim=32, feed_forward=512, retrieval_layers=(2, 4))
-        config.model.update(compute_dtype="float32", remat="none", loss_block=0)
-        config.model.encoder.update(width=128, heads=4, head_dim=32, feed_forward=512)
-        config.train.update(batch=16, steps=1_000, warmup_steps=50, learning_rate=3e-3, checkpoint_every=200)
+        config.model.update(compute_dtype="float32", remat="none", scan=False, loss_block=0)
+        config.model.encoder.update(layers=1, width=128, heads=4, head_dim=32, feed_forward=512)
+        config.train.update(batch=8, steps=2_000, warmup_steps=50, learning_rate=4e-3, checkpoint_every=200)
     if "smoke" in words:
         shrink(config)
     config.data.sources = {"own": to_dict(SourceConfig(path=path))}
