@@ -26,7 +26,7 @@ quickstart-long: setup ## the same at a size where every effect is plain, within
 	@$(BIN)/python -m launch.quickstart --config=configs/quickstart.py:long --workdir=runs/quickstart-long
 
 test: setup ## the whole suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2
 
 test-slow: setup ## tests that take minutes
 	@$(BIN)/python -m pytest -m slow
