@@ -1,4 +1,4 @@
-"""The model's structure, property by property (PAPER.md section 8, 1 to 8 and 16), weights non-zero everywhere."""
+"""The model's structure, property by property (PAPER.md section 8, 1 to 6 and 16), weights non-zero everywhere."""
 
 import dataclasses
 import math
@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from tiny_model import TINY, compiled, pack, random_parameters, tiny
 
-from retro_jax.config import ModelConfig, check_model
+from retro_jax.config import check_model
 from retro_jax.models import reference
 from retro_jax.models.chunked_cross_attention import chunked_cross_attention, reading_mask
 from retro_jax.models.encoder import Encoder
-from retro_jax.models.parameters import counted_parameters, parameter_counts
 from retro_jax.models.positions import cross_distances, position_table
 from retro_jax.models.retro import abstract_model, layer_parameters, merge
 
@@ -45,20 +44,6 @@ def test_each_chunk_of_encoded_neighbors_is_read_by_its_own_rows():
     changed = (_cca(x, after) != _cca(x, before)).any(axis=-1)
     readers = [sorted(np.flatnonzero(row).tolist()) for row in changed]
     assert readers == [[3, 4, 5, 6], [7], [11], [15, 16, 17, 18], [19, 20, 21, 22], [23]]
-
-
-def test_queries_are_masked_where_they_stand():
-    """Trap 12: the segment of a query is that of its position, which is m - 1 further than its row says."""
-    neighbor_valid = np.ones((1, 4, 1, 6), bool)
-    mask = _reading_mask(np.array([[0, 0, 1, -1]]), neighbor_valid, 3)
-    expected = [
-        [1, 1, 1],  # positions 2, 3, 4 read E_0
-        [1, 0, 0],  # position 5 reads E_1; 6 and 7 are of another document
-        [1, 0, 0],  # position 8 reads E_2; 9 and 10 are padding
-        [0, 0, 0],
-    ]
-    np.testing.assert_array_equal(np.asarray(mask)[0].all(axis=-1), np.array(expected, bool))
-    np.testing.assert_array_equal(np.asarray(mask)[0].any(axis=-1), np.array(expected, bool))
 
 
 def test_neighbors_have_no_order_and_no_count():
@@ -97,7 +82,7 @@ def test_encoder_runs_once_on_the_stream_after_attention_of_the_first_retro_laye
     jax.effects_barrier()
     weights, valid = layer_parameters(config, params), PACKED.tokens >= 0
     first, second = weights["layers"][:2]
-    x = weights["embedding"][np.maximum(PACKED.tokens, 0)]
+    x = weights["embedding"][np.maximum(PACKED.tokens, 0)] * TINY.width**0.5
     x = x + reference.causal_self_attention(first["attention"], x, PACKED.segments, valid, M)
     x = x + reference.feed_forward(first["feed_forward"], x)
     x = x + reference.causal_self_attention(second["attention"], x, PACKED.segments, valid, M)
@@ -125,16 +110,6 @@ def test_encoder_is_conditioned_on_its_own_chunk_and_on_nothing_without_cross_at
     assert conditioned[own][real[own]].min() > 1e-4
     assert conditioned[~own].max() == 0
     assert changed(tiny(encoder={"cross_attention_layers": ()})).max() == 0
-
-
-def test_off_is_the_decoder_alone():
-    """Property 7: Retro[Off] and a baseline of the same weights give the same bits; On does not."""
-    baseline = dataclasses.replace(TINY, retrieval_layers=())
-    decoder = {name: PARAMETERS[name] for name in abstract_model(baseline)[1]}
-    off = np.asarray(compiled(TINY, on=False)(PARAMETERS, *PACKED.batch()))
-    np.testing.assert_array_equal(off, compiled(baseline, on=False)(decoder, *PACKED.batch()))
-    np.testing.assert_array_equal(off, compiled(baseline)(decoder, *PACKED.batch()))  # neighbors are not looked at
-    assert np.abs(off - compiled(TINY)(PARAMETERS, *PACKED.batch())).max() > 0.1
 
 
 def test_every_cca_layer_reads_the_encoder():
@@ -193,27 +168,6 @@ def test_every_size_in_the_config_shapes_the_model():
             changed = dataclasses.replace(part, **{field.name: other})
             config = changed if where is None else dataclasses.replace(TINY, encoder=changed)
             assert abstract_model(config)[1] != shapes, field.name
-
-
-PAPER = {  # Table 10: width, feed-forward, heads, head width, layers; then the totals of PAPER.md 3.3
-    "172M": (896, 3584, 16, 64, 12, 132_120_576, 172_490_752),
-    "425M": (1536, 6144, 12, 128, 12, 368_050_176, 425_459_712),
-    "1.5B": (2048, 8192, 16, 128, 24, 1_308_622_848, 1_451_360_256),
-    "7.5B": (4096, 16_384, 32, 128, 32, 6_979_321_856, 7_531_528_192),
-}
-
-
-@pytest.mark.parametrize("name", PAPER)
-def test_parameter_counts_are_the_papers(name):
-    """Property 8: to the integer, by the formula and counted from the arrays; Table 2's figures when rounded."""
-    width, feed_forward, heads, head_dim, layers, decoder, total = PAPER[name]
-    sizes = {"width": width, "feed_forward": feed_forward, "heads": heads, "head_dim": head_dim, "layers": layers}
-    retro = ModelConfig(**sizes, retrieval_layers=tuple(range(6, layers + 1, 3)))
-    for config, expected in ((retro, total), (ModelConfig(**sizes, retrieval_layers=()), decoder)):
-        assert parameter_counts(config)["total"] == counted_parameters(config)["total"] == expected
-        assert parameter_counts(config) == counted_parameters(config)
-    printed = {"172M": (132, 172), "425M": (368, 425), "1.5B": (1309, 1451), "7.5B": (6982, 7532)}[name]
-    assert decoder == pytest.approx(printed[0] * 1e6, rel=0.003) and total == pytest.approx(printed[1] * 1e6, rel=0.003)
 
 
 def test_cost_is_affine_in_the_number_of_neighbors():

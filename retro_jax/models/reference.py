@@ -212,9 +212,9 @@ def encoder_cross_attention_distances(retrieved: int, chunk_length: int) -> Int[
 
 
 def _embed(table, tokens):
-    """Rows of the embedding times sqrt(D); a padded token takes row 0, which every mask hides."""
+    """Rows of the embedding times sqrt(D), as Transformer-XL does; a padded token takes row 0, hidden by every mask."""
     rows = np.stack([table[token if token != PADDING else 0] for token in tokens])
-    return rows * table.dtype.type(table.shape[1] ** 0.5)
+    return rows * rows.dtype.type(math.sqrt(rows.shape[1]))
 
 
 def _convert(tree, dtype):
