@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from data_pipeline.manifests import file_sha256, write_json
 from retro_jax.config import RunConfig, resolve
 from retro_jax.models.retro import Retro, abstract_model, merge
+from retro_jax.sharding import on_one_device
 from retro_jax.train_state import TrainState
 
 # What may change between two runs that continue each other: none of it changes the numbers' meaning.
@@ -232,7 +233,7 @@ def load_params(run_directory: Path, step: int | None = None) -> tuple[dict, Run
             f"with this --workdir, or ask for one of the steps {steps(directory / 'checkpoints')}."
         )
     _, params = abstract_model(run.model)
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = on_one_device()
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), params)
     return (
         ocp.load_checkpointables(directory / "checkpoints" / str(step), {"params": wanted})["params"],

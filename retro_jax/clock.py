@@ -4,11 +4,10 @@ import json
 import time
 from pathlib import Path
 
-from jax.sharding import Mesh
-
 from data_pipeline.manifests import write_json
 from retro_jax.config import RunConfig
 from retro_jax.flops import flops_per_token, measured_peak
+from retro_jax.sharding import Mesh
 
 
 class Clock:

@@ -8,6 +8,7 @@ Parameters that do not train have neither gradient nor moments: the optimizer ne
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from retro_jax.config import TrainConfig
@@ -27,13 +28,16 @@ def schedule(train: TrainConfig) -> Callable:
             f"The learning rate peaks before the last step, but config.train.warmup_steps={train.warmup_steps} and "
             f"config.train.steps={train.steps}; take at most {max(train.steps - 2, 0)} warm-up steps."
         )
-    return optax.schedules.warmup_cosine_decay_schedule(
-        init_value=train.initial_learning_rate,
-        peak_value=train.learning_rate,
-        warmup_steps=train.warmup_steps,
-        decay_steps=max(train.steps - 1, 1),
-        end_value=train.final_fraction * train.learning_rate,
-    )
+    first, peak, last = train.initial_learning_rate, train.learning_rate, max(train.steps - 1, 1)
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        rising = first + (peak - first) * step / max(train.warmup_steps, 1)
+        done = jnp.clip((step - train.warmup_steps) / max(last - train.warmup_steps, 1), 0.0, 1.0)
+        falling = peak * (train.final_fraction + (1.0 - train.final_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * done)))
+        return jnp.where(step < train.warmup_steps, rising, falling)
+
+    return rate
 
 
 def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:

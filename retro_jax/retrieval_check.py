@@ -8,11 +8,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from retro_jax.batches import make_batch, random_neighbors, used_neighbors, validation_examples
 from retro_jax.config import RunConfig
-from retro_jax.sharding import place_batch
+from retro_jax.sharding import Mesh, place_batch
 from retro_jax.train_step import make_loss_step
 
 BATCHES = 4  # fixed validation batches, spread evenly over the split

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import jax
 import optax
-from jax.sharding import Mesh
 
 from retro_jax.checkpoints import load_params
 from retro_jax.config import RunConfig
 from retro_jax.models.retro import zero_cca_outputs
 from retro_jax.optimizer import flatten, group, unflatten
+from retro_jax.sharding import Mesh
 from retro_jax.train_state import TrainState, create_state, initial_params
 
 DECODER_FIELDS = ("vocabulary", "layers", "width", "heads", "head_dim", "feed_forward")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from retro_jax.batches import Batch
 from retro_jax.config import MeshConfig, ModelConfig, RunConfig
@@ -141,3 +141,8 @@ def describe(mesh: Mesh, model: ModelConfig) -> str:
     """One line for the log."""
     sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in AXES)
     return f"mesh {sizes} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s), {model.compute_dtype}"
+
+
+def on_one_device() -> SingleDeviceSharding:
+    """Everything on the first device: for evaluation and sampling."""
+    return SingleDeviceSharding(jax.devices()[0])

@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from retro_jax.config import RunConfig
 from retro_jax.models.retro import abstract_model, initialize
 from retro_jax.optimizer import split_trainable
-from retro_jax.sharding import shardings
+from retro_jax.sharding import Mesh, shardings
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from retro_jax.batches import Batch
@@ -18,7 +17,7 @@ from retro_jax.config import ModelConfig, RunConfig
 from retro_jax.loss import token_nll
 from retro_jax.models.retro import merge
 from retro_jax.optimizer import flatten, group, join, split_trainable
-from retro_jax.sharding import pin_stream, replicated
+from retro_jax.sharding import Mesh, pin_stream, replicated
 from retro_jax.train_state import TrainState, state_shardings
 
 GROUPS = ("encoder", "cca", "decoder")

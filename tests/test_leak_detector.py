@@ -16,7 +16,7 @@ from retro_jax.loss import token_nll
 from retro_jax.models.retro import apply_hidden
 
 CONFIG = tiny(vocabulary=8, sequence_length=16, layers=2, retrieval_layers=(1, 2), encoder={"layers": 1})
-BATCH, STEPS = 16, 60
+BATCH, STEPS = 16, 100
 
 
 def test_own_continuation_is_used_and_random_neighbors_are_not():

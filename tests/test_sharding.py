@@ -41,7 +41,12 @@ def devices(mesh):
 
 
 def one_step(mesh_config, model=MODEL, **train):
-    """(parameters after two steps, sums of the second) on a mesh; losses and gradients have both had their say."""
+    """(Adam's first moments after two steps, sums of the second) on a mesh.
+
+    The moments are linear in the gradients, and the second gradient depends on the first update. Updated parameters
+    would be compared worse: Adam divides by the gradient's size, so that where a gradient is a sum that cancels
+    (a position row that is the same for all distances, say) rounding alone decides the update.
+    """
     run = make_run(model, mesh=mesh_config, **train)
     mesh = make_mesh(mesh_config, devices(mesh_config))
     check_sizes(run, mesh)
@@ -52,7 +57,7 @@ def one_step(mesh_config, model=MODEL, **train):
     step = step.compile({"xla_backend_optimization_level": 0})  # half the time, and speed is not what is tested
     for batch in batches:
         state, sums = step(state, batch)
-    return jax.device_get(state.params), jax.device_get(sums)
+    return jax.device_get(state.opt_state[1][0].mu), jax.device_get(sums)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +70,7 @@ def assert_equal_runs(found, expected):
         np.testing.assert_allclose(found[1][name], value, rtol=2e-5, err_msg=name)
     leaves = flatten(found[0])
     for path, leaf in flatten(expected[0]).items():
-        # Adam divides by the gradient's size: an element with a tiny gradient keeps fewer digits of its update.
-        np.testing.assert_allclose(leaves[path], leaf, atol=2e-4, rtol=1e-4, err_msg=str(path))
+        np.testing.assert_allclose(leaves[path], leaf, atol=1e-4 * np.abs(leaf).max(), rtol=0, err_msg=str(path))
 
 
 @pytest.mark.parametrize("mesh", [EIGHT, MeshConfig(data=1, fsdp=4, tensor=2)], ids=str)
