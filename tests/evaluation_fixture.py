@@ -1,24 +1,31 @@
-"""A small finished build of two subsets, one of recurring paragraphs and one of fresh text, and tiny runs trained on it.
+"""A small finished build of two subsets, one of recurring paragraphs and one of fresh text, and tiny runs on it.
 
 Documents, tokenizer, chunks and joined shards are the real stages; neighbors are found by longest common run in place
 of an encoder, and "index" is a manifest that claims a recall.
 """
 
 import dataclasses
+import json
 import random
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from made_up_text import VOCABULARY, text
+from tiny_model import random_parameters
 
 from data_pipeline.chunks import ChunkTable, build_chunks
 from data_pipeline.documents import build_documents
 from data_pipeline.joined import build_joined
 from data_pipeline.manifests import Manifest, Shard, run_stage
 from data_pipeline.tokens import build_tokenizer
+from retro_jax import run_directory
+from retro_jax.checkpoints import Checkpoints
 from retro_jax.config import DataConfig, EncoderConfig, EvaluateConfig, MeshConfig, ModelConfig, RunConfig, SourceConfig
 from retro_jax.config import TrainConfig as Train
 from retro_jax.overlap import longest_common_runs
+from retro_jax.train_state import TrainState
 
 M, CHUNKS, STORED = 8, 6, 3
 MODEL = ModelConfig(
@@ -127,11 +134,23 @@ def _neighbors(directory: Path, neighbors: Neighbors, table: ChunkTable, index: 
     )
 
 
-def train_both(root: Path) -> None:
-    """ROOT/retro and ROOT/baseline, trained for four steps on ROOT/data."""
-    from retro_jax.training import train
+def save_runs(root: Path, *names: str) -> None:
+    """ROOT/retro and ROOT/baseline as training leaves them, with weights that were drawn."""
+    fingerprints = run_directory.fingerprints(root / "data")
+    for seed, name in enumerate(names):
+        model = MODEL if name == "retro" else dataclasses.replace(MODEL, retrieval_layers=())
+        run = dataclasses.replace(RUN, model=model, data=DataConfig(directory=str(root / "data")))
+        run_directory.claim(root / name, run, fingerprints)
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf) / 4, random_parameters(model, seed))
+        checkpoints = Checkpoints(root / name / "checkpoints", run_directory.identity(run, fingerprints))
+        checkpoints.save(TRAIN.steps, TrainState(jnp.int32(TRAIN.steps), params, {"count": jnp.int32(0)}), NoIterator())
+        checkpoints.close()
+        (root / name / "seconds.json").write_text('{"seconds": 1.5}')
+        records = [{"step": 2, "bpb": 5.0, "loss": 4.0}, {"step": 4, "bpb": 4.5, "loss": "nan"}]
+        records.append({"step": 4, **{f"validation_loss_{condition}": 3.5 for condition in ("on", "off", "random")}})
+        (root / name / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
 
-    run = dataclasses.replace(RUN, data=DataConfig(directory=str(root / "data")))
-    train(run, root / "retro")
-    baseline = dataclasses.replace(MODEL, retrieval_layers=())
-    train(dataclasses.replace(run, model=baseline), root / "baseline")
+
+class NoIterator:
+    def get_state(self):
+        return {}

@@ -1,0 +1,228 @@
+"""`retro evaluate` from a finished build to results.json and the page; the quickstart's steps around it."""
+
+import dataclasses
+import html.parser
+import json
+import re
+import subprocess
+
+import pytest
+from evaluation_fixture import RUN, build, save_runs
+
+from data_pipeline.documents import read_documents
+from launch import evaluate as verb
+from launch import quickstart
+from launch.evaluate import evaluate
+from launch.evaluate import main as evaluate_main
+from retro_jax.config import to_dict
+from retro_jax.evaluation import CONDITIONS
+from retro_jax.passages import longest_run
+from retro_jax.plots import Series, bar_chart, interval_chart, line_chart, ticks
+from retro_jax.report import make_plots, make_report
+
+VOID = {"meta", "br"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    build(root)
+    save_runs(root, "baseline", "retro")
+    assert evaluate_main([f"--workdir={root}"]) == 0  # the config is that of the run
+    return root
+
+
+@pytest.fixture(scope="module")
+def results(root):
+    return json.loads((root / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def page(root):
+    return (root / "report.html").read_text()
+
+
+def test_results_hold_what_the_issue_says(results):
+    for figures in [*results["subsets"].values(), results["all"]]:
+        assert {"documents", "tokens", "bytes", "bpb", "on_minus_off"} <= set(figures)
+        assert {"baseline", "off", "on", "random", "empty"} <= set(figures["bpb"]) == set(CONDITIONS)
+        gap = figures["on_minus_off"]
+        assert gap["low"] <= gap["mean"] <= gap["high"]
+        assert abs(gap["mean"] - (figures["bpb"]["on"] - figures["bpb"]["off"])) < 1e-9
+        assert abs(figures["bpb"]["empty"] - figures["bpb"]["off"]) < 1e-5  # Trap 10, through the whole path
+        assert figures["bpb"]["on"] != figures["bpb"]["off"]
+    assert set(results["subsets"]) == {"laws", "tales"}
+    assert {"chunks", "documents", "recall"} <= set(results["database"])
+    assert results["database"]["recall"] == {"k": 3, "value": 1.0}
+    assert results["model"]["parameters"] > results["model"]["baseline_parameters"] > 0
+    stages = {"documents", "tokenizer", "chunks", "index", "neighbors", "joined", "train baseline", "train retro"}
+    assert stages | {"evaluate"} == set(results["seconds"])
+    assert all(curves["bpb"]["on"][-1] for curves in results["leakage"].values())
+
+
+def test_all_is_the_sum_of_the_subsets(results):
+    for condition in CONDITIONS:
+        bits = sum(figures["bpb"][condition] * figures["bytes"] for figures in results["subsets"].values())
+        assert abs(bits / results["all"]["bytes"] - results["all"]["bpb"][condition]) < 1e-9
+
+
+class Reader(html.parser.HTMLParser):
+    """Checks that tags close, and collects tags and attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.attributes = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_loads_nothing(page):
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    assert not {"script", "link", "img", "iframe", "object", "a"} & set(reader.tags)
+    assert not {"src", "href", "xlink:href"} & {name for name, _ in reader.attributes}
+    assert not [name for name, _ in reader.attributes if name.startswith("on")]
+    assert "@import" not in page and "url(" not in page
+    assert set(re.findall(r"https?://[^\"' <]+", page)) == {"http://www.w3.org/2000/svg"}  # a name, never loaded
+    assert reader.tags.count("svg") == 3 + 3 + 1
+
+
+def test_text_of_the_data_is_escaped(page, root):
+    """Documents, names and licenses may hold anything; one of the texts and the license hold markup."""
+    passages = json.loads((root / "passages.json").read_text())
+    shown = "".join(token["text"] for passage in passages for chunk in passage["chunks"] for token in chunk["tokens"])
+    held_out = [document for document in read_documents(root / "data" / "documents") if document.split == "validation"]
+    assert any("<script>" in document.text for document in held_out) and shown
+    assert "<script" not in page and "CC0 &lt;b&gt;" in page and "CC0 <b>" not in page
+
+
+def test_markup_in_every_place_that_takes_text(results):
+    wicked = "<script>alert(1)</script>\"'&"
+    part = {"text": wicked, "continuation": False, "shared": True}
+    neighbor = {"chunk": 1, "distance": 0.5, "subset": wicked, "document": wicked, "parts": [part]}
+    token = {"text": wicked, "off": 5.0, "on": 1.0}
+    passage = {"kind": wicked, "subset": wicked, "document": wicked, "bytes": 9, "bits_off": 5.0, "bits_on": 1.0}
+    passage["chunks"] = [{"chunk": 3, "overlap": 0.5, "tokens": [token], "neighbors": [neighbor]}]
+    changed = {**results, "subsets": {wicked: results["all"]}, "data": {wicked: {**results["data"]["laws"]}}}
+    changed["leakage"] = {"all": results["leakage"]["all"], wicked: results["leakage"]["all"]}
+    changed["verdict"] = {**results["verdict"], "text": wicked}
+    changed["versions"] = {wicked: wicked}
+    page = make_report(changed, [passage], make_plots(changed, {}), wicked)
+    reader = Reader()
+    reader.feed(page)
+    assert "<script" not in page and page.count("&lt;script&gt;") > 10 and reader.open == []
+
+
+def test_passages_show_the_text_as_it_is(root):
+    texts = [document.text for document in read_documents(root / "data" / "documents")]
+    passages = json.loads((root / "passages.json").read_text())
+    assert len(passages) == 3 and len({passage["document"] for passage in passages}) == 3
+    assert {passage["subset"] for passage in passages} == {"laws", "tales"}
+    for passage in passages:
+        text = "".join(token["text"] for chunk in passage["chunks"] for token in chunk["tokens"])
+        assert any(text.strip("\ufffd") in whole for whole in texts)
+        saved = sum(token["off"] - token["on"] for chunk in passage["chunks"] for token in chunk["tokens"])
+        assert abs(saved - (passage["bits_off"] - passage["bits_on"])) < 1e-2
+        for chunk in passage["chunks"]:
+            for neighbor in chunk["neighbors"]:
+                found = "".join(part["text"] for part in neighbor["parts"]).strip("\ufffd")
+                assert any(found.strip("\ufffd") in whole for whole in texts) and neighbor["document"]
+
+
+def test_longest_run_marks_the_first_of_the_longest():
+    assert longest_run([9, 5, 6, 7, 8, 5, 6], [1, 5, 6, 7]) == (1, 3)
+    assert longest_run([1, 2], [3]) == (0, 0)
+
+
+def test_again_only_the_report_is_made(root, results, monkeypatch, capsys):
+    (root / "report.html").unlink()
+    monkeypatch.setattr(verb, "measure", lambda *arguments: pytest.fail("measured again"))
+    assert evaluate_main([f"--workdir={root}"]) == 0
+    assert json.loads((root / "results.json").read_text()) == results
+    assert (root / "report.html").exists() and "already" in capsys.readouterr().err
+
+
+def test_a_model_of_another_database_is_refused(root, monkeypatch, capsys):
+    wrong = {"tokenizer": "a" * 64, "database": "b" * 64, "joined": "c" * 64}
+    monkeypatch.setattr("retro_jax.checkpoints.load_fingerprints", lambda directory, step: wrong)
+    assert evaluate_main([f"--workdir={root}"]) == 2
+    message = capsys.readouterr().err
+    assert "tokenizer in" in message and "aaaaaaaaaaaaaaaa…" in message and str(root / "baseline") in message
+
+
+def test_without_a_baseline_its_column_is_empty(root, tmp_path, capsys):
+    (tmp_path / "retro").symlink_to(root / "retro")
+    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, directory=str(root / "data")))
+    text = evaluate(run, tmp_path)
+    assert "there is no baseline" in capsys.readouterr().err
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["all"]["bpb"]["baseline"] is None and "off_minus_baseline" not in found["all"]
+    assert "on - off" in text and (tmp_path / "report.html").exists()
+
+
+def test_a_work_directory_without_a_model_is_explained(tmp_path, capsys):
+    assert evaluate_main([f"--workdir={tmp_path}"]) == 2
+    assert "holds no trained model" in capsys.readouterr().err
+
+
+def test_plots_take_what_there_is():
+    assert "nothing to show" in line_chart("t", [Series("a", [], "#000")], "x", "y")
+    assert line_chart("t", [Series("a", [(1, 2.0)], "#000", "", "diamond")], "x", "y").count("<polyline") == 1
+    assert bar_chart("t", ["0", "1"], {"a": [0.5, 0.5]}, "x", "y").count("<rect") == 3
+    assert interval_chart("t", [("a", "#000", {"mean": 0.0, "low": None, "high": None})], "x").count("<circle") == 1
+    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0]) and ticks(3, 3) == [3]
+
+
+def test_quickstart_hands_its_flags_on(tmp_path):
+    argv = ["--config=configs/quickstart.py:smoke", "--workdir", str(tmp_path), "--config.train.steps=7"]
+    invocation = quickstart.parse(quickstart.VERB, argv)
+    steps = quickstart.steps(invocation.run, invocation.workdir, argv)
+    assert [step.verb for step in steps] == ["build", "train", "train", "evaluate"]
+    parsed = [quickstart.parse(quickstart.VERB, step.arguments) for step in steps]
+    assert [invocation.workdir.name for invocation in parsed] == [
+        tmp_path.name,
+        "baseline",
+        "retro",
+        tmp_path.name,
+    ]
+    assert [invocation.run.model.retrieves for invocation in parsed] == [True, False, True, True]
+    assert {invocation.run.train.steps for invocation in parsed} == {7}
+    assert {invocation.run.data.directory for invocation in parsed[1:]} == {str(tmp_path / "data")}
+
+
+def test_quickstart_passes_over_a_trained_model(tmp_path):
+    arguments = ["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}"]
+    step = quickstart.Step("train", "train", arguments)
+    assert not quickstart.is_trained(step)
+    run = quickstart.parse(quickstart.VERB, arguments).run
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(run)))
+    assert not quickstart.is_trained(step)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / f"{run.train.steps}.whole.json").write_text("{}")
+    assert quickstart.is_trained(step)
+    assert not quickstart.is_trained(quickstart.Step("train", "train", [*arguments, "--config.train.seed=1"]))
+
+
+def test_quickstart_stops_at_the_step_that_fails(tmp_path, monkeypatch, capsys):
+    tried = []
+    monkeypatch.setattr(quickstart, "run_step", lambda step: tried.append(step.title) or len(tried) - 1)
+    assert quickstart.main(["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}"]) == 1
+    assert len(tried) == 2 and "[2/4]" in capsys.readouterr().err
+
+
+def test_a_step_that_was_killed_has_the_exit_code_of_a_shell(monkeypatch):
+    done = subprocess.CompletedProcess([], returncode=-9)
+    monkeypatch.setattr(quickstart.subprocess, "run", lambda command, check: done)
+    assert quickstart.run_step(quickstart.Step("", "train", [])) == 137

@@ -1,0 +1,106 @@
+"""`retro sample` on a real small build: the build's own search, its sources, and what it refuses."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import made_up_encoder
+import made_up_text
+import numpy as np
+import pytest
+from evaluation_fixture import NoIterator
+from tiny_model import random_parameters
+
+from data_pipeline.chunks import ChunkTable
+from data_pipeline.neighbors import NeighborTable
+from data_pipeline.retriever import DatabaseRetriever
+from data_pipeline.tokens import Tokenizer
+from launch.build import build
+from launch.command import parse
+from launch.sample import VERB, main
+from retro_jax import run_directory
+from retro_jax.checkpoints import Checkpoints
+from retro_jax.train_state import TrainState
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A build, and WORKDIR/retro with weights that were drawn."""
+    root = tmp_path_factory.mktemp("sample")
+    made_up_encoder.write(root / "encoder")
+    made_up_text.write_folder(root / "text", documents=24)
+    changes = [f"--config.data.encoder={root / 'encoder'}", f"--config.model.vocabulary={made_up_text.VOCABULARY}"]
+    changes += ["--config.model.sequence_length=32", "--config.model.chunk_length=8", "--config.model.width=16"]
+    changes += ["--config.model.heads=2", "--config.model.head_dim=8", "--config.model.feed_forward=16"]
+    changes += ["--config.model.encoder.width=16", "--config.model.encoder.heads=2", "--config.sample.tokens=12"]
+    changes += ["--config.data.validation_fraction=0.2", "--config.data.recall_sample=10"]
+    run = parse(VERB, [f"--config=configs/own_text.py:{root / 'text'}", f"--workdir={root}", "--prompt=", *changes]).run
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, steps=4, warmup_steps=1))
+    build(run, root)
+    fingerprints = run_directory.fingerprints(root / "data")
+    run_directory.claim(root / "retro", run, fingerprints)
+    checkpoints = Checkpoints(root / "retro" / "checkpoints", run_directory.identity(run, fingerprints))
+    params = jax.tree.map(jnp.asarray, random_parameters(run.model))
+    checkpoints.save(4, TrainState(jnp.int32(4), params, {"count": jnp.int32(0)}), NoIterator())
+    checkpoints.close()
+    return root
+
+
+def test_retrieval_is_that_of_the_build(root):
+    """Trap 22 in sampling: the text of a held-out chunk finds the very neighbors that the build stored for it."""
+    data = root / "data"
+    run = parse(VERB, [f"--workdir={root}", "--prompt="]).run
+    retriever, tokenizer = DatabaseRetriever(data, run.data), Tokenizer(data / "tokenizer")
+    table, stored = ChunkTable(data / "chunks"), NeighborTable(data / "neighbors")
+    for chunk in np.array([[table.database_chunks], [table.database_chunks + 3], [len(table) - 1]]):
+        tokens = table.tokens[chunk][0]
+        ids, distances = retriever.search(tokenizer.decode(tokens[tokens >= 0]), 4)
+        assert np.array_equal(ids, stored.ids[chunk][0, :4])
+        assert np.allclose(distances, stored.distances[chunk][0, :4], atol=1e-3)
+        assert np.array_equal(retriever.values(ids), table.value(ids))
+        assert all(subset == "own" and name.endswith(".txt") for subset, name in retriever.sources(ids))
+
+
+def test_it_prints_the_text_and_the_sources_of_each_chunk(root, capsys):
+    prompt = made_up_text.text(5, 20)
+    assert main([f"--workdir={root}", f"--prompt={prompt}", "--config.sample.temperature=0"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(prompt) and "  chunk 1: " in out and "  chunk 2: " in out
+    assert "  own: " in out and ".txt" in out
+
+
+def test_off_and_an_empty_prompt(root, capsys):
+    assert main([f"--workdir={root}", "--prompt=", "--retrieval=off", "--config.sample.tokens=3"]) == 0
+    assert "retrieval off: no document was used" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "database"])
+def test_another_tokenizer_or_database_is_refused(root, what, monkeypatch, capsys):
+    found = run_directory.fingerprints(root / "data")
+    monkeypatch.setattr("retro_jax.checkpoints.load_fingerprints", lambda *arguments: {**found, what: "f" * 64})
+    assert main([f"--workdir={root}", "--prompt=a"]) == 2
+    message = capsys.readouterr().err
+    assert f"{what} in {root / 'data'}" in message and found[what][:16] in message and "ffffffffffffffff…" in message
+    assert str(root / "retro") in message
+
+
+def test_mistakes_are_explained(root, tmp_path, capsys):
+    assert main([f"--workdir={root}"]) == 2
+    assert "--prompt is missing" in capsys.readouterr().err
+    assert main([f"--workdir={tmp_path}", "--prompt=a"]) == 2
+    assert "holds no trained model" in capsys.readouterr().err
+    assert main([f"--workdir={root}", "--prompt=a", "--config.sample.top_p=0"]) == 2
+    assert "config.sample.top_p=0" in capsys.readouterr().err
+
+
+def test_a_run_that_was_moved_finds_its_own_data(root, tmp_path):
+    """The run's config may name the place where it was trained; WORKDIR/data comes first."""
+    path = tmp_path / "retro" / "config.json"
+    path.parent.mkdir()
+    config = json.loads((root / "retro" / "config.json").read_text())
+    config["data"]["directory"] = "somewhere/else"
+    path.write_text(json.dumps(config))
+    assert parse(VERB, [f"--workdir={tmp_path}", "--prompt="]).run.data.directory == "somewhere/else"
+    (tmp_path / "data").mkdir()
+    assert parse(VERB, [f"--workdir={tmp_path}", "--prompt="]).run.data.directory == ""
