@@ -11,7 +11,8 @@ from data_pipeline.provenance import Provenance
 from retro_jax.dimensions import PADDING
 from retro_jax.evaluation import HeldOut
 
-CHUNKS = 3  # of a passage
+TOKENS = 96  # about so many make a passage, and at least
+CHUNKS = 3
 SHORTEST_RUN = 4  # tokens in common with a neighbor, from which they are marked
 KINDS = ("helped most", "helped least", "typical")
 
@@ -44,13 +45,14 @@ def choose(held_out: HeldOut, count: int) -> list[Choice]:
 
 
 def _passages(held_out: HeldOut, gains, subset) -> list[tuple[range, float]]:
-    """Every run of up to CHUNKS chunks of one document, with its gain; a document's first chunk never gains alone."""
+    """Every run of a passage's chunks in one document, with its gain; a document's first chunk never gains alone."""
+    size = max(CHUNKS, TOKENS // held_out.bytes.shape[1])
     rows = np.flatnonzero(held_out.subsets == subset)
     found = []
     for document in np.unique(held_out.documents[rows]):
         mine = rows[held_out.documents[rows] == document]
-        for start in range(mine[0], max(mine[0], mine[-1] - CHUNKS + 1) + 1):
-            chunks = range(int(start), int(min(start + CHUNKS, mine[-1] + 1)))
+        for start in range(mine[0], max(mine[0], mine[-1] - size + 1) + 1):
+            chunks = range(int(start), int(min(start + size, mine[-1] + 1)))
             if len(chunks) > 1 and held_out.scored[chunks].any():
                 found.append((chunks, float(gains[chunks].sum())))
     return found
