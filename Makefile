@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart quickstart-long test test-slow benchmark lock lint
+.PHONY: help setup quickstart test test-slow benchmark lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -21,9 +21,6 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 
 quickstart: setup ## text to report in one command; SMOKE=1 for the three-minute form
 	@$(BIN)/python -m launch.quickstart --config=configs/quickstart.py$(if $(SMOKE),:smoke) --workdir=runs/quickstart$(if $(SMOKE),-smoke)
-
-quickstart-long: setup ## the same at a size where every effect is plain, within the hour
-	@$(BIN)/python -m launch.quickstart --config=configs/quickstart.py:long --workdir=runs/quickstart-long
 
 test: setup ## the whole suite
 	@$(BIN)/python -m pytest -n 2
