@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--leaves-searched", type=int, default=0, help="0: a tenth, as in a build")
+    parser.add_argument("--leaves-searched", type=int, default=0, help="0: leaves^0.75, as in a build")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/search.json"))
     options = parser.parse_args(argv)
     if not scann_installed():

@@ -61,7 +61,9 @@ def choose_settings(keys: int, config: DataConfig, *, installed: bool) -> tuple[
     if not installed:
         return IndexSettings("exact"), "SCaNN is not installed (it has packages for Linux on x86-64)"
     leaves = config.index_leaves or round(math.sqrt(keys))
-    searched = config.index_leaves_searched or min(leaves, max(10, math.ceil(leaves / 10)))
+    # What recall is lost is lost here, not in the hashing: on text a tenth of 50 leaves finds 74% of the ten nearest,
+    # a third 94%. The share falls as the tree grows.
+    searched = config.index_leaves_searched or min(leaves, max(10, math.ceil(leaves**0.75)))
     if not 1 <= leaves <= keys // 4:
         raise ValueError(
             f"A leaf should hold several of the {keys:,} keys, but config.data.index_leaves={leaves}; take at most "
@@ -70,7 +72,7 @@ def choose_settings(keys: int, config: DataConfig, *, installed: bool) -> tuple[
     if not 1 <= searched <= leaves:
         raise ValueError(
             f"config.data.index_leaves_searched={searched} must be from 1 to the number of leaves, {leaves}; "
-            f"0 takes a tenth."
+            f"0 takes leaves^0.75."
         )
     if config.index_reorder < config.neighbors_stored:
         raise ValueError(

@@ -123,7 +123,7 @@ class DataConfig:
     embedding_dtype: str = "float32"  # how embeddings are stored: "float32" | "float16"
     exact_below: int = 20_000  # database chunks under which the search is exact
     index_leaves: int = 0  # SCaNN tree leaves; 0: about the square root of the number of chunks
-    index_leaves_searched: int = 0  # 0: a tenth of the leaves, at least 10
+    index_leaves_searched: int = 0  # 0: leaves^0.75 (a third of 100, a tenth of 8000), at least 10
     index_reorder: int = 200  # candidates that are scored exactly
     neighbors_stored: int = 10  # k_max
     recall_sample: int = 1000  # queries on which recall against exact search is measured

@@ -64,7 +64,7 @@ def test_small_databases_are_searched_exactly(keys, changes, installed, kind, wh
 
 
 @pytest.mark.parametrize(
-    ("keys", "leaves", "searched"), [(1000, 32, 10), (20_000, 141, 15), (1_000_000, 1000, 100), (64_000_000, 8000, 800)]
+    ("keys", "leaves", "searched"), [(1000, 32, 14), (20_000, 141, 41), (1_000_000, 1000, 178), (64_000_000, 8000, 846)]
 )
 def test_leaves_follow_the_size(keys, leaves, searched):
     settings, _ = choose_settings(keys, DataConfig(exact_below=0), installed=True)
