@@ -15,7 +15,7 @@ from data_pipeline.tokens import read_token_bytes
 from retro_jax.batches import Batch, validation_examples
 from retro_jax.evaluation import OtherChunks, check_bytes, make_scorer, neighbors_for, score, text_tokens
 from retro_jax.models.retro import merge
-from retro_jax.summary import figures, paired_difference, summarize, table_text
+from retro_jax.summary import figures, paired_difference, summarize, table_text, verdict
 
 SETTINGS = {"batch": 4, "seed": 0, "overlap_neighbors": 3}
 
@@ -241,3 +241,16 @@ def test_bootstrap_interval_covers_the_mean_and_draws_documents():
 
 def test_one_document_has_no_interval():
     assert paired_difference(np.array([-3.0]), np.array([10.0]), 100, 0) == {"mean": -0.3, "low": None, "high": None}
+
+
+def test_trap_26_a_gain_that_random_neighbors_give_too_is_no_effect():
+    """Trap 26: below Off is not enough; and the subset that is asked is the one with the highest overlap."""
+    below, tie = {"mean": -0.2, "low": -0.3, "high": -0.1}, {"mean": -0.01, "low": -0.05, "high": 0.03}
+    low = {"overlap": 0.1, "on_minus_off": tie, "on_minus_random": tie}
+
+    def seen(off, random):
+        return verdict({"low": low, "high": {"overlap": 0.6, "on_minus_off": off, "on_minus_random": random}})
+
+    assert seen(below, below)["seen"] and seen(below, below)["subset"] == "high"
+    assert not seen(below, tie)["seen"] and not seen(tie, below)["seen"]
+    assert not seen(below, {"mean": -0.2, "low": None, "high": None})["seen"]
