@@ -105,7 +105,7 @@ def test_nothing_retrieved_equals_off():
     off = apply_hidden(TINY, params, tokens, segments, None)
     np.testing.assert_array_equal(apply_hidden(TINY, params, tokens, segments, neighbors[:, :, :0]), off)
     padded = apply_hidden(TINY, params, tokens, segments, np.full_like(neighbors, -1))
-    np.testing.assert_allclose(padded, off, atol=1e-6)
+    assert np.abs(padded - off).max() < 1e-6 * np.abs(off).max()  # two programs: to rounding, not to the bit
     assert np.abs(apply_hidden(TINY, params, *SEQUENCE) - off).max() > 0.1
 
 
@@ -127,27 +127,29 @@ def test_zero_output_projections_start_at_off():
     params = random_parameters(TINY)
     zeroed = zero_cca_outputs(params)
     tokens, segments, neighbors = SEQUENCE
-    np.testing.assert_array_equal(
-        apply_hidden(TINY, zeroed, tokens, segments, neighbors), apply_hidden(TINY, params, tokens, segments)
-    )
+    off = apply_hidden(TINY, params, tokens, segments)
+    on = apply_hidden(TINY, zeroed, tokens, segments, neighbors)
+    assert np.abs(on - off).max() < 1e-6 * np.abs(off).max()  # two programs: to rounding, not to the bit
     changed = jax.tree.map(lambda one, other: bool(np.any(one != other)), zeroed, params)
     assert changed["cross_attention"].pop("output") and not any(jax.tree.leaves(changed))
 
 
 def test_initial_parameters_follow_the_abstract_ones_and_the_seed():
-    params = jax.jit(lambda seed: initialize(TINY, seed))(3)
+    drawn = jax.jit(lambda seed: initialize(TINY, seed))
+    params = drawn(3)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), abstract_model(TINY)[1]
     )
-    again, other = initialize(TINY, 3), initialize(TINY, 4)
+    again, other = drawn(3), drawn(4)
     assert all(
         np.array_equal(one, two) for one, two in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True)
     )
     assert not np.array_equal(other["embedding"], params["embedding"])
     query = np.asarray(params["layers"]["attention"]["query"])
     assert not np.array_equal(query[0], query[1])  # layers of a stack are drawn apart
-    assert query.std() == pytest.approx(0.02, rel=0.1)
-    assert params["layers"]["attention"]["output"].std() == pytest.approx(0.02 / 8**0.5, rel=0.1)
+    output, inner = params["layers"]["attention"]["output"], TINY.heads * TINY.head_dim
+    assert query.std() == pytest.approx(TINY.width**-0.5, rel=0.1)
+    assert output.std() == pytest.approx((inner * 2 * TINY.layers) ** -0.5, rel=0.1)
     round_trip = params_of(merge(TINY, params))
     assert jax.tree.structure(round_trip) == jax.tree.structure(params)
 
