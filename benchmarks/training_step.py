@@ -95,8 +95,9 @@ def compare(settings: dict, options: argparse.Namespace) -> dict:
 
 def describe(facts: dict, every: list[dict], measured: list[dict]) -> dict:
     losses = [row["loss"] for row in every]
-    if not all(0 < loss < 20 for loss in losses):
-        raise RuntimeError(f"A step's loss must be a number near log(vocabulary) or below, but they are {losses}.")
+    # The first may be high: with a tied readout a fresh model expects the current token to come again.
+    if not (all(loss > 0 for loss in losses) and losses[-1] < 20):
+        raise RuntimeError(f"Losses must be numbers and end near log(vocabulary) or below, but they are {losses}.")
     return {
         **facts,
         **{time: summary([row[time] for row in measured]) for time in TIMES},
