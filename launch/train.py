@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from launch.command import Invocation, Verb, run_verb
+from retro_jax.runtime import keep_memory
 
 VERB = Verb(
     "train",
@@ -19,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(invocation: Invocation) -> None:
-    from retro_jax.training import train  # here, so that --help and mistakes answer without waiting for jax
+    keep_memory()
+    from retro_jax.training import train  # here: after the allocator is set, and --help need not wait for jax
 
     train(invocation.run, invocation.workdir)
 
