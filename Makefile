@@ -41,6 +41,8 @@ lock: ## make requirements.lock anew from pyproject.toml (needs uv)
 	@.venv-peer/bin/python -m pip install --no-deps -r benchmarks/peer/requirements.txt > .venv-peer/setup.log 2>&1 || { tail -20 .venv-peer/setup.log; exit 1; }
 	@touch $@
 
-benchmark: setup .venv-peer/.ready ## training step against the public PyTorch RETRO; writes docs/performance.md
+benchmark: setup .venv-peer/.ready ## training step and encoder against PyTorch, search; writes docs/performance.md
 	@$(BIN)/python benchmarks/training_step.py
+	@$(BIN)/python benchmarks/embedding.py > /dev/null
+	@$(BIN)/python benchmarks/search.py > /dev/null
 	@$(BIN)/python benchmarks/report.py runs/benchmarks docs/performance.md

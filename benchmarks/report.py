@@ -28,9 +28,10 @@ DIFFERENCES = """The two models are not the same function, and neither was chang
 
 def main(folder: Path, page: Path) -> None:
     sections = [HEAD]
-    path = folder / "training_step.json"
-    if path.exists():
-        sections.append(training_step(json.loads(path.read_text())))
+    for name, write in (("training_step", training_step), ("embedding", embedding), ("search", search)):
+        path = folder / f"{name}.json"
+        if path.exists():
+            sections.append(write(json.loads(path.read_text())))
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(sections))
 
@@ -81,6 +82,42 @@ def training_step(result: dict) -> str:
             )
     lines += ["", *_rates(pairs), "", *_parameters(first), "", DIFFERENCES]
     return "\n".join(lines)
+
+
+def embedding(result: dict) -> str:
+    lines = [
+        "## The frozen encoder against PyTorch",
+        "",
+        f"all-MiniLM-L6-v2 on {result['chunks']:,} chunks of {result['pieces_a_chunk']:.0f} word pieces on average, "
+        f"{result['threads']} threads a side, {result['allocator']} allocator, {result['date']}. Sides take turns; the "
+        "time is from pieces to vectors. The last column is the share of the rate of one plain matrix product.",
+        "",
+        "| side | chunks/s, median | seconds, median (minimum) | GFLOP/s | of a plain product |",
+        "|---|---|---|---|---|",
+    ]
+    for name, side in result["sides"].items():
+        cells = (name, f"{side['chunks_a_second']['median']:.0f}", _seconds(side["seconds"]), f"{side['gflops']:.0f}")
+        lines.append(f"| {' | '.join(cells)} | {side['share_of_matmul']:.0%} |")
+    ratios = ", ".join(f"{name} {turns['median']:.2f}" for name, turns in result["ratios"].items())
+    return "\n".join([*lines, "", f"Seconds by seconds, median over turns: {ratios}.", ""])
+
+
+def search(result: dict) -> str:
+    settings = result["settings"]
+    lines = [
+        "## SCaNN beside exact search",
+        "",
+        f"{result['keys']:,} keys of width {result['width']}, {result['queries']:,} queries that are not among them, "
+        f"{result['date']}. SCaNN: {settings['leaves']} leaves, {settings['leaves_searched']} searched, "
+        f"{settings['reorder']} candidates scored exactly; built in {result['build_seconds']:.1f} s, "
+        f"{result['index_bytes'] / 2**20:.1f} MiB.",
+        "",
+        f"| search | queries/s | recall@{result['k']} |",
+        "|---|---|---|",
+    ]
+    for name, rate in result["queries_a_second"].items():
+        lines.append(f"| {name} | {rate:,.0f} | {result['recall'][name]:.3f} |")
+    return "\n".join([*lines, ""])
 
 
 def _rates(pairs: dict) -> list[str]:
