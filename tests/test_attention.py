@@ -79,6 +79,26 @@ def test_gradients_in_bfloat16_are_near_float32_leaf_by_leaf(kind):
         assert error < 0.02, (name, error)
 
 
+def test_bfloat16_gradients_survive_a_part_that_all_keys_and_values_share():
+    """ANCHORS 5 trap 3: what is common to all keys must cancel in the softmax gradient although P and O are rounded."""
+    distances, length = cross_distances(4, 64), 256
+    generator = np.random.default_rng(0)
+    shapes = [(2, 3, count, 8) for count in (4, 4, length, length)] + [(2, len(distances.rows()), 8)]
+    arrays = [generator.standard_normal(shape) for shape in shapes]
+    arrays[2:4] = 0.3 * arrays[2] + 2, arrays[3] + 4
+    rough = [jnp.asarray(array, jnp.bfloat16) for array in arrays]
+    mask, every = jnp.ones((3, 1, length), bool), tuple(range(5))
+    weights = jnp.asarray(generator.standard_normal(shapes[0]), jnp.bfloat16).astype(jnp.float32)
+
+    def objective(form):
+        return lambda *arrays: jnp.sum(form(*arrays, mask, distances).astype(jnp.float32) * weights)
+
+    exact = jax.grad(objective(attend_slowly), every)(*(array.astype(jnp.float32) for array in rough))
+    for name, got, expected in zip(NAMES, jax.grad(objective(attend), every)(*rough), exact, strict=True):
+        error = np.linalg.norm(got.astype(np.float32) - expected) / np.linalg.norm(expected)
+        assert error < 0.02, (name, error)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_query_without_keys_gives_exact_zeros(kind, dtype):
