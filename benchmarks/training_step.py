@@ -11,6 +11,7 @@ a side. On the machine of docs/performance.md everything takes about 15 minutes.
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import sys
@@ -95,9 +96,9 @@ def compare(settings: dict, options: argparse.Namespace) -> dict:
 
 def describe(facts: dict, every: list[dict], measured: list[dict]) -> dict:
     losses = [row["loss"] for row in every]
-    # The first may be high: with a tied readout a fresh model expects the current token to come again.
-    if not (all(loss > 0 for loss in losses) and losses[-1] < 20):
-        raise RuntimeError(f"Losses must be numbers and end near log(vocabulary) or below, but they are {losses}.")
+    fresh = math.log(SHAPE["vocabulary"])
+    if not (all(0 < loss < fresh + 1 for loss in losses)):
+        raise RuntimeError(f"Losses must start near log(vocabulary) = {fresh:.2f} and fall, but they are {losses}.")
     return {
         **facts,
         **{time: summary([row[time] for row in measured]) for time in TIMES},

@@ -154,6 +154,18 @@ def test_initial_parameters_follow_the_abstract_ones_and_the_seed():
     assert jax.tree.structure(round_trip) == jax.tree.structure(params)
 
 
+def test_a_fresh_model_knows_nothing():
+    """Not even that a token comes again, which a readout tied to the embedding would teach it: exp(-16) here."""
+    config = tiny(width=256, vocabulary=1_000, layers=2, retrieval_layers=(2,), sequence_length=24)
+    tokens, segments, _ = pack(config, [24], 0).batch()
+    logits = jax.jit(lambda: merge(config, initialize(config, 0))(tokens, segments))()
+    log_probabilities = jax.nn.log_softmax(logits)[0]
+    nats = -log_probabilities[np.arange(23), tokens[0, 1:]]
+    own = -log_probabilities[np.arange(24), tokens[0]]
+    assert abs(nats.mean() - np.log(1_000)) < 0.7  # log 2 for the own token at one half
+    assert np.log(2) < own.mean()
+
+
 def test_layers_as_a_list():
     """Stacks undone: layer p's entry holds row p of the stacks, and the readers of P in their layers."""
     params = random_parameters(TINY)

@@ -112,6 +112,17 @@ def test_encoder_is_conditioned_on_its_own_chunk_and_on_nothing_without_cross_at
     assert changed(tiny(encoder={"cross_attention_layers": ()})).max() == 0
 
 
+def test_encoder_reads_no_padded_decoder_tokens():
+    """Trap 10. No real token shows it: what reads the encoding of a document's cut last chunk is padding too."""
+    valid = np.ones((1, T), bool)
+    valid[0, M - 1] = valid[0, 2 * M + 1 :] = False
+    before, neighbors = _stream(1), PACKED.batch(1)[2]
+    encoder = merge(TINY, random_parameters(TINY)).encoder
+    encode = jax.jit(lambda hidden: encoder(TINY, neighbors, hidden, valid))
+    after = np.where(valid[..., None], before, before + 1)
+    np.testing.assert_array_equal(encode(after), encode(before))
+
+
 def test_every_cca_layer_reads_the_encoder():
     """Trap 3: with the output projections of all other CCA layers at zero, every encoder weight gets a gradient."""
     config = tiny(layers=3, retrieval_layers=(1, 2, 3), encoder={"cross_attention_layers": (1, 2)})

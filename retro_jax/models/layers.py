@@ -3,6 +3,8 @@
 Parameters are float32; activations are in the compute dtype of the stream that comes in.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -37,6 +39,16 @@ def _normal(rngs, shape, deviation):
 
 def ones(size: int) -> nnx.Param:
     return nnx.Param(jnp.ones((size,), jnp.float32))
+
+
+def last_scale(vocabulary: int, width: int) -> nnx.Param:
+    """The scale of the norm before the tied readout: log(vocabulary) / sqrt(width), at most 1.
+
+    The stream holds the token's own vector times sqrt(width), so with a scale of 1 a fresh model is sqrt(width) nats sure
+    that every token comes again. With this one it gives that no more than half, and its loss starts near the vocabulary's
+    logarithm. A scale of 1 / sqrt(width), which leaves no preference at all, learned slower (docs/decisions.md).
+    """
+    return nnx.Param(jnp.full((width,), min(1.0, math.log(vocabulary) / width**0.5), jnp.float32))
 
 
 @jax.custom_vjp

@@ -25,7 +25,7 @@ from retro_jax.config import ModelConfig
 from retro_jax.models.attention import Attention
 from retro_jax.models.decoder import decode
 from retro_jax.models.encoder import Encoder
-from retro_jax.models.layers import embed, ones, rms_norm, table
+from retro_jax.models.layers import embed, last_scale, rms_norm, table
 from retro_jax.models.stack import Layer, stacked
 
 
@@ -45,7 +45,7 @@ class Retro(nnx.Module):
                 rngs,
             )
             self.encoder = Encoder(config, rngs)
-        self.final_norm = ones(config.width)
+        self.final_norm = last_scale(config.vocabulary, config.width)
 
     def hidden(
         self,
