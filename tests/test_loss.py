@@ -4,8 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_model import TINY, pack, random_parameters
 
+from retro_jax.batches import Batch
+from retro_jax.config import MeshConfig
 from retro_jax.loss import token_nll
+from retro_jax.sharding import make_mesh
+from retro_jax.train_step import batch_nll
 
 
 def example(dtype, vocabulary=37, width=16):
@@ -84,3 +89,15 @@ def test_no_array_of_the_logits_size_exists():
 
     assert largest(0) == (True, False)
     assert largest(512) == (False, True)
+
+
+def test_targets_outside_the_mask_do_not_count():
+    """Validation windows overlap: a token that another window scores has a target here and mask 0."""
+    sequence = pack(TINY, [24], 2)
+    tokens, segments, neighbors = sequence.batch()
+    mask = np.zeros(tokens.shape, np.float32)
+    mask[:, 5:9] = 1
+    batch = Batch(tokens, np.roll(tokens, -1, axis=1), mask, segments, neighbors)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    nll = jax.jit(lambda params: batch_nll(TINY, params, batch, batch.neighbor_tokens, mesh))(random_parameters(TINY))
+    assert (np.asarray(nll) > 0).astype(int).tolist() == mask.astype(int).tolist()
