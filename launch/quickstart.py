@@ -8,6 +8,7 @@ that is complete is passed over; a stopped one continues where it was.
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -129,9 +130,19 @@ def closing(workdir: Path, elapsed: float) -> str:
             f"with the highest overlap, '{results['verdict']['subset']}') {seen}.",
             f"This call took {elapsed:.0f} s, all stages and runs together {sum(results['seconds'].values()):.0f} s; the "
             f"largest process had {peak:.2f} GiB.",
-            f'Try: retro sample --workdir={workdir} --prompt="Permission is hereby granted"',
+            f'Try: {_retro()} sample --workdir={workdir} --prompt="Permission is hereby granted"',
         ]
     )
+
+
+def _retro() -> str:
+    """The console command as this shell finds it: by its path where the virtual environment is not activated."""
+    beside = Path(sys.executable).with_name("retro")
+    if not beside.exists():
+        return "python -m launch"
+    if shutil.which("retro") == str(beside):
+        return "retro"
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 if __name__ == "__main__":
