@@ -3,7 +3,7 @@
     make quickstart              # or: python -m launch.quickstart --config=configs/quickstart.py --workdir=runs/quickstart
     make quickstart SMOKE=1      # :smoke, the same path in under 3 minutes
 
-Hardware: 2 CPU cores, 8 GiB of memory; about 9 minutes. Expected: retrieval on lies below off and below random
+Hardware: 2 CPU cores, 8 GiB of memory; about 8 minutes. Expected: retrieval on lies below off and below random
 neighbors on `legal`, where two thirds of the text recur elsewhere; on `wiki`, where almost none does, no gain is promised.
 """
 
