@@ -93,11 +93,9 @@ def explain(error: BaseException, verb: Verb) -> tuple[int, str | None]:
     chain = list(_causes(error))
     for cause in chain:
         if _disk_full(cause):
-            where = getattr(cause, "filename", None) or "."
-            free = shutil.disk_usage(_existing(Path(where))).free
             return DISK_FULL, (
-                f"the disk is full ({free / 2**20:,.0f} MiB left at {where}). What was finished is whole and nothing was "
-                f"removed: make room, then run the same command again; it continues where it stopped."
+                f"the disk is full: {_room(cause) or str(error).splitlines()[0]} What was finished is whole and nothing "
+                f"was removed: make room, then run the same command again; it continues where it stopped."
             )
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] in BUILD_EXTRA:
         return MISTAKE, f"needs the package {error.name}, of the [build] extra: pip install 'retro_jax[build]'."
@@ -113,6 +111,12 @@ def _disk_full(error: BaseException) -> bool:
     short_write = isinstance(error, OSError) and " requested and " in str(error)
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
     return full or short_write
+
+
+def _room(error: BaseException) -> str:
+    """What is left where the error says it was; empty where it does not say."""
+    where = getattr(error, "filename", None)
+    return f"{shutil.disk_usage(_existing(Path(where))).free / 2**20:,.0f} MiB are left at {where}." if where else ""
 
 
 BUILD_EXTRA = ("scann", "sentencepiece", "tokenizers", "safetensors", "pypi_simple", "zstandard")
