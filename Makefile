@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test test-slow benchmark lock lint
+.PHONY: help setup quickstart test test-slow test-slurm benchmark lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -26,7 +26,10 @@ test: setup ## the whole suite
 	@$(BIN)/python -m pytest -n 2
 
 test-slow: setup ## tests that take minutes
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m "slow and not slurm"
+
+test-slurm: setup ## launch/slurm.sh under a real SLURM of two nodes on this machine (Debian's slurmctld, slurmd, munge)
+	@$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 lint: setup ## formatting and style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

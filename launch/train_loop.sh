@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Runs a command again as long as it ends with 75 (preempted and saved: run me again); any other code ends the loop.
+#
+#   train_loop.sh STATE_DIRECTORY COMMAND [ARGUMENTS...]
+#
+# STATE_DIRECTORY/lock is held while the loop lives, STATE_DIRECTORY/pid is its process. A TERM is handed to the command,
+# which saves and ends; then nothing is started again.
+set -uo pipefail
+
+PREEMPTED=75
+state=$1
+shift
+mkdir -p "$state"
+exec 9>>"$state/lock"
+flock --nonblock 9 || {
+  echo "train_loop: another loop holds $state/lock; nothing was started." >&2
+  exit 1
+}
+echo "$$" >"$state/pid"
+
+stopping='' child='' interrupted=''
+trap 'stopping=1 interrupted=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM INT
+
+code=0
+while [[ -z $stopping ]]; do
+  "$@" 9>&- & # the command must not hold the lock after the loop is gone
+  child=$!
+  interrupted=1
+  while [[ -n $interrupted ]]; do # a trapped signal ends `wait` before the command has ended
+    interrupted=''
+    wait "$child"
+    code=$?
+  done
+  [[ $code == "$PREEMPTED" ]] || break
+  [[ -n $stopping ]] || echo "train_loop: preempted and saved; running it again." >&2
+done
+echo "train_loop: ended with exit code $code$([[ -z $stopping ]] || echo ' after a stop')." >&2
+exit "$code"
