@@ -2,29 +2,46 @@
 
     part-00000.jsonl   a document a line, the training split first, each split in the order of the ids
     lines.npy          int64 [N, 2]: where each line begins in the file, and the UTF-8 bytes of its text
+    dropped.jsonl      what cleaning took from the training split, and why (empty without cleaning)
 
-The id of a document is a hash of its subset and its key (a path, a title; in JSONL the text itself), its split a hash
+The id of a document is a hash of its subset and its key (a path, a title; of a record the text itself), its split a hash
 of the id, and budgets take documents in the order of a third hash: neither changes when the sources are re-ordered or
 other documents come or go. Every document read is kept or counted under the reason it was dropped for.
+
+Sources are read unit by unit into `.read/`, each unit a shard of its own that a later run finds again; then what stays
+is decided on rows of facts (`data_pipeline/selection.py`) and copied, and `.read/` goes.
 """
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.manifests import Manifest, Shard, StageError, read_manifest, run_stage
-from data_pipeline.readers import Raw, read_source, source_digest
+from data_pipeline.manifests import Manifest, Shard, StageError, fingerprint, read_manifest, run_stage
+from data_pipeline.near_duplicates import (
+    GRAM,
+    PERMUTATIONS,
+    Signer,
+    compare_with_exact,
+    near_copies,
+    near_held_out,
+    share_by_subset,
+)
+from data_pipeline.readers import read_unit, source_digest, source_units
+from data_pipeline.selection import REASONS, Selection, check_ids
+from data_pipeline.spill import Spill, SpillWriter
+from data_pipeline.titles import read_titles, title_of
 from retro_jax.config import DataConfig, SourceConfig, to_dict
 from retro_jax.progress import progress
 
 STAGE = "documents"
 SPLITS = ("train", "validation")
-PART, LINES = "part-00000.jsonl", "lines.npy"
-REASONS = ("language", "short", "long", "duplicate", "budget")
+PART, LINES, DROPPED = "part-00000.jsonl", "lines.npy", "dropped.jsonl"
 
 
 @dataclass(frozen=True)
@@ -37,20 +54,6 @@ class Document:
     split: str  # "train" | "validation"
     license: str
     text: str
-
-
-@dataclass
-class _Fact:
-    """What selection knows of a document; its finished line waits in the spill file."""
-
-    id: int
-    source: str
-    subset: str
-    split: str
-    bytes: int
-    sha256: bytes
-    offset: int
-    length: int
 
 
 def document_id(subset: str, key: str) -> int:
@@ -74,27 +77,44 @@ def build_documents(directory: Path, config: DataConfig) -> Manifest:
     Raises:
       StageError: input that cannot be read as the config says, no document left, or two documents of one id.
     """
+    _check(config)
+    directory, sources = Path(directory), dict(sorted(config.sources.items()))
+    facts = {
+        "sources": {name: _relevant(source) for name, source in sources.items()},
+        "minimum_characters": config.minimum_characters,
+        "validation_fraction": config.validation_fraction,
+        "near_duplicate_jaccard": config.near_duplicate_jaccard,
+    }
+    inputs = {f"source {name}": source_digest(name, source) for name, source in sources.items()}
+    work = directory / ".read" / fingerprint([facts, inputs])[:16]
+    read = partial(run_stage, work, "read", facts, inputs)
+    shard = Shard("documents", [PART, LINES, DROPPED], partial(_make, config, sources, read, work))
+    manifest = run_stage(directory, STAGE, facts, inputs, [shard])
+    shutil.rmtree(directory / ".read", ignore_errors=True)  # our own intermediate files
+    return manifest
+
+
+def _check(config: DataConfig) -> None:
     if not config.sources:
         raise StageError(
             "config.data.sources is empty; name a package or a path, for example sources.mine.path=TEXT.txt."
         )
     if not 0 <= config.validation_fraction < 1:
         raise StageError(f"config.data.validation_fraction={config.validation_fraction} must lie in [0, 1).")
-    sources = dict(sorted(config.sources.items()))
-    facts = {
-        "sources": {name: _relevant(source) for name, source in sources.items()},
-        "minimum_characters": config.minimum_characters,
-        "validation_fraction": config.validation_fraction,
-    }
-    inputs = {f"source {name}": source_digest(name, source) for name, source in sources.items()}
-    shard = Shard("documents", [PART, LINES], lambda temporary: _write(temporary, config, sources))
-    return run_stage(directory, STAGE, facts, inputs, [shard])
+    if not 0 <= config.near_duplicate_jaccard <= 1:
+        raise StageError(
+            f"config.data.near_duplicate_jaccard={config.near_duplicate_jaccard} must lie in [0, 1]: 0 is off, the "
+            "paper's is 0.8."
+        )
+    if config.max_document_memory <= 0:
+        raise StageError(f"config.data.max_document_memory={config.max_document_memory} must be positive; take 2**28.")
 
 
 def _relevant(source: SourceConfig) -> dict:
-    """The source's config without its path: what the files hold counts (the input's digest), not where they are."""
+    """The source's config without its paths: what the files hold counts (the input's digest), not where they are."""
     facts = to_dict(source)
     del facts["path"]
+    facts["evaluation_titles"] = bool(facts["evaluation_titles"])
     return facts
 
 
@@ -113,42 +133,49 @@ def read_documents_manifest(directory: Path) -> Manifest:
     return read_manifest(directory, STAGE)
 
 
-def _write(temporary: Path, config: DataConfig, sources: Mapping[str, SourceConfig]) -> dict:
-    """Reads all, spills finished lines to disk, selects, and copies the kept lines in order; memory holds facts only."""
-    spilled = temporary / "spilled.jsonl"
-    counts: dict[str, dict] = {}
-    with open(spilled, "wb") as spill:
-        facts = list(_spill(spill, config, sources, counts))
-    facts = _select(facts, sources, counts)
-    if not facts:
+def _make(config: DataConfig, sources: Mapping[str, SourceConfig], read, work: Path, temporary: Path) -> dict:
+    """The stage's one shard: reads what is not read yet, selects, and copies the lines that stay in their order."""
+    shards = []
+    for number, (name, source) in enumerate(sources.items()):
+        for unit in source_units(name, source):
+            stem = f"{len(shards):05d}"
+            make = partial(_read_unit, config, number, name, source, unit, stem)
+            shards.append(Shard(stem, SpillWriter.files(stem), make))
+    counts = dict(read(shards, unit="unit").counts)
+    spill = Spill(work, [shard.name for shard in shards])
+    check_ids(spill.facts, spill.describe)
+    selection = Selection(spill.facts, sources)
+    selection.drop_copies()
+    selection.drop_over_budget(validation=True)
+    selection.drop_titles()
+    near = _clean(selection, spill, config.near_duplicate_jaccard, temporary / DROPPED)
+    selection.drop_over_budget(validation=False)
+    subsets = _subset_counts(counts, selection, spill)
+    rows = np.flatnonzero(selection.kept())
+    if not len(rows):
         raise StageError(
-            f"No document is left: {_summary(counts)}. Give more text, or lower config.data.minimum_characters."
+            f"No document is left: {_summary(subsets)}. Give more text, or lower config.data.minimum_characters."
         )
-    facts.sort(key=lambda fact: (SPLITS.index(fact.split), fact.id))
-    lines = np.zeros((len(facts), 2), np.int64)
-    at = 0
-    with open(spilled, "rb") as spill, open(temporary / PART, "wb") as part:
-        for row, fact in enumerate(facts):
-            spill.seek(fact.offset)
-            part.write(spill.read(fact.length))
-            lines[row] = at, fact.bytes
-            at += fact.length
-            kept = counts[fact.subset][fact.split]
-            kept["documents"] += 1
-            kept["bytes"] += fact.bytes
+    rows = rows[np.lexsort((spill.facts["id"][rows], spill.facts["validation"][rows]))]
+    lines = spill.copy(rows, temporary / PART)
     np.save(temporary / LINES, lines)
-    spilled.unlink()
-    return {"documents": len(facts), "bytes": int(lines[:, 1].sum()), "subsets": dict(sorted(counts.items()))}
+    return {"documents": len(rows), "bytes": int(lines[:, 1].sum()), "subsets": subsets, **near}
 
 
-def _spill(spill, config: DataConfig, sources: Mapping[str, SourceConfig], counts: dict) -> Iterator[_Fact]:
-    """Yields the facts of the documents that pass alone, their lines written to `spill`; counts those that do not."""
-    for source_name, source in sources.items():
-        for raw in progress(read_source(source_name, source), description=f"read {source_name}", unit="document"):
-            count = counts.setdefault(raw.subset, _new_count(raw.license))
-            if raw.license not in count["license"].split("; "):
-                count["license"] = "; ".join(sorted({*count["license"].split("; "), raw.license}))
-            count["read"] += 1
+def _read_unit(
+    config: DataConfig, number: int, name: str, source: SourceConfig, unit, stem: str, temporary: Path
+) -> dict:
+    """One shard of reading: the lines and facts of the documents that pass alone; counts of all."""
+    titles = frozenset()
+    if source.evaluation_titles:
+        titles = read_titles(source.evaluation_titles, f"config.data.sources.{name}.evaluation_titles")
+    counts: dict = {"read": {}, "licenses": {}, "dropped": {}}
+    signer = Signer() if config.near_duplicate_jaccard else None
+    with SpillWriter(temporary, stem) as writer:
+        raws = read_unit(name, source, unit, config.max_document_memory)
+        for raw in progress(raws, description=f"read {name}", unit="document"):
+            counts["read"][raw.subset] = counts["read"].get(raw.subset, 0) + 1
+            counts["licenses"].setdefault(raw.subset, {})[raw.license] = 1
             content = raw.text.encode()
             reason = raw.dropped
             if not reason and len(raw.text) < config.minimum_characters:
@@ -156,60 +183,72 @@ def _spill(spill, config: DataConfig, sources: Mapping[str, SourceConfig], count
             if not reason and 0 < source.max_document_bytes < len(content):
                 reason = "long"
             if reason:
-                count["dropped"][reason] += 1
+                dropped = counts["dropped"].setdefault(raw.subset, {})
+                dropped[reason] = dropped.get(reason, 0) + 1
                 continue
             identity = document_id(raw.subset, raw.key)
             split = split_of(identity, config.validation_fraction)
-            line = _line(raw, identity, split, content)
-            offset = spill.tell()
-            spill.write(line)
-            digest = hashlib.sha256(content).digest()
-            yield _Fact(identity, source_name, raw.subset, split, len(content), digest, offset, len(line))
-
-
-def _line(raw: Raw, identity: int, split: str, content: bytes) -> bytes:
-    record = {"id": identity, "subset": raw.subset, "name": raw.name, "split": split, "license": raw.license}
-    record |= {"sha256": hashlib.sha256(content).hexdigest(), "text": raw.text}
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-
-
-def _new_count(license: str) -> dict:
-    return {
-        "license": license,
-        "read": 0,
-        **{split: {"documents": 0, "bytes": 0} for split in SPLITS},
-        "dropped": dict.fromkeys(REASONS, 0),
-    }
-
-
-def _select(facts: list[_Fact], sources: Mapping[str, SourceConfig], counts: dict) -> list[_Fact]:
-    """Drops exact duplicates over all subsets (the lowest id stays), then what is over its source's budget."""
-    lowest: dict[bytes, _Fact] = {}
-    by_id: dict[int, _Fact] = {}
-    for fact in facts:
-        other = by_id.setdefault(fact.id, fact)
-        if other.sha256 != fact.sha256:
-            raise StageError(
-                f"Two documents of subset {fact.subset!r} have the same name but different texts (id {fact.id}, from "
-                f"sources {other.source!r} and {fact.source!r}). Rename one of them, or give it a subset of its own."
+            digest = hashlib.sha256(content)
+            writer.add(
+                _line(raw, identity, split, digest.hexdigest()),
+                raw.subset,
+                signer(raw.text) if signer else None,
+                id=identity,
+                order=_bits(identity.to_bytes(8, "big"), b"budget"),
+                digest=np.frombuffer(digest.digest()[:16], "<u8"),
+                bytes=len(content),
+                source=number,
+                validation=split == "validation",
+                title=bool(titles) and title_of(raw.title, raw.text) in titles,
             )
-        if fact.sha256 not in lowest or fact.id < lowest[fact.sha256].id:
-            lowest[fact.sha256] = fact
-    kept = []
-    room = {}
-    for name, source in sources.items():
-        room[name, "train"], room[name, "validation"] = source.max_train_bytes, source.max_validation_bytes
-    taken = dict.fromkeys(room, 0)
-    for fact in sorted(facts, key=lambda fact: _bits(fact.id.to_bytes(8, "big"), b"budget")):
-        where = (fact.source, fact.split)
-        if lowest[fact.sha256] is not fact:
-            counts[fact.subset]["dropped"]["duplicate"] += 1
-        elif 0 < room[where] < taken[where] + fact.bytes:
-            counts[fact.subset]["dropped"]["budget"] += 1
-        else:
-            taken[where] += fact.bytes
-            kept.append(fact)
-    return kept
+    return counts
+
+
+def _line(raw, identity: int, split: str, sha256: str) -> bytes:
+    record = {"id": identity, "subset": raw.subset, "name": raw.name, "split": split, "license": raw.license}
+    return json.dumps(record | {"sha256": sha256, "text": raw.text}, ensure_ascii=False).encode() + b"\n"
+
+
+def _clean(selection: Selection, spill: Spill, threshold: float, path: Path) -> dict:
+    """Drops training documents near a held-out one and lists what cleaning dropped; statistics for the manifest."""
+    with open(path, "w", encoding="utf-8") as listing:
+        for row in np.flatnonzero(selection.dropped("title")).tolist():
+            listing.write(json.dumps({"reason": "title", **spill.facts_of(row)}, ensure_ascii=False) + "\n")
+        if not threshold:
+            return {}
+        signatures = spill.signatures(PERMUTATIONS)
+        training, held_out = selection.rows(validation=False), selection.rows(validation=True)
+        gone = []
+        for near in near_held_out(signatures, training, held_out, threshold, spill.text):
+            gone.append(near.row)
+            what = {"reason": "near_duplicate", **spill.facts_of(near.row), "near": spill.facts_of(near.near)}
+            what |= {"estimated": near.estimated, "exact": near.exact}
+            listing.write(json.dumps(what, ensure_ascii=False) + "\n")
+    rows = np.flatnonzero(selection.kept())
+    found, pairs = near_copies(signatures, rows, threshold)
+    selection.drop(gone, "near_duplicate")
+    facts = {"jaccard": threshold, "gram": GRAM, "permutations": PERMUTATIONS, "training_dropped": len(gone)}
+    facts["subsets"] = share_by_subset(found, spill.subsets, spill.facts["subset"][rows])
+    return {"near_duplicates": {**facts, "estimate": compare_with_exact(signatures, pairs, spill.text)}}
+
+
+def _subset_counts(counts: Mapping, selection: Selection, spill: Spill) -> dict:
+    """Of each subset: licenses, documents read, kept by split, dropped by reason."""
+    subsets = {}
+    for name in sorted(counts.get("read", {})):
+        mine = spill.facts["subset"] == spill.subsets.index(name) if name in spill.subsets else np.zeros(0, bool)
+        dropped = dict.fromkeys(REASONS, 0) | counts["dropped"].get(name, {})
+        for reason in REASONS:
+            dropped[reason] += int((mine & selection.dropped(reason)).sum()) if len(mine) else 0
+        subset = {"license": "; ".join(sorted(counts["licenses"][name])), "read": counts["read"][name]}
+        for split in SPLITS:
+            held = (
+                mine & selection.kept() & (spill.facts["validation"] == (split == "validation")) if len(mine) else mine
+            )
+            size = int(spill.facts["bytes"][held].sum()) if len(mine) else 0
+            subset[split] = {"documents": int(held.sum()), "bytes": size}
+        subsets[name] = {**subset, "dropped": dropped}
+    return subsets
 
 
 def _summary(counts: Mapping) -> str:

