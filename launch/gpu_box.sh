@@ -82,7 +82,10 @@ stop() {
     run flock --wait "$STOP_SECONDS" "$state/lock" true
   elif is_running "$state"; then
     say "asked process $(<"$state/pid") to save and end; waiting"
-    kill -TERM "$(<"$state/pid")"
+    case $(ps -o stat= -p "$(<"$state/pid")") in
+      '' | Z*) kill -TERM -- "-$(<"$state/pid")" ;; # the loop was killed: to what it left running
+      *) kill -TERM "$(<"$state/pid")" ;;
+    esac
     flock --wait "$STOP_SECONDS" "$state/lock" true ||
       fail "it has not ended within $STOP_SECONDS s; end it without saving: kill -KILL -- -$(<"$state/pid")"
     say "ended; restart continues from the last checkpoint."

@@ -100,7 +100,7 @@ train() {
   else
     on all launch/tpu_worker.sh
   fi
-  words=("$(mounted "--workdir=${FLAG[workdir]}")" --)
+  words=("$(mounted "--workdir=${FLAG[workdir]}")" -- --hosts=tpu)
   for word in "${TRAIN[@]}"; do words+=("$(mounted "$word")"); done
   on all launch/gpu_box.sh "$verb" "--state=$STATE" "${words[@]}"
 }

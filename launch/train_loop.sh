@@ -3,7 +3,7 @@
 #
 #   train_loop.sh STATE_DIRECTORY COMMAND [ARGUMENTS...]
 #
-# STATE_DIRECTORY/lock is held while the loop lives, STATE_DIRECTORY/pid is its process. A TERM is handed to the command,
+# STATE_DIRECTORY/lock is held while the loop or its command lives, STATE_DIRECTORY/pid is the loop's process. A TERM is handed to the command,
 # which saves and ends; then nothing is started again.
 set -uo pipefail
 
@@ -23,7 +23,7 @@ trap 'stopping=1 interrupted=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/nu
 
 code=0
 while [[ -z $stopping ]]; do
-  "$@" 9>&- & # the command must not hold the lock after the loop is gone
+  "$@" & # inherits the lock: should this loop be killed alone, nothing else is started beside what still trains
   child=$!
   interrupted=1
   while [[ -n $interrupted ]]; do # a trapped signal ends `wait` before the command has ended

@@ -1,5 +1,8 @@
 """launch/gpu_box.sh and its loop: what runs again, what does not, and that stop saves."""
 
+import os
+import signal
+
 import pytest
 from launch_fixture import launch, lines, stand_in, wait_for
 
@@ -63,10 +66,21 @@ def test_stop_saves_and_restart_goes_on(box):
     assert done == list(range(1, len(done) + 1))
 
 
-def test_a_loop_that_was_killed_leaves_no_lock(box):
-    import os
-    import signal
+def test_what_a_killed_loop_leaves_running_keeps_the_lock(box):
+    """Else a second training would write into the same run."""
+    flags = ("--config=x.py", "--config.steps=100000", "--config.seconds=0.05")
+    assert box("start", *flags).returncode == 0
+    wait_for(lambda: steps(box), "a step")
+    os.kill(int((box.workdir / "launch" / "pid").read_text()), signal.SIGKILL)
+    second = box("start", *flags)
+    assert second.returncode == 1 and "is being trained already" in second.stderr
+    assert box("stop").returncode == 0
+    before = len(steps(box))
+    assert box("start", *flags).returncode == 0
+    wait_for(lambda: len(steps(box)) > before, "steps after the new start")
 
+
+def test_what_was_killed_altogether_leaves_no_lock(box):
     assert box("start", "--config=x.py", "--config.steps=100000", "--config.seconds=0.05").returncode == 0
     wait_for(lambda: steps(box), "a step")
     os.killpg(int((box.workdir / "launch" / "pid").read_text()), signal.SIGKILL)

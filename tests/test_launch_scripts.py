@@ -49,6 +49,18 @@ def test_the_example_of_the_help_works_when_pasted(script, tmp_path):
     assert result.stdout.count("--config=configs/") == 1
 
 
+@pytest.mark.parametrize("guide", ["first_slurm_run", "first_pod_run"])
+def test_the_commands_of_the_guides_work(guide, tmp_path):
+    """All but those that stand for `the flags of start`."""
+    text = (ROOT / "docs" / f"{guide}.md").read_text().replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if line.startswith("    launch/") and "<" not in line]
+    assert len(commands) >= 4
+    for command in commands:
+        path, *words = shlex.split(command, comments=True)
+        result = launch(Path(path).stem, *words, "--dry-run", retro=stand_in(tmp_path))
+        assert result.returncode == 0, f"{command}: {result.stderr}"
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_dry_run_prints_commands_for_every_verb_and_deletes_only_when_told(script, tmp_path):
     flags = [*WHERE[script], "--topology=v5p:2x2x2", "--config=x.py", "--dry-run"]

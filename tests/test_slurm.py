@@ -3,15 +3,22 @@
 The whole log (daemons, jobs, the run) is left in runs/test-slurm.
 """
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
-from launch_fixture import ROOT, launch, lines, stand_in, wait_for
+from launch_fixture import ROOT, launch, lines, program, stand_in, wait_for
 from slurm_machine import PACKAGES, missing, slurm_machine
+from training_fixture import build_data
+
+from retro_jax.checkpoints import load_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 LOGS = ROOT / "runs" / "test-slurm"
@@ -34,9 +41,9 @@ def job(slurm, request):
     workdir = LOGS / request.node.name
     retro = stand_in(workdir)
 
-    def call(verb, *flags, retro=retro):
-        words = [f"--workdir={workdir}", "--nodes=2", "--config=x.py", *flags]
-        result = launch("slurm", verb, *words, retro=retro, JAX_PLATFORMS="cpu", **slurm)
+    def call(verb, *flags, retro=retro, **variables):
+        words = [f"--workdir={workdir}", "--nodes=2", *flags]
+        result = launch("slurm", verb, *words, retro=retro, JAX_PLATFORMS="cpu", **slurm, **variables)
         if result.stdout.startswith("Submitted batch job"):
             call.number = result.stdout.split()[-1]
         return result
@@ -80,9 +87,9 @@ def starts(job, number: int) -> int:
 
 
 def test_a_killed_task_is_requeued_and_finishes(job):
-    assert job("start", "--config.steps=60", "--config.seconds=0.1").returncode == 0
+    assert job("start", "--config=x.py", "--config.steps=60", "--config.seconds=0.1").returncode == 0
     wait_for(lambda: len(steps(job, 1)) > 5 and task(job, 1), "a few steps of task 1", 60)
-    again = job("start")
+    again = job("start", "--config=x.py")
     assert again.returncode == 1 and "is in the queue already" in again.stderr
     os.kill(task(job, 1), signal.SIGKILL)
     wait_for(lambda: ended(job), "the end of the job", 120)
@@ -95,7 +102,7 @@ def test_a_killed_task_is_requeued_and_finishes(job):
 
 
 def test_preempted_and_saved_is_requeued(job):
-    assert job("start", "--config.steps=10", "--config.preempt_at=4").returncode == 0
+    assert job("start", "--config=x.py", "--config.steps=10", "--config.preempt_at=4").returncode == 0
     wait_for(lambda: ended(job), "the end of the job", 120)
     assert (job.state()["JobState"], job.state()["Restarts"]) == ("COMPLETED", "1")
     assert "the step ended with 75; asking to be requeued" in job.log()
@@ -104,14 +111,14 @@ def test_preempted_and_saved_is_requeued(job):
 
 @pytest.mark.parametrize("code", ["1", "2"])
 def test_a_mistake_is_not_repeated(job, code):
-    assert job("start", f"--config.exit={code}").returncode == 0
+    assert job("start", "--config=x.py", f"--config.exit={code}").returncode == 0
     wait_for(lambda: ended(job), "the end of the job", 60)
     assert (job.state()["JobState"], job.state()["ExitCode"]) == ("FAILED", f"{code}:0")
     assert (job.state()["Restarts"], starts(job, 0)) == ("0", 1)
 
 
 def test_stop_saves_and_restart_goes_on(job):
-    endless = ("--config.steps=100000", "--config.seconds=0.1")
+    endless = ("--config=x.py", "--config.steps=100000", "--config.seconds=0.1")
     assert job("start", *endless).returncode == 0
     wait_for(lambda: len(steps(job, 1)) > 3, "a few steps", 60)
     assert job("restart", *endless).returncode == 0  # of a running job: requeued
@@ -128,7 +135,71 @@ def test_stop_saves_and_restart_goes_on(job):
 
 def test_the_time_limit_saves_before_it_requeues(job):
     """The signal two minutes before the end reaches the tasks through the batch script."""
-    assert job("start", "--config.steps=100000", "--config.seconds=0.2", "--time=0:02:00").returncode == 0
+    assert (
+        job("start", "--config=x.py", "--config.steps=100000", "--config.seconds=0.2", "--time=0:02:00").returncode == 0
+    )
     wait_for(lambda: "asking to be requeued" in job.log(), "the signal", 90)
     assert "the step ended with 75; asking to be requeued" in job.log()
     job("stop")
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+from training_fixture import make_run
+
+from retro_jax.config import MeshConfig, to_dict
+
+
+def get_config(argument=""):
+    mesh = MeshConfig(data=2, fsdp=1, tensor=1)
+    return ConfigDict(to_dict(make_run(steps=40, checkpoint_every=4, mesh=mesh)))
+"""
+
+
+@pytest.fixture
+def real(job, tmp_path_factory):
+    """The program `retro`, the flags of a run of 40 steps on two devices, and its data."""
+    tests = Path(__file__).parent
+    directory = tmp_path_factory.mktemp("real")
+    config = directory / "tiny.py"
+    config.write_text(CONFIG)
+    data = build_data(directory / "data")
+    path = f"PYTHONPATH={ROOT}:{tests}"
+    retro = program(directory / "retro", f'#!/bin/sh\nexec env {path} {sys.executable} -m launch "$@"\n')
+    return retro, [f"--config={config}", f"--config.data.directory={data}"]
+
+
+def parameters(workdir: Path) -> dict[str, np.ndarray]:
+    params, _, step = load_params(workdir)
+    assert step == 40
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def batches(workdir: Path) -> dict[int, int]:
+    records = map(json.loads, lines(workdir / "metrics.jsonl"))
+    return {record["step"]: record["batch_crc32"] for record in records if "batch_crc32" in record}
+
+
+def test_training_whose_task_is_killed_ends_as_if_nothing_had_been(job, real):
+    """Two tasks of `retro train` with one device each; SIGKILL of one; requeued, resumed, finished: the parameters and
+    batches are bit for bit those of one process with two devices that nobody disturbed."""
+    retro, flags = real
+    alone = job.workdir / "alone"
+    two = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [retro, "train", *flags, f"--workdir={alone}"], cwd=ROOT, env=two, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+    assert job("start", *flags, retro=retro, XLA_FLAGS="").returncode == 0
+    checkpoints = job.workdir / "checkpoints"
+    wait_for(lambda: (checkpoints / "8.whole.json").exists() or ended(job), "the checkpoint of step 8", 900)
+    os.kill(task(job, 1), signal.SIGKILL)
+    wait_for(lambda: ended(job), "the end of the job", 900)
+    state = job.state()
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("COMPLETED", "0:0", "1"), job.log()
+    disturbed, undisturbed = parameters(job.workdir), parameters(alone)
+    assert disturbed.keys() == undisturbed.keys()
+    assert [name for name in disturbed if not np.array_equal(disturbed[name], undisturbed[name])] == []
+    assert batches(job.workdir) == batches(alone)

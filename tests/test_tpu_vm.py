@@ -81,6 +81,7 @@ def test_start_rents_installs_and_trains_on_every_worker(tpu):
         assert starts(tpu, worker)[0] == [
             "train",
             f"--workdir={here}/retro-bucket/my run",
+            "--hosts=tpu",
             "--config=x.py",
             *flags[:2],
             f"--config.data.directory={here}/retro-bucket/data",
