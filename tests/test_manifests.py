@@ -68,7 +68,7 @@ def real(directory):
     import made_up_text
     from data_pipeline import chunks, documents, tokens
     root = pathlib.Path(ROOT)
-    config = made_up_text.config(root / "text", shard_chunks=700)
+    config = made_up_text.config(root / "text", shard_chunks=700, near_duplicate_jaccard=0.8)
     documents.build_documents(directory / "documents", config)
     tokens.build_tokenizer(directory / "tokenizer", config, made_up_text.VOCABULARY, directory / "documents")
     chunks.build_chunks(directory / "chunks", config, 8, directory / "documents", directory / "tokenizer")
