@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from data_pipeline.files import list_files, open_file
 from data_pipeline.records import decode
 
-HEADING = re.compile(r"^ ?= (?!=)(.*[^= ]) = *$", re.MULTILINE)  # Wikitext's mark of an article; sections have "= ="
+HEADING = re.compile(r"^ ?= (.*[^= ]) = *$", re.MULTILINE)  # Wikitext's mark of an article; sections have "= ="
 
 
 def read_titles(path: str, where: str) -> frozenset[str]:
