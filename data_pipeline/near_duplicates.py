@@ -30,7 +30,7 @@ _hashes: dict[str, int] = {}
 def grams(text: str) -> UInt64[np.ndarray, "G"]:
     """The text's different grams as 64-bit hashes, sorted; of a shorter text its words together, or else the text."""
     words = WORD.findall(text.lower()) or [text]
-    if len(_hashes) > 1 << 20:
+    if len(_hashes) > 1 << 17:  # some 15 MB
         _hashes.clear()
     numbers = np.fromiter(map(_word_hash, words), np.uint64, len(words))
     length = min(GRAM, len(words))
