@@ -56,6 +56,12 @@ def _recipes(archive: Path) -> Iterator[tuple[str, str, str]]:
         yield title, "\n".join(lines) + "\n", ""
 
 
+def _mathematics(path: Path) -> Iterator[tuple[str, str, str]]:
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            yield f"{number:05d}", json.loads(line)["text"], ""
+
+
 def _reference(archive: Path) -> Iterator[tuple[str, str, str]]:
     """A country a document: headings in lines of their own, fields as "name: text", without their HTML."""
     for name, content in packages.read_members(archive, "*/*.json"):
@@ -111,4 +117,5 @@ RENDER = {
     "code": lambda archive: _files(archive, "sympy/*.py"),
     "reference": _reference,
     "email": _email,
+    "dm_mathematics": _mathematics,
 }

