@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test test-slow test-slurm benchmark lock lint
+.PHONY: help setup quickstart test test-slow test-slurm test-tpu scaling benchmark lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -31,11 +31,24 @@ test-slow: setup ## tests that take minutes
 test-slurm: setup ## launch/slurm.sh under a real SLURM of two nodes on this machine (Debian's slurmctld, slurmd, munge)
 	@$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
+.venv-tpu/.ready: $(VENV)/.ready
+	@echo "tpu: installing the locked packages and libtpu into .venv-tpu (log in .venv-tpu/setup.log)"
+	@$(PYTHON) -m venv .venv-tpu
+	@.venv-tpu/bin/python -m pip install --require-hashes -r requirements.lock > .venv-tpu/setup.log 2>&1 || { tail -20 .venv-tpu/setup.log; exit 1; }
+	@.venv-tpu/bin/python -m pip install -e '.[tpu]' >> .venv-tpu/setup.log 2>&1 || { tail -20 .venv-tpu/setup.log; exit 1; }
+	@touch $@
+
+test-tpu: .venv-tpu/.ready ## tests that compile for absent TPUs
+	@.venv-tpu/bin/python -m pytest -m tpu
+
+scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hour or more) and writes docs/scaling.md
+	@.venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/scaling.md
+
 lint: setup ## formatting and style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 lock: ## make requirements.lock anew from pyproject.toml (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --no-header pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra build --extra test --no-header pyproject.toml -o requirements.lock
 
 .venv-peer/.ready: benchmarks/peer/requirements.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found; install one or give it: make PYTHON=/path/to/python3.12"; exit 1; }

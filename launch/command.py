@@ -42,6 +42,7 @@ class Verb:
     summary: str
     example: str  # arguments that work when pasted after `retro NAME` at the repository root
     define_flags: Callable[[flags.FlagValues], None] | None = None  # flags besides --config and --workdir
+    needs_workdir: bool = True
     reads_run: bool = False  # --config may be left out: it is that of the run in WORKDIR
 
 
@@ -134,7 +135,7 @@ def _existing(path: Path) -> Path:
 
 def help_text(verb: Verb) -> str:
     lines = [f"retro {verb.name}: {verb.summary}", "", "Example:", f"  retro {verb.name} {verb.example}", "", "Flags:"]
-    lines.append(CONFIG_HELP)
+    lines.append(CONFIG_HELP if verb.needs_workdir else CONFIG_HELP.rsplit("\n", 1)[0])
     if verb.reads_run:
         lines.append(
             "  --config may be left out: it then is that of the model trained in WORKDIR/retro or in WORKDIR itself."
@@ -182,9 +183,9 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
         raise ValueError(
             f"{rest[0]!r} is not a flag; flags look like --name=value. Example: retro {verb.name} {verb.example}"
         )
-    if not values.workdir:
+    if verb.needs_workdir and not values.workdir:
         raise ValueError(f"--workdir is missing. For example: retro {verb.name} {verb.example}")
-    return Invocation(resolve(values.config), Path(values.workdir), values)
+    return Invocation(resolve(values.config), Path(values.workdir or "."), values)
 
 
 def _flag_values(verb: Verb) -> flags.FlagValues:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from retro_jax.batches import Batch
@@ -40,6 +41,25 @@ LEAVES = {
 }
 
 
+def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """The sizes of the mesh axes of `config` over so many devices.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    sizes = [getattr(config, axis) for axis in AXES]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if -1 in sizes or np.prod(sizes) != devices:
+        asked = ", ".join(f"config.train.mesh.{axis}={getattr(config, axis)}" for axis in AXES)
+        raise ValueError(
+            f"The mesh sizes multiply to the number of devices, {devices} here, but are {asked}; "
+            f"set one of them to -1 and the product of the others to a divisor of {devices}."
+        )
+    return dict(zip(AXES, sizes, strict=True))
+
+
 def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
     """The mesh of `config` over `devices` (default: all).
 
@@ -47,21 +67,20 @@ def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
       ValueError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = [getattr(config, axis) for axis in AXES]
-    known = int(np.prod([size for size in sizes if size != -1]))
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if -1 in sizes or np.prod(sizes) != len(devices):
-        asked = ", ".join(f"config.train.mesh.{axis}={getattr(config, axis)}" for axis in AXES)
-        raise ValueError(
-            f"The mesh sizes multiply to the number of devices, {len(devices)} here, but are {asked}; "
-            f"set one of them to -1 and the product of the others to a divisor of {len(devices)}."
+    sizes, kinds = tuple(mesh_sizes(config, len(devices)).values()), (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+    except (
+        NotImplementedError
+    ):  # the sizes are no products of the torus' sides: an axis then shares a side with another
+        return Mesh(
+            mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES, axis_types=kinds
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def check_sizes(run: RunConfig, mesh: Mesh) -> None:
-    """Raises ValueError where a size of model or batch cannot be cut as the mesh asks."""
+def check_sizes(run: RunConfig, mesh: Mesh | Mapping[str, int]) -> None:
+    """Raises ValueError where a size of model or batch cannot be cut as the mesh (or the sizes of its axes) asks."""
+    sizes = getattr(mesh, "shape", mesh)
     model, train = run.model, run.train
     cuts = [
         ("fsdp", model.width, "config.model.width"),
@@ -76,16 +95,16 @@ def check_sizes(run: RunConfig, mesh: Mesh) -> None:
             ("tensor", model.encoder.feed_forward, "config.model.encoder.feed_forward"),
         ]
     for axis, size, where in cuts:
-        if size % mesh.shape[axis]:
+        if size % sizes[axis]:
             raise ValueError(
                 f"The mesh axis '{axis}' cuts {where} into equal parts, but {size} is not a multiple of "
-                f"{mesh.shape[axis]}; change {where} or take a divisor of {size} for config.train.mesh.{axis}."
+                f"{sizes[axis]}; change {where} or take a divisor of {size} for config.train.mesh.{axis}."
             )
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * train.accumulation
+    parts = sizes["data"] * sizes["fsdp"] * train.accumulation
     if train.batch % parts:
         raise ValueError(
-            f"A batch is cut over the mesh axes data and fsdp and over accumulation steps, {mesh.shape['data']} x "
-            f"{mesh.shape['fsdp']} x {train.accumulation} = {parts}, but config.train.batch={train.batch} is not a "
+            f"A batch is cut over the mesh axes data and fsdp and over accumulation steps, {sizes['data']} x "
+            f"{sizes['fsdp']} x {train.accumulation} = {parts}, but config.train.batch={train.batch} is not a "
             f"multiple of that; take {-(-train.batch // parts) * parts}."
         )
 
@@ -133,8 +152,15 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def pin_stream(stream: jax.Array, mesh: Mesh) -> jax.Array:
-    """Keeps a [B, T, D] stream cut by sequences only: left alone, the compiler may copy it to every device."""
+    """Keeps a [B, ...] stream cut by sequences only: left alone, the compiler may copy it to every device."""
+    if mesh.size == 1:
+        return stream
     return jax.lax.with_sharding_constraint(stream, batch_sharding(mesh))
+
+
+def pin_parameters(tree, mesh: Mesh):
+    """Keeps a tree of gradients cut like its parameters: left alone, sums of them may stand whole on every device."""
+    return tree if mesh.size == 1 else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
 def describe(mesh: Mesh, model: ModelConfig) -> str:

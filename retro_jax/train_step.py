@@ -5,6 +5,7 @@ its sum of losses divided by it, and so the gradient is that of the large batch,
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from retro_jax.config import ModelConfig, RunConfig
 from retro_jax.loss import token_nll
 from retro_jax.models.retro import merge
 from retro_jax.optimizer import flatten, group, join, split_trainable
-from retro_jax.sharding import Mesh, pin_stream, replicated
+from retro_jax.sharding import Mesh, pin_parameters, pin_stream, replicated
 from retro_jax.train_state import TrainState, state_shardings
 
 GROUPS = ("encoder", "cca", "decoder")
@@ -28,7 +29,7 @@ def batch_nll(
 ) -> Float[Array, "B T"]:
     """Loss of every token in nats; `neighbor_tokens` None is Retro[Off] (and the baseline)."""
     model = merge(config, params)
-    hidden = model.hidden(batch.tokens, batch.segments, neighbor_tokens)
+    hidden = model.hidden(batch.tokens, batch.segments, neighbor_tokens, partial(pin_stream, mesh=mesh))
     targets = jnp.where(batch.loss_mask > 0, batch.targets, -1)
     return token_nll(pin_stream(hidden, mesh), model.readout, targets, config.loss_block)
 
@@ -51,19 +52,22 @@ def make_train_step(
         return nll.sum() / total, sums
 
     def gradients(trained, frozen, batch, total):
-        compute = jax.grad(micro_loss, has_aux=True)
+        def compute(*arguments):
+            grads, sums = jax.grad(micro_loss, has_aux=True)(*arguments)
+            return pin_parameters(grads, mesh), sums
+
         if run.train.accumulation == 1:
             return compute(trained, frozen, batch, total)
         parts = jax.tree.map(lambda array: _micro_batches(array, run.train.accumulation), batch)
         first = jax.tree.map(lambda array: array[0], parts)
-        zeros = jax.tree.map(
+        grads, sums = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(compute, trained, frozen, first, total)
         )
 
         def add(carry, part):
             return jax.tree.map(jnp.add, carry, compute(trained, frozen, part, total)), None
 
-        return jax.lax.scan(add, zeros, parts)[0]
+        return jax.lax.scan(add, (pin_parameters(grads, mesh), sums), parts)[0]
 
     def step(state, batch):
         trained, frozen = split_trainable(state.params, run.train.trainable)
@@ -79,7 +83,7 @@ def make_train_step(
 
 def _micro_batches(array, parts):
     """[B, ...] as [parts, B / parts, ...]; every part takes rows of every device, so no row moves."""
-    return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+    return array.reshape(array.shape[0] // parts, parts, *array.shape[1:]).swapaxes(0, 1)
 
 
 def gradient_norms(grads: dict) -> dict[str, Array]:

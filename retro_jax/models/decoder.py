@@ -30,6 +30,7 @@ def decode(
     token_valid: Bool[Array, "B T"],
     neighbor_valid: Bool[Array, "B C K R"] | None,
     encode: Callable[[Float[Array, "B T D"]], Float[Array, "B C K R E"]],
+    pin: Callable = lambda x: x,
 ) -> Float[Array, "B T D"]:
     """All layers, without embedding and final norm.
 
@@ -39,7 +40,7 @@ def decode(
     """
     mask = causal_mask(segments, token_valid)
     self_positions = position_table(causal_distances(x.shape[1]), config.width, x.dtype)
-    options = {"scan": config.scan, "remat": config.remat}
+    options = {"scan": config.scan, "remat": config.remat, "pin": pin}
 
     def attend_self(attention, x):
         return attention.to_self(x, mask, self_positions)

@@ -1,5 +1,7 @@
 """The neighbor encoder (paper Algorithm 1): a small bidirectional transformer conditioned on the retrieving chunk."""
 
+from collections.abc import Callable
+
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -41,6 +43,7 @@ class Encoder(nnx.Module):
         neighbor_tokens: Int[Array, "B C K R"],
         hidden: Float[Array, "B T D"],
         token_valid: Bool[Array, "B T"],
+        pin: Callable = lambda x: x,
     ) -> Float[Array, "B C K R E"]:
         """`hidden` is the decoder's stream after the self-attention of layer min(P)."""
         batch, chunks, neighbors, retrieved = neighbor_tokens.shape
@@ -67,5 +70,6 @@ class Encoder(nnx.Module):
             lambda x: chunk_rows,
             scan=config.scan,
             remat=config.remat,
+            pin=pin,
         )
-        return rms_norm(x, self.final_norm[...]).reshape(*neighbor_tokens.shape, -1)
+        return pin(rms_norm(x, self.final_norm[...]).reshape(*neighbor_tokens.shape, -1))

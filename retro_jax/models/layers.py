@@ -8,10 +8,12 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 NORM_EPSILON = 1e-6
 BIAS_SCALE = 0.02
+PRODUCT = "product"  # the name of what `linear` gives
 
 
 def kernel(rngs: nnx.Rngs, inputs: int, outputs: int, gain: float = 1.0) -> nnx.Param:
@@ -51,19 +53,23 @@ def last_scale(vocabulary: int, width: int) -> nnx.Param:
     return nnx.Param(jnp.full((width,), min(1.0, math.log(vocabulary) / width**0.5), jnp.float32))
 
 
-@jax.custom_vjp
 def linear(x: Float[Array, "*B D"], kernel: Float[Array, "D F"]) -> Float[Array, "*B F"]:
-    """x @ kernel in the dtype of x, summed in float32.
+    """x @ kernel in the dtype of x, summed in float32; named, so that remat "dots" can keep it.
 
     It has its own gradient for two reasons. Autodiff through `preferred_element_type` would multiply float32
     cotangents with bfloat16 weights, off the fast matrix path; and the kernel's gradient stays float32 here instead
     of passing through bfloat16.
     """
+    return checkpoint_name(_linear(x, kernel), PRODUCT)
+
+
+@jax.custom_vjp
+def _linear(x, kernel):
     return _product("...d,df->...f", x, kernel.astype(x.dtype)).astype(x.dtype)
 
 
 def _linear_forward(x, kernel):
-    return linear(x, kernel), (x, kernel)
+    return _linear(x, kernel), (x, kernel)
 
 
 def _linear_backward(saved, gradient):
@@ -75,7 +81,7 @@ def _linear_backward(saved, gradient):
     return to_x, _product("znd,znf->df", x, gradient)
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+_linear.defvjp(_linear_forward, _linear_backward)
 
 
 def _product(form, left, right):

@@ -14,6 +14,7 @@ not. Weights of layers are stacked in layer order:
     encoder.final_norm [D']             encoder.cross_attention                   [len(P_enc), ...]
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import jax
@@ -52,6 +53,7 @@ class Retro(nnx.Module):
         tokens: Int[Array, "B T"],
         segments: Int[Array, "B C"],
         neighbor_tokens: Int[Array, "B C K R"] | None = None,
+        pin: Callable = lambda x: x,
     ) -> Float[Array, "B T D"]:
         """The normed stream that the readout multiplies, in the compute dtype.
 
@@ -60,6 +62,7 @@ class Retro(nnx.Module):
           segments: which document of the sequence a chunk belongs to; documents do not see each other. -1 is padding.
           neighbor_tokens: what each chunk retrieved, nearest first, -1 where there is nothing; any number K of
             neighbors. None is Retro[Off]: the encoder is not run and CCA is the identity.
+          pin: where a stream whose first axis is that of sequences is held on a mesh (`sharding.pin_stream`).
 
         Raises:
           ValueError: shapes that do not fit the config or each other.
@@ -77,7 +80,8 @@ class Retro(nnx.Module):
             segments,
             valid,
             None if neighbor_tokens is None else neighbor_tokens >= 0,
-            lambda x: self.encoder(config, neighbor_tokens, x, valid),
+            lambda x: self.encoder(config, neighbor_tokens, x, valid, pin),
+            pin,
         )
         return rms_norm(x, self.final_norm[...])
 

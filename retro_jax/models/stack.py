@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from retro_jax.models.attention import Attention
-from retro_jax.models.layers import FeedForward
+from retro_jax.models.layers import PRODUCT, FeedForward
 
 
 class Layer(nnx.Module):
@@ -51,19 +51,21 @@ def apply_stack(
     *,
     scan: bool,
     remat: str,
+    pin: Callable = lambda x: x,
 ) -> Float[Array, "*B D"]:
     """x after all layers; those numbered in `reading` (from 1) have a reader between attention and feed-forward.
 
     `self_update(attention, x)` and `read_update(reader, x, memory)` give the residual updates; `memory` is
     `prepare(x)`, called once with the stream after the self-attention of the first reading layer. With `scan`, equal
     groups (a reading layer and the plain ones after it) run as one `lax.scan`; without, every layer is unrolled.
+    `pin` says where the stream between layers is held: it is what the backward pass keeps of every layer.
     """
     rematerialized = _rematerialized(remat)
 
     def after_attention(x, layer, reader, memory):
         if reader is not None:
             x = x + read_update(reader, x, memory)
-        return x + layer.feed_forward(x)
+        return pin(x + layer.feed_forward(x))
 
     @rematerialized
     def step(x, layer, reader, memory):
@@ -77,12 +79,12 @@ def apply_stack(
     runs = _runs(_count(layers), reading, scan)
     layer_runs = split_stack(layers, [groups * size for groups, size, _ in runs])
     reader_runs = iter(split_stack(readers, [groups for groups, _, reads in runs if reads]) if reading else ())
-    memory = None
+    memory, x = None, pin(x)
     for (groups, size, reads), run in zip(runs, layer_runs, strict=True):
         run_readers = next(reader_runs) if reads else None
         if reads and memory is None:
             layer, reader = _first(run), _first(run_readers)
-            x = x + rematerialized(self_update)(layer.attention, x)
+            x = pin(x + rematerialized(self_update)(layer.attention, x))
             memory = prepare(x)
             x = rematerialized(after_attention)(x, layer, reader, memory)
         elif groups == 1:
@@ -121,4 +123,4 @@ def _rematerialized(policy: str) -> Callable:
         return lambda step: step
     if policy == "full":
         return jax.checkpoint
-    return lambda step: jax.checkpoint(step, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    return lambda step: jax.checkpoint(step, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))

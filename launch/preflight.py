@@ -1,0 +1,49 @@
+"""`retro preflight`: does the training step fit on a slice that is not there, and what will a run cost?"""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from launch.command import Invocation, Verb, run_verb
+
+
+def _flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("topology", None, "the slice, e.g. v5p:8x8x4, v5e:16x16, h100:8, cpu:8", flag_values=values)
+    flags.DEFINE_boolean("compile", True, "--no-compile gives the analytic answer alone", flag_values=values)
+    flags.DEFINE_boolean("json", False, "the report as JSON", flag_values=values)
+
+
+VERB = Verb(
+    "preflight",
+    "does the training step fit on a slice that is not there, and what will it cost",
+    "--config=configs/retro.py:7b5 --topology=v5p:8x8x4 --no-compile",
+    _flags,
+    needs_workdir=False,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return run_verb(VERB, _preflight, ["--nocompile" if word == "--no-compile" else word for word in argv])
+
+
+def _preflight(invocation: Invocation) -> None:
+    values = invocation.flags
+    if not values.topology:
+        raise ValueError(f"--topology is missing. For example: retro preflight {VERB.example}")
+    from retro_jax.topologies import parse_topology
+
+    topology = parse_topology(values.topology)
+    from retro_jax.preflight import preflight, report_text  # here: --help and mistakes need not wait for jax
+
+    report = preflight(
+        invocation.run, topology, values.compile, lambda line: print(f"preflight: {line}", file=sys.stderr, flush=True)
+    )
+    print(json.dumps(report, indent=2) if values.json else report_text(report))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

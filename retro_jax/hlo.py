@@ -1,0 +1,96 @@
+"""What a program costs, read from the program: FLOPs of a traced step, collectives of a compiled one.
+
+The compiler's own cost analysis counts the body of a loop once. Here every loop counts as often as it turns: a scan's
+length stands in the traced program, a while's in the compiled text.
+"""
+
+import math
+import re
+from collections import defaultdict
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
+BYTES |= {"s64": 8, "u64": 8}
+
+
+def traced_flops(jaxpr) -> float:
+    """Floating-point operations of all matrix products of a jaxpr, whole arrays (not a device's part)."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            total += turns * sum(traced_flops(inner) for inner in _inner(value))
+    return total
+
+
+def _inner(value):
+    """The jaxprs in an equation's parameter."""
+    if isinstance(value, (tuple, list)):
+        return [jaxpr for item in value for jaxpr in _inner(item)]
+    if hasattr(value, "eqns"):
+        return [value]
+    return [value.jaxpr] if hasattr(getattr(value, "jaxpr", None), "eqns") else []
+
+
+def collectives(text: str) -> dict[str, dict[str, float]]:
+    """Kind -> how often it runs in one call of the compiled program and the bytes of its results, a device."""
+    computations = _computations(text)
+    turns = _turns(computations)
+    found: dict[str, dict[str, float]] = defaultdict(lambda: {"count": 0, "bytes": 0.0})
+    for name, lines in computations.items():
+        if name == "ENTRY" or turns[name]:
+            for line in lines:
+                if match := re.search(r"= (.*?) (" + "|".join(KINDS) + r")(-start)?\(", line):
+                    found[match[2]]["count"] += turns[name]
+                    found[match[2]]["bytes"] += turns[name] * _result_bytes(match[1], bool(match[3]))
+    return {kind: dict(found[kind]) for kind in KINDS if kind in found}
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation of an HLO text; that of the program itself is named ENTRY."""
+    computations, lines = {}, []
+    for line in text.splitlines():
+        if found := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            lines = computations.setdefault("ENTRY" if found[1] else found[2], [])
+        elif line.startswith("  "):
+            lines.append(line)
+    return computations
+
+
+def _turns(computations: dict[str, list[str]]) -> dict[str, int]:
+    """How often each computation runs in one call of the program."""
+    turns = defaultdict(int)
+
+    def run(name: str, times: int) -> None:
+        turns[name] += times
+        for line in computations.get(name, ()):
+            called = re.findall(r"(body|condition|calls|to_apply|branch_computations)=\{?%?([\w.\-]+)", line)
+            loops = _trip_count(line, computations) if " while(" in line else 1
+            for role, other in called:
+                if role != "condition":
+                    run(other, times * loops)
+
+    run("ENTRY", 1)
+    return turns
+
+
+def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
+    """Of a while: as the compiler notes it, or else the largest constant that its condition compares with."""
+    if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+        return int(found[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
+    constants = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(computations.get(condition, ())))
+    return max(map(int, constants), default=1)
+
+
+def _result_bytes(shape: str, started: bool) -> float:
+    """Bytes of a result such as `bf16[4,8]{1,0}`; of an asynchronous start's (operands, results, ...) the results."""
+    sizes = [
+        BYTES.get(kind, 4) * math.prod(int(size) for size in sizes.split(",") if size)
+        for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape)
+    ]
+    return float(max(sizes, default=0) if started else sum(sizes))
