@@ -19,9 +19,10 @@ from retro_jax.optimizer import flatten, split_trainable
 from retro_jax.sharding import AXES, parameter_specs
 from retro_jax.topologies import GIB, Topology
 
-# Copies of a block of float32 attention scores alive at once, forward and backward: logits by content and by distance,
-# their softmax, the gradients of both and the compiler's relayout.
-LIVE_SCORES = 5
+# Float32 attention scores of one layer alive at once, in units of one score matrix. Set so that the estimate meets the
+# one compilation it was held against (172m on v5e:4x4: 6.8 GiB of temporaries where a score matrix is 0.25 GiB). The
+# flat rows of `relative_shift`, which a TPU pads to its tiles, are a good part of it.
+LIVE_SCORES = 24
 SCORE_PASSES = 16  # times a score is written or read in memory in one training step, forward, again and backward
 STREAM_PASSES = 60  # the same for a number of a layer's [B, T, D] stream, feed-forward included
 

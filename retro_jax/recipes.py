@@ -41,7 +41,7 @@ def _recipes(size: str, batch: int, slices: dict[str, tuple[int, int, int]], seq
 
 SIXTEEN = {"v4:2x2x4": (1, 16, 1), "v5e:4x4": (1, 16, 1), "v5p:2x2x4": (1, 16, 1)}
 SIXTY_FOUR = {"v4:4x4x4": (1, 64, 1), "v5e:8x8": (1, 64, 1), "v5p:4x4x4": (1, 64, 1)}
-LARGE = {"v4:8x8x4": (4, 64, 1), "v5e:16x16": (4, 64, 1), "v5p:8x8x4": (4, 64, 1)}
+LARGE = {"v4:8x8x4": (4, 64, 1), "v5e:16x16": (2, 64, 2), "v5p:8x8x4": (4, 64, 1)}
 GPUS = {"h100:8": (1, 8, 1), "h100:64": (8, 8, 1), "a100:8": (1, 8, 1), "a100:64": (8, 8, 1)}
 
 RECIPES = {
@@ -54,7 +54,7 @@ RECIPES = {
         *_recipes("172m", 256, GPUS, 4),
         *_recipes("425m", 256, GPUS, 4),
         *_recipes("1b5", 256, GPUS, 4),
-        *_recipes("7b5", 1024, GPUS, 4),
+        *_recipes("7b5", 1024, GPUS, 2),
     )
 }
 WORDS = sorted({topology.replace(":", "-") for _, topology in RECIPES})
