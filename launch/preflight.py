@@ -11,7 +11,7 @@ from launch.command import Invocation, Verb, run_verb
 
 def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("topology", None, "the slice, e.g. v5p:8x8x4, v5e:16x16, h100:8, cpu:8", flag_values=values)
-    flags.DEFINE_boolean("compile", True, "--no-compile gives the analytic answer alone", flag_values=values)
+    flags.DEFINE_boolean("no-compile", False, "the analytic answer alone, in seconds", flag_values=values)
     flags.DEFINE_boolean("json", False, "the report as JSON", flag_values=values)
 
 
@@ -26,8 +26,7 @@ VERB = Verb(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    return run_verb(VERB, _preflight, ["--nocompile" if word == "--no-compile" else word for word in argv])
+    return run_verb(VERB, _preflight, argv)
 
 
 def _preflight(invocation: Invocation) -> None:
@@ -39,9 +38,10 @@ def _preflight(invocation: Invocation) -> None:
     topology = parse_topology(values.topology)
     from retro_jax.preflight import preflight, report_text  # here: --help and mistakes need not wait for jax
 
-    report = preflight(
-        invocation.run, topology, values.compile, lambda line: print(f"preflight: {line}", file=sys.stderr, flush=True)
-    )
+    def say(line):
+        print(f"preflight: {line}", file=sys.stderr, flush=True)
+
+    report = preflight(invocation.run, topology, not values["no-compile"].value, say)
     print(json.dumps(report, indent=2) if values.json else report_text(report))
 
 
