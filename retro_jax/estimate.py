@@ -20,7 +20,8 @@ from retro_jax.sharding import AXES, parameter_specs
 from retro_jax.topologies import GIB, Topology
 
 # Float32 attention scores of one layer alive at once, in units of one score matrix. Set so that the estimate meets the
-# one compilation it was held against (172m on v5e:4x4: 6.8 GiB of temporaries where a score matrix is 0.25 GiB). The
+# tighter of two compilations (172m on v5e:4x4: 6.8 GiB of temporaries where a score matrix is 0.25 GiB; at 7b5 it is
+# twice the compiler's). The
 # flat rows of `relative_shift`, which a TPU pads to its tiles, are a good part of it.
 LIVE_SCORES = 24
 SCORE_PASSES = 16  # times a score is written or read in memory in one training step, forward, again and backward

@@ -71,9 +71,9 @@ def test_encoder_runs_once_on_the_stream_after_attention_of_the_first_retro_laye
     """
     seen, encode = [], Encoder.__call__
 
-    def observed(self, config, neighbors, hidden, valid):
+    def observed(self, config, neighbors, hidden, valid, pin):
         jax.debug.callback(lambda hidden: seen.append(np.array(hidden)), hidden)
-        return encode(self, config, neighbors, hidden, valid)
+        return encode(self, config, neighbors, hidden, valid, pin)
 
     monkeypatch.setattr(Encoder, "__call__", observed)
     config = tiny(retrieval_layers=(2, 3, 4), scan=scan, encoder={"layers": 1})
