@@ -5,8 +5,9 @@
     def main(argv=None):
         return run_verb(VERB, execute, argv)  # execute(Invocation) does the work
 
-Exit codes: 0 done, 2 a mistake that the message explains, 3 the disk is full, 130 interrupted. RETRO_TRACEBACK=1 shows
-where an error was raised. Nothing here imports jax, so help and mistakes answer at once.
+Exit codes: 0 done, 2 a mistake that the message explains, 3 the disk is full, 75 stopped from outside (SIGTERM, another
+host lost; saved, run the same command again), 130 interrupted. RETRO_TRACEBACK=1 shows where an error was raised. Nothing
+here imports jax, so help and mistakes answer at once.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from retro_jax.config import RunConfig, SourceConfig, resolve, to_dict
+from retro_jax.preemption import EXIT_CODE, LostHost, Preempted
 
 OK, MISTAKE, DISK_FULL, INTERRUPTED = 0, 2, 3, 130
 CONFIG_HELP = """\
@@ -80,6 +82,9 @@ def run_verb(verb: Verb, execute: Callable[[Invocation], None], argv: Sequence[s
     except KeyboardInterrupt:
         print(f"\nretro {verb.name}: interrupted. The same command continues where it stopped.", file=sys.stderr)
         return INTERRUPTED
+    except (Preempted, LostHost) as stopped:
+        print(f"\nretro {verb.name}: {stopped}", file=sys.stderr)
+        return EXIT_CODE
     except Exception as error:
         code, message = explain(error, verb)
         if os.environ.get("RETRO_TRACEBACK") == "1" or message is None:

@@ -1,29 +1,70 @@
 """`retro train`: trains a RETRO model, a baseline or a retrofit on joined shards."""
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
+from absl import flags
+
 from launch.command import Invocation, Verb, run_verb
+from retro_jax.hosts import MODES, find_hosts, leave_alone, leave_together, start, started
+from retro_jax.preemption import Preempted
 from retro_jax.runtime import keep_memory
+
+JOIN_TIMEOUT = 300.0  # seconds
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum("hosts", "auto", MODES, "who takes part; auto: SLURM, GKE, TPU, else one", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (--hosts=flags)", flag_values=values)
+    flags.DEFINE_integer("processes", None, "how many processes (--hosts=flags)", flag_values=values)
+    flags.DEFINE_integer("process", None, "number of this process, from 0 (--hosts=flags)", flag_values=values)
+    flags.DEFINE_float("join_timeout", JOIN_TIMEOUT, "seconds to wait for all processes", flag_values=values)
+    flags.DEFINE_string("profile", "", "START:STOP, steps to trace into WORKDIR/profile", flag_values=values)
+
 
 VERB = Verb(
     "train",
     "trains a RETRO model, a baseline or a retrofit on joined shards; continues from the newest whole checkpoint",
     "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke/retro "
     "--config.data.directory=runs/quickstart-smoke/data",
+    define_flags=_define_flags,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    return run_verb(VERB, _train, argv)
+    try:
+        code = run_verb(VERB, _train, argv)
+    except Exception:  # a mistake of ours
+        if not started():
+            raise
+        traceback.print_exc()
+        code = 1
+    leave_alone(code)
+    return code
 
 
 def _train(invocation: Invocation) -> None:
     keep_memory()
+    chosen = invocation.flags
+    hosts = find_hosts(
+        chosen.hosts,
+        os.environ,
+        coordinator=chosen.coordinator,
+        processes=chosen.processes,
+        process=chosen.process,
+    )
+    start(hosts, chosen.join_timeout)
     from retro_jax.training import train  # here: after the allocator is set, and --help need not wait for jax
 
-    train(invocation.run, invocation.workdir)
+    try:
+        train(invocation.run, invocation.workdir, chosen.profile)
+    except Preempted:
+        leave_together()
+        raise
+    leave_together()
 
 
 if __name__ == "__main__":

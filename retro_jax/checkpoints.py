@@ -4,12 +4,19 @@
     RUN/checkpoints/STEP.whole.json  sizes and SHA-256 of its files, written last: a checkpoint is whole iff they fit
 
 A save copies the state and returns; files are written while training goes on. Nothing is deleted, unless
-`keep_checkpoints` asks for it: a broken checkpoint that stands in the way of a new one is renamed.
+`keep_checkpoints` asks for it: a broken checkpoint that stands in the way of a new one is renamed. A save that fails for
+want of space or rights is told and done without; the next one tries again.
+
+With several processes each writes its own shards, and orbax renames when all have; process 0 alone looks for whole
+checkpoints, writes listings and prunes.
 """
 
+import errno
 import json
+import re
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +25,8 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from data_pipeline.manifests import file_sha256, write_json
-from retro_jax.config import RunConfig, resolve
+from retro_jax.config import RunConfig, completed, resolve
+from retro_jax.hosts import on_first
 from retro_jax.models.retro import Retro, abstract_model, merge
 from retro_jax.sharding import on_one_device
 from retro_jax.train_state import TrainState
@@ -32,10 +40,26 @@ FREE_FIELDS = {
     "train.retrieval_check_every",
     "train.peak_flops",
     "train.initialize_from",
+    "train.stall_seconds",
+    "train.on_spike",
+    "train.spike_factor",
+    "train.spike_window",
+    "train.retrieval_alarm_checks",
+    "train.wandb_project",
     "model.remat",
     "model.scan",
     "model.loss_block",
 }
+
+STORAGE_ERRORS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG", "ENOTDIR", "ESTALE")
+}
+# What tensorstore and gRPC say of them, for they give no number.
+STORAGE_WORDS = re.compile(
+    "No space left on device|Disk quota exceeded|Read-only file system|Permission denied|Input/output error|"
+    "File too large|Not a directory"
+)
 
 
 class Checkpoints:
@@ -50,26 +74,35 @@ class Checkpoints:
 
     def __init__(self, directory: Path, identity: Mapping, keep: int = 0):
         self.directory = Path(directory).absolute()
-        self.directory.mkdir(parents=True, exist_ok=True)
         self.identity = json.loads(json.dumps(identity))
         self.keep = keep
+        self.stalled = 0.0  # seconds that callers waited here
+        self.fault = ""  # why storage did not take the last save
         self._thread = ThreadPoolExecutor(1)
-        self._pending: Future | None = None
+        self._pending: tuple[int, Future] | None = None
 
-    def save(self, step: int, state: TrainState, iterator) -> None:
-        """Starts a save; waits for the one before it. `state` may be donated as soon as this returns."""
+    def save(self, step: int, state: TrainState, facts: Mapping) -> None:
+        """Starts a save; waits for the one before it. `state` may be donated as soon as this returns.
+
+        Args:
+          facts: plain JSON beside the arrays: where the iterator stands, what health looks at.
+        """
         self.wait()
+        started = time.perf_counter()
         path = self.directory / str(step)
-        if path.exists() and jax.process_index() == 0:
-            _move_aside(path)
         parts = {
             "params": state.params,
             "optimizer": {"step": state.step, "opt_state": state.opt_state},
-            "run": {"identity": self.identity, "iterator": iterator.get_state()},
+            "run": {"identity": self.identity, **facts},
         }
-        with _context():
-            response = ocp.save_checkpointables_async(path, parts)
-        self._pending = self._thread.submit(self._finish, response, path)
+        try:
+            on_first(lambda: _make_way(path))
+            with _context():
+                response = ocp.save_checkpointables_async(path, parts)
+            self._pending = step, self._thread.submit(self._finish, response, path)
+        except Exception as error:
+            self._pass_over(step, error)
+        self.stalled += time.perf_counter() - started
 
     def _finish(self, response, path: Path) -> None:
         response.result()
@@ -85,41 +118,72 @@ class Checkpoints:
                     shutil.rmtree(self.directory / str(step))
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises what went wrong with it."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
+        """Returns when the last save is on disk, or storage refused it (`fault`)."""
+        if self._pending is None:
+            return
+        started = time.perf_counter()
+        (step, pending), self._pending = self._pending, None
+        try:
             pending.result()
+            self.fault = ""
+        except Exception as error:
+            self._pass_over(step, error)
+        finally:
+            self.stalled += time.perf_counter() - started
+
+    def require_saved(self) -> None:
+        """Waits for the last save; raises ValueError where it is not on disk."""
+        self.wait()
+        if self.fault:
+            raise ValueError(
+                f"the last checkpoint could not be saved: {self.fault}. Those saved before in {self.directory} are "
+                f"whole: mend the storage, then run the same command again; it goes on from the newest."
+            )
+
+    def _pass_over(self, step: int, error: Exception) -> None:
+        """Says what storage refused; raises an error of any other kind."""
+        self.fault = storage_fault(error) or ""
+        if not self.fault:
+            raise error
+        print(
+            f"\ncheckpoint: step {step} could not be saved ({self.fault}); training goes on and the next save tries "
+            f"again. What was saved before is untouched.",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def close(self) -> None:
         self.wait()
         self._thread.shutdown()
 
-    def restore(self, abstract: TrainState, iterator) -> TrainState | None:
-        """The state of the newest whole checkpoint, with the shardings of `abstract`; `iterator` is set to its place.
+    def restore(self, abstract: TrainState, at_most: int | None = None) -> tuple[TrainState, dict] | None:
+        """(state, facts) of the newest whole checkpoint, with the shardings of `abstract`; the same on every process.
 
         None where there is no checkpoint. A newer one that is half-written or damaged is passed over, with a line on
         standard error.
 
+        Args:
+          at_most: look at no later step than this.
+
         Raises:
           ValueError: the checkpoint belongs to another config, tokenizer or database; every differing field is named.
         """
-        step = newest_whole(self.directory)
+        step = on_first(lambda: newest_whole(self.directory, at_most))
         if step is None:
             return None
         path = self.directory / str(step)
         with _context():
             facts = ocp.load_checkpointables(path, {"run": None})["run"]
-        self._require_identity(path, facts["identity"])
+        self._require_identity(path, facts.pop("identity"))
         wanted = {
             "params": abstract.params,
             "optimizer": {"step": abstract.step, "opt_state": abstract.opt_state},
         }
         parts = ocp.load_checkpointables(path, wanted)
-        iterator.set_state(facts["iterator"])
-        return TrainState(parts["optimizer"]["step"], parts["params"], parts["optimizer"]["opt_state"])
+        return TrainState(parts["optimizer"]["step"], parts["params"], parts["optimizer"]["opt_state"]), facts
 
     def _require_identity(self, path: Path, found: Mapping) -> None:
-        fields = differing_fields(found["config"], self.identity["config"])
+        fields = differing_fields(completed(found["config"]), self.identity["config"])
         fields += differing_fields(found["fingerprints"], self.identity["fingerprints"], "fingerprint of ")
         if fields:
             raise ValueError(
@@ -156,12 +220,14 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in Path(directory).glob("*") if path.name.isdigit() and path.is_dir())
 
 
-def newest_whole(directory: Path) -> int | None:
-    """The newest step whose checkpoint is whole; newer ones that are not are named on standard error."""
+def newest_whole(directory: Path, at_most: int | None = None) -> int | None:
+    """The newest step (up to `at_most`) whose checkpoint is whole; newer ones that are not are named on standard error."""
     directory = Path(directory)
     for path in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
         print(f"checkpoint: {path} was never finished; it is passed over.", file=sys.stderr)
     for step in reversed(steps(directory)):
+        if at_most is not None and step > at_most:
+            continue
         fault = find_fault(directory / str(step))
         if fault is None:
             return step
@@ -194,13 +260,28 @@ def _listing(path: Path) -> dict:
     return {str(file.relative_to(path)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files}
 
 
-def _move_aside(path: Path) -> None:
+def _make_way(path: Path) -> None:
+    """The directory for checkpoints; what stands at `path` already is renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return
     number = 0
     while (aside := path.with_name(f"{path.name}.broken-{number}")).exists():
         number += 1
     path.rename(aside)
     whole_path(path).unlink(missing_ok=True)
-    print(f"checkpoint: {path} is not whole; it was renamed to {aside.name}.", file=sys.stderr)
+    print(f"checkpoint: {path} stood in the way of a new save; it was renamed to {aside.name}.", file=sys.stderr)
+
+
+def storage_fault(error: BaseException | None) -> str | None:
+    """What storage refused (space, rights, the device), by error number or by a library's words; None: another error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+            return error.strerror
+        if found := STORAGE_WORDS.search(str(error)):
+            return found[0]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def read_config(run_directory: Path) -> RunConfig:

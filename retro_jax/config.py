@@ -91,6 +91,12 @@ class TrainConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 0  # 0 keeps all
     retrieval_check_every: int = 500  # 0 never; On / Off / random-neighbor losses, with an alarm
+    retrieval_alarm_checks: int = 3  # the alarm: On no better than random in so many checks in a row
+    on_spike: str = "none"  # "none" | "skip" that update | "roll_back" to the last checkpoint and leave the batches out
+    spike_factor: float = 10.0  # a spike: gradient norm above so many times the running median ...
+    spike_window: int = 128  # ... of the last so many steps
+    stall_seconds: float = 600.0  # without a sign of progress: phase, host and stacks are printed; 0 never
+    wandb_project: str = ""  # Weights & Biases beside metrics.jsonl (extra [wandb]); empty: off
     peak_flops: float = 0.0  # FLOP/s a device for the model FLOP utilization; 0 measures a matrix product at start
 
 
@@ -183,6 +189,15 @@ def to_dict(config) -> dict:
     return dataclasses.asdict(config)
 
 
+def completed(config: Mapping) -> dict:
+    """Sections of an earlier run's config with the defaults of keys that were added since.
+
+    Every such key's default is what the code did before, so a run can go on under a newer version.
+    """
+    sections = to_dict(RunConfig())
+    return {name: {**sections.get(name, {}), **section} for name, section in config.items()}
+
+
 def resolve(config: Mapping) -> RunConfig:
     """The frozen form of a ConfigDict or of nested dicts (a run directory's `config.json`), checked.
 
@@ -271,7 +286,15 @@ def check_model(model: ModelConfig) -> None:
 
 def check_train(train: TrainConfig) -> None:
     """Raises ValueError where the schedule, batch or mesh cannot be meant."""
-    for name in ("steps", "batch", "accumulation", "log_every", "checkpoint_every"):
+    for name in (
+        "steps",
+        "batch",
+        "accumulation",
+        "log_every",
+        "checkpoint_every",
+        "retrieval_alarm_checks",
+        "spike_window",
+    ):
         _positive(getattr(train, name), f"config.train.{name}")
     if train.batch % train.accumulation:
         raise ValueError(
@@ -279,6 +302,14 @@ def check_train(train: TrainConfig) -> None:
             f"config.train.accumulation={train.accumulation}; take a batch of {train.batch // train.accumulation * train.accumulation or train.accumulation}."
         )
     _choice(train.trainable, ("all", "retrieval"), "config.train.trainable")
+    _choice(train.on_spike, ("none", "skip", "roll_back"), "config.train.on_spike")
+    if train.spike_factor <= 1:
+        raise ValueError(
+            f"A spike is a gradient norm above config.train.spike_factor times the usual one, but the factor is "
+            f"{train.spike_factor}; take more than 1, e.g. 10."
+        )
+    if train.stall_seconds < 0:
+        raise ValueError(f"config.train.stall_seconds={train.stall_seconds} must be 0 (off) or positive.")
     sizes = dataclasses.asdict(train.mesh)
     if sum(size == -1 for size in sizes.values()) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ValueError(

@@ -1,38 +1,109 @@
-"""Where a run's numbers go: one JSON line per record, and the same to TensorBoard."""
+"""Where a run's numbers go: one JSON line per record, the same to TensorBoard, and to Weights & Biases if asked."""
 
+import contextlib
 import json
 import math
 import os
+import socket
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
+
+from data_pipeline.manifests import atomic_path
 
 
 class MetricWriter:
-    """Appends records to RUN/metrics.jsonl and to TensorBoard events.
+    """Appends records to RUN/metrics.jsonl, and to TensorBoard events.
 
     A run that resumes at step s first takes what was written after s out of metrics.jsonl: those steps are done again.
-    The lines are kept, in metrics.abandoned.jsonl.
+    The lines are kept, in metrics.abandoned.jsonl. Where storage refuses a line, it is kept in memory, with a word on
+    standard error, and written with the next one.
     """
 
-    def __init__(self, directory: Path, step: int):
+    def __init__(self, directory: Path, step: int, also=None):
         self.path = Path(directory) / "metrics.jsonl"
         self.path.touch()
+        self.records: list[dict] = []
+        self.also = also  # has write(step, record) and close()
+        self.unwritten, self.board = "", None
+        self.rewind(step)
+
+    def rewind(self, step: int) -> None:
+        """Takes the records after `step` out."""
         _abandon_after(self.path, step)
-        self.file = open(self.path, "a", encoding="utf-8")
-        self.board = SummaryWriter(str(directory), purge_step=step + 1)
+        self.records = read_metrics(self.path)
+        self.length = self.path.stat().st_size
+        self._close_board()
+        self.purge = step + 1
 
     def write(self, step: int, record: Mapping) -> None:
-        self.file.write(json.dumps({"step": step, **{key: _plain(value) for key, value in record.items()}}) + "\n")
-        self.file.flush()
+        line = {"step": step, **{key: _plain(value) for key, value in record.items()}}
+        self.records.append(line)
+        self.unwritten += json.dumps(line) + "\n"
+        try:
+            self._append()
+            self._show(step, record)
+        except OSError as error:
+            self._close_board()  # its file may end in half a record: the next write starts another
+            print(f"\nmetrics: step {step} is not written yet ({error.strerror}).", file=sys.stderr, flush=True)
+        if self.also is not None:
+            self.also.write(step, line)
+
+    def _append(self) -> None:
+        """Writes what is due; what a full disk took of it is cut off again."""
+        with open(self.path, "r+b", buffering=0) as file:
+            file.truncate(self.length)
+            file.seek(self.length)
+            wanted = self.unwritten.encode()
+            if file.write(wanted) != len(wanted):
+                file.truncate(self.length)
+                raise OSError(28, os.strerror(28))
+        self.length, self.unwritten = self.length + len(wanted), ""
+
+    def _show(self, step: int, record: Mapping) -> None:
+        if self.board is None:
+            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{time.time_ns()}"
+            self.board = RecordWriter(str(self.path.parent / name))
+            self._add(file_version="brain.Event:2")
+            self._add(step=self.purge, session_log=SessionLog(status=SessionLog.START))
         for key, value in record.items():
-            self.board.add_scalar(key, value, step)
+            self._add(step=step, summary=scalar(key, value))
+        self.board.flush()
+
+    def _add(self, **facts) -> None:
+        self.board.write(Event(wall_time=time.time(), **facts).SerializeToString())
+
+    def _close_board(self) -> None:
+        if self.board is not None:
+            with contextlib.suppress(OSError):
+                self.board.close()
+        self.board = None
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        if self.unwritten:
+            print(f"metrics: {self.unwritten.count(chr(10))} records could not be written.", file=sys.stderr)
+        self._close_board()
+        if self.also is not None:
+            self.also.close()
+
+
+class NoWriter:
+    """What the other processes have in place of a MetricWriter: process 0 writes for all."""
+
+    def rewind(self, step: int) -> None:
+        pass
+
+    def write(self, step: int, record: Mapping) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -42,15 +113,17 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def _abandon_after(path: Path, step: int) -> None:
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    text = path.read_text(encoding="utf-8")
+    lines = text.split("\n")[:-1]
     kept = [line for line in lines if json.loads(line)["step"] <= step]
     lost = [line for line in lines if json.loads(line)["step"] > step]
     if lost:
         with open(path.with_name("metrics.abandoned.jsonl"), "a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lost)
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    elif not text.endswith("\n") and text:
+        os.truncate(path, len("".join(f"{line}\n" for line in kept).encode()))  # a line that a kill cut short
 
 
 def _plain(value):

@@ -3,6 +3,7 @@
 config.json    the resolved config        metrics.jsonl, events.*   metrics.py
 versions.json  packages, git revision     checkpoints/              checkpoints.py
                and data fingerprints      seconds.json              clock.py
+hosts/, stall-*.txt   watchdog.py         profile/                  a trace, where asked for
 """
 
 import importlib.metadata
@@ -18,7 +19,7 @@ from jaxtyping import Int
 
 from data_pipeline.manifests import read_manifest, require_fingerprint, write_json
 from retro_jax.checkpoints import differing_fields
-from retro_jax.config import ModelConfig, RunConfig, to_dict
+from retro_jax.config import ModelConfig, RunConfig, completed, to_dict
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -91,7 +92,7 @@ def claim(workdir: Path, run: RunConfig, fingerprints: Mapping[str, str]) -> Non
     wanted = json.loads(json.dumps(to_dict(run)))
     path = workdir / "config.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        found = completed(json.loads(path.read_text()))
         fields = [
             line for name in ("model", "train") for line in differing_fields(found[name], wanted[name], f"{name}.")
         ]

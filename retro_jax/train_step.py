@@ -22,6 +22,7 @@ from retro_jax.sharding import Mesh, pin_parameters, pin_stream, replicated
 from retro_jax.train_state import TrainState, state_shardings
 
 GROUPS = ("encoder", "cca", "decoder")
+NO_LIMIT = np.float32(np.inf)
 
 
 def batch_nll(
@@ -37,10 +38,14 @@ def batch_nll(
 def make_train_step(
     run: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh, token_bytes: Int[np.ndarray, "V"]
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
-    """The compiled step: (state, batch) -> (state, sums). The state given is donated: its arrays are gone afterwards.
+    """The compiled step: (state, batch, limit) -> (state, sums). The state given is donated: its arrays are gone then.
+
+    With config.train.on_spike="skip", a gradient norm above `limit` (a scalar, infinite where left out) leaves
+    parameters and moments as they are, bit for bit; step and learning rate go on.
 
     The sums (float32 scalars): `nll` nats and `tokens` over counted targets; `text_nll` and `bytes` over those of them
-    that stand for text (a document's end has a loss but no bytes); `grad_norm`, `grad_norm_GROUP`, before clipping.
+    that stand for text (a document's end has a loss but no bytes); `grad_norm`, `grad_norm_GROUP`, before clipping;
+    `skipped`, 1 where the update was left out.
     """
     table = jnp.asarray(token_bytes, jnp.float32)
 
@@ -69,16 +74,31 @@ def make_train_step(
 
         return jax.lax.scan(add, (pin_parameters(grads, mesh), sums), parts)[0]
 
-    def step(state, batch):
+    def step(state, batch, limit=NO_LIMIT):
         trained, frozen = split_trainable(state.params, run.train.trainable)
         tokens = batch.loss_mask.sum()
         grads, sums = gradients(trained, frozen, batch, jnp.maximum(tokens, 1.0))
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        params = join(optax.apply_updates(trained, updates), frozen)
-        return TrainState(state.step + 1, params, opt_state), sums | {"tokens": tokens} | gradient_norms(grads)
+        updated, norms = optax.apply_updates(trained, updates), gradient_norms(grads)
+        skipped = norms["grad_norm"] > limit  # never true of NaN: the loop stops on that
+        if run.train.on_spike == "skip":
+            updated, opt_state = _unless(skipped, (trained, state.opt_state), (updated, opt_state))
+        sums = sums | {"tokens": tokens, "skipped": skipped.astype(jnp.float32)} | norms
+        return TrainState(state.step + 1, join(updated, frozen), opt_state), sums
 
     out_shardings = (state_shardings(run, optimizer, mesh), replicated(mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _unless(skipped, before, after):
+    """`before` where a step is skipped, but for the schedule's count: the learning rate follows the step."""
+
+    def choose(old, new):
+        if isinstance(new, optax.ScaleByScheduleState):
+            return new
+        return jnp.where(skipped, old, new)
+
+    return jax.tree.map(choose, before, after, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
 
 
 def _micro_batches(array, parts):

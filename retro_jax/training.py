@@ -1,16 +1,16 @@
 """The training loop.
 
-One order, the same in every step:
+One order, the same in every step, on every process:
 
     1. batch     already on its way to the device, asked for while the step before was running
     2. dispatch  the compiled step; returns at once, the device works from here on
-    3. save      on checkpoint steps only: wait for this step, and keep it if its loss and gradients are finite
+    3. save      on checkpoint steps and on a preemption notice: wait for this step, and keep it if it is healthy
     4. prefetch  the next batch is read and sent while the device computes
     5. metrics   of the *previous* step, so that the device never waits for the host
     6. hooks     every so often: losses with, without and with random neighbors
 
-The iterator stands exactly behind the batch of the step when the checkpoint is written (3 comes before 4), and so a
-resumed run sees the batches, and makes the parameters, of one that was never stopped, bit for bit.
+A checkpoint holds where the iterator stands behind the batch of its step, and what the limit for spikes looks at; and so
+a resumed run sees the batches, and makes the parameters, of one that was never stopped, bit for bit.
 """
 
 import sys
@@ -24,142 +24,203 @@ import numpy as np
 from retro_jax import run_directory
 from retro_jax.batches import train_iterator
 from retro_jax.checkpoints import Checkpoints
-from retro_jax.clock import Clock
 from retro_jax.config import RunConfig
-from retro_jax.metrics import MetricWriter, Window
-from retro_jax.optimizer import make_optimizer, schedule
-from retro_jax.progress import progress
+from retro_jax.health import DivergenceError, SpikeError, SpikeLimit
+from retro_jax.hosts import lost_host, on_first
+from retro_jax.optimizer import make_optimizer
+from retro_jax.preemption import LostHost, Preempted, Preemption
+from retro_jax.profile import Profile
 from retro_jax.retrieval_check import RetrievalCheck
 from retro_jax.retrofit import initial_state
 from retro_jax.sharding import check_sizes, describe, make_mesh, place_batch
+from retro_jax.step_log import StepLog
 from retro_jax.train_state import TrainState, abstract_state
-from retro_jax.train_step import make_train_step
+from retro_jax.train_step import NO_LIMIT, make_train_step
+from retro_jax.watchdog import Watchdog
+
+ROLL_BACKS = 3  # to one checkpoint, before the run is given up
 
 
-class DivergenceError(ValueError):
-    """The loss or a gradient is not finite any more."""
-
-
-def train(run: RunConfig, workdir: Path) -> TrainState:
+def train(run: RunConfig, workdir: Path, profile: str = "") -> TrainState:
     """Trains up to `run.train.steps`, from the newest whole checkpoint of `workdir` if there is one.
+
+    Args:
+      workdir: the same directory for all processes.
+      profile: "START:STOP", the steps to trace; empty: none.
 
     Raises:
       ValueError: sizes that the mesh cannot cut, data that does not fit the model, a run directory of another config,
-        a checkpoint of another tokenizer or database.
+        a checkpoint of another tokenizer or database, storage that does not take the last checkpoint.
       DivergenceError: a loss or gradient is not finite; metrics are written, the last good checkpoint stays.
+      Preempted: on SIGTERM, after a save.
+      LostHost: another process is gone.
     """
     workdir = Path(workdir)
     mesh = make_mesh(run.train.mesh)
     check_sizes(run, mesh)
     data = run_directory.data_directory(run, workdir)
     fingerprints = run_directory.fingerprints(data)
-    run_directory.claim(workdir, run, fingerprints)
-    loop = Loop(run, workdir, data, fingerprints, mesh)
+    on_first(lambda: run_directory.claim(workdir, run, fingerprints))
+    preemption = Preemption(jax.process_count())
+    watchdog = Watchdog(workdir, jax.process_index(), jax.process_count(), run.train.stall_seconds)
+    loop, ending = None, "done"
     try:
+        loop = Loop(run, workdir, data, fingerprints, mesh, (preemption, watchdog, Profile(profile, workdir)))
         return loop.run_to_end()
+    except Preempted:
+        ending = "preempted"
+        raise
+    except Exception as error:
+        ending = f"failed: {error}"
+        if jax.process_count() > 1 and lost_host(error):
+            loop = None  # closing would wait for the one that is gone
+            raise LostHost(watchdog.describe_others()) from error
+        raise
     finally:
-        loop.close()
+        if loop is not None:
+            loop.close()
+        preemption.close()
+        watchdog.close(ending)
 
 
 class Loop:
     """The parts of one run, and the loop over steps."""
 
-    def __init__(self, run: RunConfig, workdir: Path, data: Path, fingerprints: dict, mesh):
-        self.run, self.workdir, self.mesh = run, workdir, mesh
+    def __init__(self, run: RunConfig, workdir: Path, data: Path, fingerprints: dict, mesh, around: tuple):
+        self.run, self.workdir, self.mesh, self.fingerprints = run, workdir, mesh, fingerprints
+        self.preemption, self.watchdog, self.profile = around
         self.optimizer = make_optimizer(run.train)
-        self.rate = schedule(run.train)
         self.iterator = train_iterator(data / "joined", run.model, run.train)
         self.checkpoints = Checkpoints(
             workdir / "checkpoints", run_directory.identity(run, fingerprints), run.train.keep_checkpoints
         )
-        restored = self.checkpoints.restore(abstract_state(run, self.optimizer, mesh), self.iterator)
-        self.state = restored if restored is not None else initial_state(run, self.optimizer, mesh, fingerprints)
-        self.step = int(self.state.step)
+        self.restore()
+        self.saved = self.step
+        self.roll_backs = {}  # times, by step
         self.train_step = make_train_step(run, self.optimizer, mesh, run_directory.token_bytes(data, run.model))
         self.check = RetrievalCheck.when_due(run, data / "joined", mesh)
-        self.writer = MetricWriter(workdir, self.step)
-        self.window = Window()
-        self.clock = Clock(run, mesh, workdir)
+        self.log = StepLog(run, workdir, mesh, self.step, self.spikes)
 
-    def compile(self, batch) -> None:
-        """Compiles the step before the loop, so that its time is not taken for a step's."""
-        started = time.perf_counter()
-        self.train_step = self.train_step.lower(self.state, batch).compile()
-        print(f"train: compiled the step in {time.perf_counter() - started:.1f} s", file=sys.stderr)
-        self.clock.restart()
+    def restore(self, at_most: int | None = None) -> None:
+        """State, step, iterator and spike limit of the newest whole checkpoint, or of a fresh start."""
+        self.watchdog.phase("restore")
+        restored = self.checkpoints.restore(abstract_state(self.run, self.optimizer, self.mesh), at_most)
+        if restored is None:
+            self.state, facts = initial_state(self.run, self.optimizer, self.mesh, self.fingerprints), {}
+        else:
+            self.state, facts = restored
+            self.iterator.set_state(facts["iterator"])
+        self.spikes = SpikeLimit(self.run.train, facts.get("spikes"))
+        self.step = int(self.state.step)
+        self.position = self.read_to = self.iterator.get_state()
 
     def run_to_end(self) -> TrainState:
         train = self.run.train
-        print(f"train: {describe(self.mesh, self.run.model)}, from step {self.step} to {train.steps}", file=sys.stderr)
-        batch = previous = None
+        if jax.process_index() == 0:
+            text = f"train: {describe(self.mesh, self.run.model)}, from step {self.step} to {train.steps}"
+            print(text, file=sys.stderr)
         if self.step < train.steps:
-            batch = self.next_batch()
-            self.compile(batch)
-        bar = progress(description="train", total=train.steps, initial=self.step, unit="step")
+            self.next_batch()
+            self.compile()
+        if self.check_is_due() and on_first(lambda: not self.log.has_check(self.step)):
+            self.run_check()  # the process before was stopped on its way here
         while self.step < train.steps:
-            self.state, sums = self.train_step(self.state, batch)
-            self.step += 1
-            current = (self.step, sums, self.batch_crc)
-            if self.step % train.checkpoint_every == 0 or self.step == train.steps:
-                previous = self.report(previous, bar)
-                current = self.report(current, bar)  # raises before a broken state is saved
-                self.checkpoints.save(self.step, self.state, self.iterator)
-            if self.step < train.steps:
-                batch = self.next_batch()
-            self.report(previous, bar)
-            previous = current
-            if self.check is not None and self.step % train.retrieval_check_every == 0:
-                self.report_check()
-        bar.close()
-        self.checkpoints.wait()
+            try:
+                self.one_step()
+            except SpikeError as spike:
+                self.roll_back(spike)
+        self.watchdog.phase("save")
+        self.checkpoints.require_saved()
         return self.state
 
-    def next_batch(self):
+    def compile(self) -> None:
+        """Compiles the step before the loop, so that its time is not taken for a step's."""
+        self.watchdog.phase("compile", self.step)
+        started = time.perf_counter()
+        self.train_step = self.train_step.lower(self.state, self.batch, NO_LIMIT).compile()
+        self.log.clock.compile_seconds = time.perf_counter() - started
+        print(f"train: compiled the step in {self.log.clock.compile_seconds:.1f} s", file=sys.stderr)
+        self.log.clock.restart()
+        self.preemption.stop_here("train")
+
+    def one_step(self) -> None:
+        train = self.run.train
+        self.profile.before(self.step + 1)
+        self.watchdog.phase("step", self.step + 1)
+        limit = np.float32(self.spikes.device_limit(self.step + 1))
+        self.state, sums = self.train_step(self.state, self.batch, limit)
+        self.step, self.position = self.step + 1, self.read_to
+        self.log.add(self.step, sums, self.batch_crc, self.position)
+        if self.preemption.reached():
+            self.leave()
+        if self.step % train.checkpoint_every == 0 or self.step == train.steps:
+            self.save()
+        if self.step < train.steps:
+            self.next_batch()
+        self.log.settle(1, self.checkpoints.stalled)
+        self.profile.after(self.step, self.state)
+        if self.check_is_due():
+            self.run_check()
+
+    def next_batch(self) -> None:
         """The next batch, on its way to the device; the time this takes is the input wait."""
+        self.watchdog.phase("read a batch", self.step + 1)
         started = time.perf_counter()
         batch = next(self.iterator)
-        self.batch_crc = zlib.crc32(np.ascontiguousarray(batch.tokens))
-        batch = place_batch(batch, self.mesh)
-        self.clock.waited += time.perf_counter() - started
-        return batch
+        tokens = np.ascontiguousarray(batch.tokens)
+        self.batch_crc, self.read_to = (zlib.crc32(tokens), tokens.nbytes), self.iterator.get_state()
+        self.batch = place_batch(batch, self.mesh)
+        self.log.clock.waited += time.perf_counter() - started
 
-    def report(self, entry, bar) -> None:
-        """Takes one step's sums from the device (waiting for it), and writes a record every `log_every` steps."""
-        if entry is None:
-            return None
-        step, sums, batch_crc = entry
-        values = {key: float(value) for key, value in jax.device_get(sums).items()}
-        self.window.add(values)
-        bar.update(1)
-        finite = np.isfinite(values["nll"]) and np.isfinite(values["grad_norm"])
-        if step % self.run.train.log_every == 0 or step == self.run.train.steps or not finite:
-            record = self.window.record()
-            record |= {"learning_rate": float(self.rate(step - 1)), "batch_crc32": batch_crc}
-            record |= self.clock.record(record["steps"])
-            self.writer.write(step, record)
-            self.window = Window()
-            bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['bpb']:.3f} bits per byte")
-        if not finite:
+    def save(self) -> None:
+        """Saves the last step, once it is known to be healthy."""
+        self.log.settle(0, self.checkpoints.stalled)
+        if self.saved != self.step:
+            self.watchdog.phase("save")
+            facts = {"iterator": self.position, "spikes": self.spikes.state()}
+            self.checkpoints.save(self.step, self.state, facts)
+            self.saved = self.step
+
+    def leave(self) -> None:
+        """Saves and raises Preempted."""
+        self.save()
+        self.checkpoints.require_saved()
+        raise Preempted(
+            f"stopped by SIGTERM; step {self.step} of {self.run.train.steps} is saved. The same command goes on from it."
+        )
+
+    def roll_back(self, spike: SpikeError) -> None:
+        """Goes back to the last checkpoint on schedule, and on from there with the batches after the spike's."""
+        every = self.run.train.checkpoint_every
+        left_out = self.spikes.left_out
+        self.checkpoints.wait()
+        self.restore((spike.step - 1) // every * every)
+        self.roll_backs[self.step] = self.roll_backs.get(self.step, 0) + 1
+        if self.roll_backs[self.step] > ROLL_BACKS:
             raise DivergenceError(
-                f"Step {step}: loss {values['nll'] / max(values['tokens'], 1):.3g}, gradient norm "
-                f"{values['grad_norm']:.3g}; a step must end finite. {self.workdir}/metrics.jsonl has the way there, "
-                f"{self.workdir}/checkpoints the last good state. Lower config.train.learning_rate or "
-                f"config.train.clip_norm, in another --workdir."
+                f"Step {spike.step}: {spike}, after {ROLL_BACKS} returns to step {self.step} with other batches each "
+                f"time. Lower config.train.learning_rate, or raise config.train.spike_factor, in another --workdir."
             )
-        return None
+        self.spikes.left_out = left_out + spike.step - self.step
+        print(f"\ntrain: {spike}; back to step {self.step}, without the batches up to it.", file=sys.stderr)
+        self.saved = self.step
+        self.log.rewind(self.step, self.spikes)
+        self.iterator.set_state(spike.position)
+        self.next_batch()
+        self.log.clock.restart()
 
-    def report_check(self) -> None:
-        record = self.check.losses(self.state.params)
-        self.writer.write(self.step, record)
-        if record["retrieval_alarm"]:
-            print(
-                f"\ntrain: ALARM at step {self.step}: validation loss {record['validation_loss_on']:.4f} with neighbors "
-                f"is not below {record['validation_loss_random']:.4f} with random ones: retrieval does nothing (yet).",
-                file=sys.stderr,
-            )
-        self.clock.restart()
+    def check_is_due(self) -> bool:
+        every = self.run.train.retrieval_check_every
+        return self.check is not None and self.step > 0 and self.step % every == 0
+
+    def run_check(self) -> None:
+        self.watchdog.phase("retrieval check")
+        record = self.check.losses(self.state.params, self.preemption.reached)
+        if record is None:
+            self.leave()
+        self.log.write_check(self.step, record)
 
     def close(self) -> None:
-        self.clock.save()
-        self.writer.close()
+        self.profile.close()
+        self.log.close()
         self.checkpoints.close()

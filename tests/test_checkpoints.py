@@ -22,17 +22,9 @@ FINGERPRINTS = {"tokenizer": "t", "database": "d", "joined": "j"}
 OPTIMIZER = optax.adam(1e-3)
 
 
-class Counter:
-    """The part of a grain iterator that a checkpoint touches."""
-
-    def __init__(self, next_index=0):
-        self.next_index = next_index
-
-    def get_state(self):
-        return {"next_index": self.next_index}
-
-    def set_state(self, state):
-        self.next_index = state["next_index"]
+def facts(step):
+    """What a loop keeps beside the arrays."""
+    return {"iterator": {"next_index": step}}
 
 
 def make_state(step, mesh_config=None, size=4):
@@ -62,7 +54,7 @@ def open_checkpoints(directory, run=RUN, fingerprints=FINGERPRINTS, keep=0):
 def saved(directory, *at, mesh=None, keep=0):
     checkpoints = open_checkpoints(directory, keep=keep)
     for step in at:
-        checkpoints.save(step, make_state(step, mesh), Counter(step))
+        checkpoints.save(step, make_state(step, mesh), facts(step))
     checkpoints.close()
     return checkpoints
 
@@ -73,14 +65,14 @@ def largest_file(directory):
 
 def test_round_trip_of_state_and_iterator(tmp_path):
     saved(tmp_path, 2, 4)
-    iterator = Counter()
-    found = open_checkpoints(tmp_path).restore(abstract(make_state(0)), iterator)
+    found, beside = open_checkpoints(tmp_path).restore(abstract(make_state(0)))
     assert_same(found, make_state(4))
-    assert iterator.next_index == 4
+    assert beside == facts(4)
+    assert_same(open_checkpoints(tmp_path).restore(abstract(make_state(0)), at_most=3)[0], make_state(2))
 
 
 def test_an_empty_directory_restores_nothing(tmp_path):
-    assert open_checkpoints(tmp_path / "new").restore(abstract(make_state(0)), Counter()) is None
+    assert open_checkpoints(tmp_path / "new").restore(abstract(make_state(0))) is None
 
 
 def test_the_state_may_be_donated_while_it_is_written(tmp_path):
@@ -88,11 +80,11 @@ def test_the_state_may_be_donated_while_it_is_written(tmp_path):
     checkpoints = open_checkpoints(tmp_path)
     state = make_state(7)
     overwrite = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0 - 1, state), donate_argnums=0)
-    checkpoints.save(7, state, Counter(7))
+    checkpoints.save(7, state, facts(7))
     for _ in range(3):
         state = overwrite(state)
     checkpoints.close()
-    assert_same(open_checkpoints(tmp_path).restore(abstract(make_state(0)), Counter()), make_state(7))
+    assert_same(open_checkpoints(tmp_path).restore(abstract(make_state(0)))[0], make_state(7))
 
 
 def test_eight_devices_restore_on_four_and_on_one(tmp_path):
@@ -100,7 +92,7 @@ def test_eight_devices_restore_on_four_and_on_one(tmp_path):
     saved(tmp_path, 3, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     for mesh in (MeshConfig(data=1, fsdp=2, tensor=2), MeshConfig(data=1), MeshConfig(data=1, fsdp=4, tensor=2)):
         like = make_state(0, mesh)
-        found = open_checkpoints(tmp_path).restore(abstract(like), Counter())
+        found, _ = open_checkpoints(tmp_path).restore(abstract(like))
         assert_same(found, make_state(3))
         jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted.sharding or pytest.fail(str(leaf)), found, like)
 
@@ -138,7 +130,7 @@ def lose_the_listing(directory):
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, capsys, damage, said):
     saved(tmp_path, 2, 4)
     damage(tmp_path / "4")
-    found = open_checkpoints(tmp_path).restore(abstract(make_state(0)), Counter())
+    found, _ = open_checkpoints(tmp_path).restore(abstract(make_state(0)))
     assert_same(found, make_state(2))
     error = capsys.readouterr().err
     assert "step 4 is not whole" in error and said in error and "going back" in error
@@ -182,18 +174,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, run, fingerprints, mes
     """Trap 25: every differing field is named, and the way out."""
     saved(tmp_path, 2)
     with pytest.raises(ValueError, match=f"belongs to another run: .*{message}.* another --workdir"):
-        open_checkpoints(tmp_path, run, FINGERPRINTS | fingerprints).restore(abstract(make_state(0)), Counter())
+        open_checkpoints(tmp_path, run, FINGERPRINTS | fingerprints).restore(abstract(make_state(0)))
     assert find_fault(tmp_path / "2") is None
 
 
 def test_cadence_and_mesh_may_change(tmp_path):
     saved(tmp_path, 2)
     run = make_run(dataclasses.replace(MODEL, remat="full"), mesh=MeshConfig(data=4), log_every=7, checkpoint_every=9)
-    assert open_checkpoints(tmp_path, run).restore(abstract(make_state(0)), Counter()) is not None
+    assert open_checkpoints(tmp_path, run).restore(abstract(make_state(0))) is not None
 
 
 def test_the_identity_can_be_read_as_json(tmp_path):
     saved(tmp_path, 2)
-    facts = json.loads((tmp_path / "2" / "run" / "data.json").read_text())
-    assert facts["identity"]["fingerprints"] == FINGERPRINTS
-    assert facts["identity"]["config"]["model"]["width"] == MODEL.width
+    written = json.loads((tmp_path / "2" / "run" / "data.json").read_text())
+    assert written["identity"]["fingerprints"] == FINGERPRINTS
+    assert written["identity"]["config"]["model"]["width"] == MODEL.width
