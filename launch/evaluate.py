@@ -4,12 +4,14 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_pipeline.manifests import read_manifest, require_fingerprint, write_json
 from launch.command import Invocation, Verb, model_directory, run_verb
 from retro_jax.config import RunConfig, to_dict
+from retro_jax.hosts import require_one_process
+from retro_jax.preemption import Preemption
 
 VERB = Verb(
     "evaluate",
@@ -26,10 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(invocation: Invocation) -> None:
-    print(evaluate(invocation.run, invocation.workdir))
+    require_one_process("evaluate")
+    preemption = Preemption(processes=1)
+    try:
+        print(evaluate(invocation.run, invocation.workdir, lambda: preemption.stop_here("evaluate")))
+    finally:
+        preemption.close()
 
 
-def evaluate(run: RunConfig, workdir: Path) -> str:
+def evaluate(run: RunConfig, workdir: Path, between: Callable[[], None] = lambda: None) -> str:
     """Evaluates the models of `workdir` (or those that config.evaluate names) and returns the table as text.
 
     Figures that are there already, of the same checkpoints, data and settings, are kept; the report is made anew.
@@ -49,7 +56,7 @@ def evaluate(run: RunConfig, workdir: Path) -> str:
     results = json.loads(path.read_text()) if path.exists() else {}
     if results.get("made_from") != made_from:
         started = time.monotonic()
-        results, passages = measure(run, data, runs)
+        results, passages = measure(run, data, runs, between)
         seconds = facts.stage_seconds(data, runs) | {"evaluate": time.monotonic() - started}
         write_json(workdir / "passages.json", passages)
         write_json(path, {**results, "seconds": seconds, "made_from": made_from})
@@ -108,8 +115,10 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
     return {"fingerprints": current, "steps": steps, "neighbors": run.model.neighbors, "settings": settings}
 
 
-def measure(run: RunConfig, data: Path, runs: dict[str, Path]) -> tuple[dict, list[dict]]:
-    """(results without seconds, passages), both plain JSON."""
+def measure(
+    run: RunConfig, data: Path, runs: dict[str, Path], between: Callable[[], None] = lambda: None
+) -> tuple[dict, list[dict]]:
+    """(results without seconds, passages), both plain JSON; `between` is called after every batch, and may raise."""
     from data_pipeline.chunks import ChunkTable
     from data_pipeline.provenance import Provenance
     from retro_jax import results as facts
@@ -140,6 +149,7 @@ def measure(run: RunConfig, data: Path, runs: dict[str, Path]) -> tuple[dict, li
         batch=settings.batch,
         seed=settings.seed,
         overlap_neighbors=settings.overlap_neighbors,
+        between=between,
     )
     check_bytes(held_out, provenance.document_bytes[provenance.number(held_out.first) :])
     results = summarize(held_out, table.subset_names, resamples=settings.bootstrap, seed=settings.seed)

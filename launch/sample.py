@@ -9,6 +9,7 @@ from absl import flags
 from data_pipeline.manifests import require_fingerprint
 from launch.command import Invocation, Verb, data_directory, model_directory, run_verb
 from retro_jax.config import RunConfig
+from retro_jax.hosts import require_one_process
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sample(invocation: Invocation) -> None:
+    require_one_process("sample")
     if invocation.flags.prompt is None:
         raise ValueError('--prompt is missing; for example --prompt="Permission is hereby granted" (it may be empty).')
     print(

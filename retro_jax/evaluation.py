@@ -80,6 +80,7 @@ def score(
     batch: int,
     seed: int,
     overlap_neighbors: int,
+    between: Callable[[], None] = lambda: None,
 ) -> HeldOut:
     """One pass over the validation split.
 
@@ -90,6 +91,7 @@ def score(
       batch: sequences a forward pass; the last one is filled up with padding.
       seed: of the random and shuffled neighbors.
       overlap_neighbors: stored neighbors that r(C) looks at.
+      between: called after every batch; what it raises ends the pass.
 
     Raises:
       StageError: examples that are not these chunks, or that do not score every text token exactly once.
@@ -118,6 +120,7 @@ def score(
         }
         for condition, bits in jax.device_get(pending).items():
             books.enter_bits(condition, ids, targets, bits)
+        between()
     return books.close()
 
 

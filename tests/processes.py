@@ -102,7 +102,7 @@ def differences(found: Path, expected: Path, step: int) -> list[str]:
     records = [
         [
             {key: value for key, value in record.items() if key not in OF_THE_MACHINE}
-            for record in read_metrics(workdir / "metrics.jsonl")
+            for record in sorted(read_metrics(workdir / "metrics.jsonl"), key=place)
         ]
         for workdir in (found, expected)
     ]
@@ -111,6 +111,11 @@ def differences(found: Path, expected: Path, step: int) -> list[str]:
     for here, there in zip(*records, strict=False):
         lines += [f"step {there['step']}: {key}" for key in there if here.get(key) != there[key]]
     return lines
+
+
+def place(record: dict) -> tuple:
+    """By step; a retrieval check stands before or behind its step's record, as the run was stopped between or not."""
+    return record["step"], "loss" in record
 
 
 def expected_paths(one: dict, other: dict) -> list:

@@ -22,6 +22,7 @@ IMPORT_SITES = {
     "tensorflow_datasets": "data_pipeline/joined.py",
     "array_record": "data_pipeline/joined.py",
     "sentencepiece": "data_pipeline/tokens.py",
+    "wandb": "retro_jax/wandb_board.py",
     "tokenizers": "data_pipeline/bert.py",
     "safetensors": "data_pipeline/bert.py",
     "pypi_simple": "data_pipeline/packages.py",

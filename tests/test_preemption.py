@@ -1,5 +1,6 @@
 """SIGTERM: every loop stops at a safe point, saves, and goes on later as if nothing had been."""
 
+import dataclasses
 import os
 import signal
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from processes import differences, finish, log_path, start_run, wait_for
-from training_fixture import BASELINE, build_data, make_run
+from training_fixture import BASELINE, MODEL, build_data, make_run
 
 from retro_jax.checkpoints import Checkpoints, load_params, steps
 from retro_jax.config import MeshConfig
@@ -17,6 +18,7 @@ from retro_jax.retrieval_check import RetrievalCheck
 from retro_jax.training import Loop, train
 
 MESH = MeshConfig(data=-1)
+SMALL = dataclasses.replace(MODEL, layers=1, retrieval_layers=(1,))
 RUN = {"steps": 6, "checkpoint_every": 4, "retrieval_check_every": 3, "mesh": MESH}
 
 
@@ -30,7 +32,7 @@ def whole(tmp_path_factory, data):
     """The undisturbed run."""
     workdir = tmp_path_factory.mktemp("whole")
     (workdir / "data").symlink_to(data)
-    train(make_run(**RUN), workdir)
+    train(make_run(SMALL, **RUN), workdir)
     return workdir
 
 
@@ -69,18 +71,20 @@ def stop_in_a_check(monkeypatch):
     return 3
 
 
-@pytest.mark.parametrize("stop", [stop_in_a_step, stop_in_a_save, stop_in_a_check])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(stop_in_a_step, marks=pytest.mark.slow), stop_in_a_save, stop_in_a_check]
+)
 def test_a_notice_in_every_loop_saves_and_changes_nothing(tmp_path, monkeypatch, data, whole, stop):
     (tmp_path / "data").symlink_to(data)
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         step = stop(patch)
         with pytest.raises(Preempted, match=f"SIGTERM; step {step} of 6 is saved. The same command goes on from it"):
-            train(make_run(**RUN), tmp_path)
+            train(make_run(SMALL, **RUN), tmp_path)
     assert signal.getsignal(signal.SIGTERM) == before
     assert steps(tmp_path / "checkpoints")[-1] == step
     assert load_params(tmp_path)[2] == step  # whole
-    train(make_run(**RUN), tmp_path)
+    train(make_run(SMALL, **RUN), tmp_path)
     assert differences(tmp_path, whole, 6) == []
     checks = [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl") if "validation_loss_on" in record]
     assert checks == [3, 6]  # the one that was cut short is done again
