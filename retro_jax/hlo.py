@@ -45,8 +45,12 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
         if name == "ENTRY" or turns[name]:
             for line in lines:
                 if match := re.search(r"= (.*?) (" + "|".join(KINDS) + r")(-start)?\(", line):
-                    found[match[2]]["count"] += turns[name]
-                    found[match[2]]["bytes"] += turns[name] * _result_bytes(match[1], bool(match[3]))
+                    kind, result = match[2], match[1]
+                    if name.startswith("all-reduce-scatter"):
+                        # A TPU's reduce-scatter: an all-reduce fused with the slice of the sum that stays.
+                        kind, result = "reduce-scatter", re.match(r" +ROOT \S+ = (\S+) ", lines[-1])[1]
+                    found[kind]["count"] += turns[name]
+                    found[kind]["bytes"] += turns[name] * _result_bytes(result, bool(match[3]))
     return {kind: dict(found[kind]) for kind in KINDS if kind in found}
 
 

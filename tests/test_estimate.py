@@ -114,7 +114,13 @@ LOOP = """HloModule step
   %sum = f32[] add(%a, %b)
 }
 
+%all-reduce-scatter.1.clone (input.1: f32[64,4]) -> f32[8,4] {
+  %sum = f32[64,4]{1,0:T(8,128)} all-reduce(%input.1), to_apply=%add
+  ROOT %part = f32[8,4]{1,0:T(8,128)} dynamic-slice(%sum, %place, %zero), dynamic_slice_sizes={8,4}
+}
+
 ENTRY %main (p: f32[8,4]) -> f32[8,4] {
+  %scattered = f32[8,4]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1.clone
   %loop = (s32[], f32[8,4]) while(%start), condition=%condition, body=%body
   %known = (s32[], f32[8,4]) while(%loop), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
   %begun = (f32[4]{0}, f32[16]{0}) all-gather-start(%y), dimensions={0}
@@ -127,6 +133,7 @@ def test_collectives_count_as_often_as_their_loop_turns():
     assert hlo.collectives(LOOP) == {
         "all-gather": {"count": 11, "bytes": 10 * 16 * 4 * 2 + 16 * 4},
         "all-reduce": {"count": 10, "bytes": 10 * (8 + 2) * 4},
+        "reduce-scatter": {"count": 1, "bytes": 8 * 4 * 4},  # as the TPU's compiler writes it
     }
 
 
