@@ -161,7 +161,7 @@ def _devices(topology: Topology):
     if topology.chip.name == "cpu":
         return jax.devices()
     # The two cores of a v4 chip work as one device; the later chips are so by themselves.
-    options = {"chip_config_name": "megachip"} if topology.chip.name == "v4" else {}
+    options = {"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices
 
 
