@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test test-slow test-slurm test-tpu scaling benchmark lock lint
+.PHONY: help setup quickstart test test-slow test-slurm test-tpu scaling benchmark reliability lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -62,3 +62,6 @@ benchmark: setup .venv-peer/.ready ## training step and encoder against PyTorch,
 	@$(BIN)/python benchmarks/embedding.py > /dev/null
 	@$(BIN)/python benchmarks/search.py > /dev/null
 	@$(BIN)/python benchmarks/report.py runs/benchmarks docs/performance.md
+
+reliability: setup ## kills training at random moments and resumes it; writes docs/reliability.md
+	@$(BIN)/python benchmarks/reliability.py

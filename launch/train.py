@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch.command import Invocation, Verb, run_verb
-from retro_jax.hosts import MODES, find_hosts, leave_alone, leave_together, start, started
+from retro_jax.hosts import MODES, end_within, find_hosts, leave_alone, leave_together, start, started
 from retro_jax.preemption import Preempted
 from retro_jax.runtime import keep_memory
 
@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         code = 1
     leave_alone(code)
+    checkpoints = sys.modules.get("retro_jax.checkpoints")
+    if checkpoints is not None and checkpoints.Checkpoints.faults:
+        end_within(10.0, code)  # orbax waits for ever for a save whose directory could not be made
     return code
 
 

@@ -63,7 +63,7 @@ STORAGE_WORDS = re.compile(
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run. `faults` counts the saves of this process that storage refused.
 
     Args:
       directory: RUN/checkpoints.
@@ -71,6 +71,8 @@ class Checkpoints:
         identity is refused.
       keep: how many of the newest to keep; 0 keeps all.
     """
+
+    faults = 0
 
     def __init__(self, directory: Path, identity: Mapping, keep: int = 0):
         self.directory = Path(directory).absolute()
@@ -145,6 +147,7 @@ class Checkpoints:
         self.fault = storage_fault(error) or ""
         if not self.fault:
             raise error
+        Checkpoints.faults += 1
         print(
             f"\ncheckpoint: step {step} could not be saved ({self.fault}); training goes on and the next save tries "
             f"again. What was saved before is untouched.",

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -198,6 +199,17 @@ def leave_alone(code: int) -> None:
     if sys.modules["jax"].process_index() == 0:
         time.sleep(2)  # jax ends the others when this process goes: let them say why they stop
     os._exit(code)
+
+
+def end_within(seconds: float, code: int) -> None:
+    """Ends this process with `code` if it is still there after `seconds`: threads of a library may never end."""
+
+    def end():
+        time.sleep(seconds)
+        sys.stderr.flush()
+        os._exit(code)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def roll_call(hosts: Hosts, timeout: float) -> None:

@@ -143,14 +143,9 @@ def save_runs(root: Path, *names: str) -> None:
         run_directory.claim(root / name, run, fingerprints)
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf) / 4, random_parameters(model, seed))
         checkpoints = Checkpoints(root / name / "checkpoints", run_directory.identity(run, fingerprints))
-        checkpoints.save(TRAIN.steps, TrainState(jnp.int32(TRAIN.steps), params, {"count": jnp.int32(0)}), NoIterator())
+        checkpoints.save(TRAIN.steps, TrainState(jnp.int32(TRAIN.steps), params, {"count": jnp.int32(0)}), {})
         checkpoints.close()
         (root / name / "seconds.json").write_text('{"seconds": 1.5}')
         records = [{"step": 2, "bpb": 5.0, "loss": 4.0}, {"step": 4, "bpb": 4.5, "loss": "nan"}]
         records.append({"step": 4, **{f"validation_loss_{condition}": 3.5 for condition in ("on", "off", "random")}})
         (root / name / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
-
-
-class NoIterator:
-    def get_state(self):
-        return {}

@@ -9,7 +9,6 @@ import made_up_encoder
 import made_up_text
 import numpy as np
 import pytest
-from evaluation_fixture import NoIterator
 from tiny_model import random_parameters
 
 from data_pipeline.chunks import ChunkTable
@@ -42,7 +41,7 @@ def root(tmp_path_factory):
     run_directory.claim(root / "retro", run, fingerprints)
     checkpoints = Checkpoints(root / "retro" / "checkpoints", run_directory.identity(run, fingerprints))
     params = jax.tree.map(jnp.asarray, random_parameters(run.model))
-    checkpoints.save(4, TrainState(jnp.int32(4), params, {"count": jnp.int32(0)}), NoIterator())
+    checkpoints.save(4, TrainState(jnp.int32(4), params, {"count": jnp.int32(0)}), {})
     checkpoints.close()
     return root
 

@@ -1,0 +1,244 @@
+"""Kills training at random moments, resumes it and compares: writes docs/reliability.md.
+
+    python benchmarks/reliability.py [--kills=32] [--seed=0] [--directory=runs/reliability]
+
+Every trial trains a tiny RETRO in a directory of its own, by `retro train` in one process or two (two devices in all). One
+process gets SIGKILL: at a time drawn from the seed after it entered a phase drawn too (a step, a save, a retrieval check),
+or after it was started. The same command runs again, and parameters, batches and metrics are compared with those of an
+undisturbed run, bit for bit. One line of JSON a trial goes to DIRECTORY/trials.jsonl; started again, it goes on behind the
+last. Storage that is full or turns read-only in a save is mounted for it, which takes root.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from processes import differences, finish, log_path, start_run  # noqa: E402
+from training_fixture import build_data  # noqa: E402
+
+from retro_jax.checkpoints import find_fault, newest_whole  # noqa: E402
+from retro_jax.metrics import read_metrics  # noqa: E402
+from retro_jax.progress import progress  # noqa: E402
+
+STEPS, EVERY = 12, 3  # of tests/tiny_run.py:small
+# A moment: the phase of the watchdog, how often a run enters it, and the longest delay after that in seconds.
+MOMENTS = {
+    "a step": ("step", 2 * STEPS, 0.01),
+    "a save": ("save", STEPS // EVERY, 0.2),
+    "a retrieval check": ("retrieval check", STEPS // 4, 0.05),
+    "start-up": ("", 1, 6.0),
+}
+# `retro train` that meets its fate when it has entered PHASE for the time number TURN, or at once where PHASE is empty.
+PROGRAM = """
+import os, signal, subprocess, sys, threading
+phase, turn, delay, victim, fate = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4], sys.argv[5]
+arguments, seen = sys.argv[6:], [0]
+
+def meet():
+    if fate == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    workdir = next(word.split("=", 1)[1] for word in arguments if word.startswith("--workdir="))
+    saves = f"{workdir}/checkpoints"
+    if fate == "read-only":
+        subprocess.run(["mount", "--bind", saves, saves], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", saves], check=True)
+    else:
+        with open(f"{workdir}/filler", "wb", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)) == 4096:
+                    pass
+            except OSError:
+                pass
+
+if f"--process={victim}" in arguments or not any(word.startswith("--process=") for word in arguments):
+    if not phase:
+        threading.Timer(delay, meet).start()
+    else:
+        from retro_jax.watchdog import Watchdog
+        enter = Watchdog.phase
+
+        def entered(watchdog, name, step=None):
+            enter(watchdog, name, step)
+            seen[0] += name == phase
+            if name == phase and seen[0] == turn:
+                threading.Timer(delay, meet).start() if fate == "kill" else meet()
+
+        Watchdog.phase = entered
+from launch.train import main
+sys.exit(main(arguments))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--directory", type=Path, default=ROOT / "runs" / "reliability")
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "reliability.md")
+    options = parser.parse_args()
+    directory = options.directory.absolute()
+    data, whole = directory / "data", directory / "whole"
+    if not (data / "joined").is_dir():
+        build_data(data)
+    if not whole.is_dir() or newest_whole(whole / "checkpoints") != STEPS:
+        assert finish(start(whole, data)) == [0], log_path(whole).read_text()[-2000:]
+    trials = directory / "trials.jsonl"
+    done = read_metrics(trials) if trials.exists() else []
+    for number in progress(range(len(done), options.kills), description="reliability", unit="kill"):
+        append(trials, kill_once(directory, data, whole, number, options.seed))
+    storage = directory / "storage.jsonl"
+    if not storage.exists():
+        for fault in ("full", "read-only"):
+            append(storage, refuse_once(directory, data, whole, fault))
+    options.report.write_text(report(read_metrics(trials), read_metrics(storage), options))
+    print(f"{options.report}: {len(read_metrics(trials))} kills")
+
+
+def start(workdir: Path, data: Path, processes: int = 1, program: Sequence[str] = ()) -> list[subprocess.Popen]:
+    return start_run(workdir, data, processes=processes, program=program, model="small")
+
+
+def append(path: Path, fact: dict) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(fact) + "\n")
+
+
+def kill_once(directory: Path, data: Path, whole: Path, number: int, seed: int) -> dict:
+    """One trial: start, kill, look, resume, compare. A run that ends before its kill is drawn anew."""
+    moment, processes = list(MOMENTS)[number % len(MOMENTS)], 1 + number // len(MOMENTS) % 2
+    workdir, codes, attempt = directory / f"trial-{number}", [0], 0
+    while -signal.SIGKILL not in codes:
+        draw = random.Random(f"{seed}/{number}/{attempt}")
+        attempt += 1
+        shutil.rmtree(workdir, ignore_errors=True)  # of this trial's own, too late or interrupted
+        phase, turns, longest = MOMENTS[moment]
+        turn, delay, victim = draw.randint(1, turns), draw.random() * longest, draw.randrange(processes)
+        fate = ["-c", PROGRAM, phase, str(turn), f"{delay:.4f}", str(victim), "kill"]
+        codes = finish(start(workdir, data, processes, fate))
+    reached, saved = last_step(workdir), newest(workdir)
+    again = finish(start(workdir, data, processes))
+    fact = {
+        "trial": number,
+        "moment": moment,
+        "processes": processes,
+        "victim": victim,
+        "turn": turn,
+        "delay_seconds": round(delay, 4),
+        "exit_codes": codes,
+        "reached": reached,
+        "saved": saved,
+        **outcome(workdir, whole, again),
+    }
+    if not fact["differences"]:
+        shutil.rmtree(workdir)
+    return fact
+
+
+def refuse_once(directory: Path, data: Path, whole: Path, fault: str) -> dict:
+    """Storage fails in the second save: how the run ends, what is left, and that it goes on once storage is mended."""
+    workdir = directory / f"storage-{fault}"  # the log stands beside it, on another file system
+    workdir.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "retro-test", workdir], check=True)
+    try:
+        codes = finish(start(workdir, data, 1, ["-c", PROGRAM, "save", "2", "0", "0", fault]))
+        left, said = newest(workdir), log_path(workdir).read_text(errors="replace")
+        if fault == "read-only":
+            subprocess.run(["umount", workdir / "checkpoints"], check=True)
+        (workdir / "filler").unlink(missing_ok=True)
+        again = finish(start(workdir, data, 1))
+        told = [line for line in said.splitlines() if "could not be saved" in line]
+        return {"fault": fault, "exit_codes": codes, "saved": left, "said": told, **outcome(workdir, whole, again)}
+    finally:
+        subprocess.run(["umount", workdir], check=True)
+
+
+def outcome(workdir: Path, whole: Path, again: list[int]) -> dict:
+    """What a resumed run came to."""
+    return {
+        "resumed": again,
+        "differences": ["did not finish"] if any(again) else differences(workdir, whole, STEPS),
+        "corrupt": [
+            f"{path.name}: {find_fault(path)}"
+            for path in sorted((workdir / "checkpoints").glob("*"))
+            if path.name.isdigit() and find_fault(path)
+        ],
+    }
+
+
+def newest(workdir: Path) -> int:
+    """The newest whole checkpoint; 0 where a run starts anew."""
+    return newest_whole(workdir / "checkpoints") or 0
+
+
+def last_step(workdir: Path) -> int:
+    """The last step that the metrics know of."""
+    path = workdir / "metrics.jsonl"
+    return max((record["step"] for record in read_metrics(path)), default=0) if path.exists() else 0
+
+
+def report(trials: list[dict], storage: list[dict], options) -> str:
+    """docs/reliability.md."""
+    lost = [max(trial["reached"] - trial["saved"], 0) for trial in trials]
+    rows = []
+    for moment in MOMENTS:
+        for processes in (1, 2):
+            chosen = [trial for trial in trials if (trial["moment"], trial["processes"]) == (moment, processes)]
+            same = sum(not trial["differences"] for trial in chosen)
+            worst = max((max(trial["reached"] - trial["saved"], 0) for trial in chosen), default=0)
+            broken = sum(len(trial["corrupt"]) for trial in chosen)
+            rows.append(f"| {moment} | {processes} | {len(chosen)} | {same} | {worst} | {broken} |")
+    faults = [
+        f"| {fact['fault']} | {fact['exit_codes'][0]} | step {fact['saved']} | "
+        f"{'yes' if not fact['differences'] else 'no'} | {len(fact['corrupt'])} |"
+        for fact in storage
+    ]
+    return f"""# Reliability
+
+Made by `make reliability` (benchmarks/reliability.py, seed {options.seed}); the trials are in `trials.jsonl` of its directory.
+
+{len(trials)} runs of `retro train` got SIGKILL, were started again with the same command, and ended. A run is {STEPS} steps of
+a one-layer RETRO on two virtual CPU devices, in one process or in two, with a checkpoint every {EVERY} steps and a retrieval
+check every 4. Each is compared with one undisturbed run in one process: every bit of every parameter, the CRC-32 of every
+batch, and every figure of every record but those of the machine (speeds, memory, goodput).
+
+* identical to the undisturbed run: **{sum(not trial["differences"] for trial in trials)} of {len(trials)}**
+* work lost: at most {max(lost)} steps, {sum(lost) / len(lost):.1f} on average; a checkpoint interval is {EVERY}
+* checkpoints that are not whole after the resumed run: {sum(len(trial["corrupt"]) for trial in trials)}
+
+| killed in | processes | kills | identical after resuming | most steps lost | checkpoints not whole at the end |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+With two processes one gets the signal. The other ends by itself: with exit code 75 when it sees that the first is gone, or
+by jax's own abort (134) when process 0, which holds jax's coordinator, is the one that was killed.
+
+## Storage
+
+The file system of the run (a tmpfs) is filled to the last byte, or its directory of checkpoints is mounted read-only, when
+the second save begins. Training
+goes on to its last step, the last checkpoint cannot be saved, and the command ends with an error and not with 0; once
+there is space again, or the right to write, the same command ends with the bits of the undisturbed run.
+
+| storage | exit code | newest whole checkpoint then | identical after resuming | checkpoints not whole at the end |
+|---|---|---|---|---|
+{chr(10).join(faults)}
+
+Machine: {os.cpu_count()} cores, shared with other work; Python {platform.python_version()}, jax {version("jax")}.
+"""
+
+
+if __name__ == "__main__":
+    main()
