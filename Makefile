@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test test-slow test-slurm test-tpu scaling benchmark reliability lock lint
+.PHONY: help setup quickstart test test-slow test-slurm test-ray test-tpu scaling database-faults benchmark reliability lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -26,7 +26,7 @@ test: setup ## the whole suite
 	@$(BIN)/python -m pytest -n 2
 
 test-slow: setup ## tests that take minutes
-	@$(BIN)/python -m pytest -m "slow and not slurm"
+	@$(BIN)/python -m pytest -m "slow and not slurm and not ray"
 
 test-slurm: setup ## launch/slurm.sh under a real SLURM of two nodes on this machine (Debian's slurmctld, slurmd, munge)
 	@$(BIN)/python -m pytest -m slurm tests/test_slurm.py
@@ -43,6 +43,19 @@ test-tpu: .venv-tpu/.ready ## tests that compile for absent TPUs
 
 scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hour or more) and writes docs/scaling.md
 	@.venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/scaling.md
+
+test-ray: .venv-ray/.ready ## builds on a Ray cluster of several nodes on this machine, with processes and nodes killed
+	@.venv-ray/bin/python -m pytest -m ray tests/test_ray_engine.py
+
+.venv-ray/.ready: $(VENV)/.ready
+	@echo "ray: installing the locked packages and Ray into .venv-ray (log in .venv-ray/setup.log)"
+	@$(PYTHON) -m venv .venv-ray
+	@.venv-ray/bin/python -m pip install --require-hashes -r requirements.lock > .venv-ray/setup.log 2>&1 || { tail -20 .venv-ray/setup.log; exit 1; }
+	@.venv-ray/bin/python -m pip install -e '.[ray]' >> .venv-ray/setup.log 2>&1 || { tail -20 .venv-ray/setup.log; exit 1; }
+	@touch $@
+
+database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray; appends to runs/benchmarks/faults.jsonl
+	@.venv-ray/bin/python benchmarks/faults.py
 
 lint: setup ## formatting and style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ from worker import summary
 
 from data_pipeline.bert import FrozenEncoder, encoder_directory
 from data_pipeline.embeddings import COMPUTE_DTYPE, EmbeddingTable
-from data_pipeline.index import ScannSearcher, build_scann, choose_settings, scann_installed
+from data_pipeline.index import ScannSearcher, build_scann, choose_kind, choose_settings, scann_installed
 from data_pipeline.search import ExactSearcher, reference_distances
 from retro_jax.config import DataConfig
 
@@ -45,9 +45,10 @@ def main(argv: list[str]) -> None:
     held_out = np.unique(np.linspace(0, len(vectors) - 1, min(options.queries, len(vectors) // 4)).astype(np.int64))
     queries, keys = vectors[held_out], np.delete(vectors, held_out, axis=0)
     config = DataConfig(exact_below=0, index_leaves_searched=options.leaves_searched)
-    settings, why = choose_settings(len(keys), config, installed=True)
-    if settings.kind != "scann":
+    kind, why = choose_kind(len(keys), len(keys), config, installed=True)
+    if kind != "scann":
         raise SystemExit(f"There is no index to compare with: {why}. Take more keys.")
+    settings = choose_settings(len(keys), config)
     with tempfile.TemporaryDirectory() as temporary:
         started = time.perf_counter()
         build_scann(Path(temporary), keys, settings)

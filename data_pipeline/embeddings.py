@@ -5,6 +5,7 @@
 Database and held-out chunks go through the same function, so a query finds a key of the same text at distance 0.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from jaxtyping import Float32
 from data_pipeline.bert import FrozenEncoder
 from data_pipeline.chunks import STAGE as CHUNKS
 from data_pipeline.chunks import ChunkTable, ShardedRows
-from data_pipeline.manifests import Manifest, Shard, StageError, read_manifest, require_fingerprint, run_stage
+from data_pipeline.engine import Resource, Shard
+from data_pipeline.manifests import Manifest, StageError, read_manifest, require_fingerprint, run_stage
 from data_pipeline.tokens import Tokenizer
 from retro_jax.config import DataConfig
 from retro_jax.dimensions import PADDING
@@ -51,19 +53,13 @@ def build_embeddings(
         "Point to the tokenizer that the chunks were cut with, or build anew in another --workdir.",
     )
     encoder = FrozenEncoder(encoder_directory, batch=config.encoder_batch, compute_dtype=COMPUTE_DTYPE)
+    opener = partial(FrozenEncoder, Path(encoder_directory), batch=config.encoder_batch, compute_dtype=COMPUTE_DTYPE)
+    held = Resource("encoder", opener, accelerator=True, here=encoder)
     shards, start = [], 0
     for number, rows in enumerate(table.shard_rows):
         stem = f"embeddings-{number:05d}"
-
-        def make(temporary: Path, stem=stem, start=start, stop=start + rows) -> dict:
-            texts = [reader.decode(row[row != PADDING]) for row in table.tokens[start:stop]]
-            vectors = encoder.embed(texts, description=stem)
-            if not np.isfinite(vectors).all():
-                raise StageError(f"{encoder_directory} gives vectors that are not finite; its weights are broken.")
-            np.save(temporary / f"{stem}.npy", vectors.astype(config.embedding_dtype))
-            return {"chunks": len(vectors)}
-
-        shards.append(Shard(stem, [f"{stem}.npy"], make))
+        make = partial(_make, stem, reader, table, start, start + rows, config.embedding_dtype)
+        shards.append(Shard(stem, [f"{stem}.npy"], make, held))
         start += rows
     return run_stage(
         directory,
@@ -78,6 +74,17 @@ def build_embeddings(
         shards,
         counts={"database_chunks": table.database_chunks, "width": encoder.width},
     )
+
+
+def _make(
+    stem: str, reader: Tokenizer, table: ChunkTable, start: int, stop: int, dtype: str, temporary: Path, encoder
+) -> dict:
+    texts = [reader.decode(row[row != PADDING]) for row in table.tokens[start:stop]]
+    vectors = encoder.embed(texts, description=stem)
+    if not np.isfinite(vectors).all():
+        raise StageError(f"{encoder.directory} gives vectors that are not finite; its weights are broken.")
+    np.save(temporary / f"{stem}.npy", vectors.astype(dtype))
+    return {"chunks": len(vectors)}
 
 
 class EmbeddingTable:

@@ -4,25 +4,46 @@ Under config.data.exact_below chunks, or where SCaNN is not installed, the searc
 but its manifest. Above it SCaNN: a tree of about sqrt(N) leaves, asymmetric hashing inside the leaves searched, and
 exact scores for the candidates that are left. The metric is squared L2 on both sides.
 
-The manifest says which search it is and why, and its recall@k: the share of the true k nearest that it finds.
+    index-00000/...   SCaNN's files over a contiguous range of the database's rows, and nothing else: an index shard
+
+Index shards are built alone, searched alone, and their answers merged by (distance, id). The manifest says which search
+it is and why, what each shard's settings are, and the recall@k: the share of the true k nearest that is found.
 """
 
+import hashlib
 import importlib.util
+import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from data_pipeline.chunks import ChunkTable
 from data_pipeline.embeddings import EmbeddingTable
-from data_pipeline.manifests import Manifest, Shard, StageError, read_manifest, require_fingerprint, run_stage
-from data_pipeline.search import ExactSearcher, Searcher, check_queries, merge, paired_distances, reference_distances
+from data_pipeline.engine import Shard
+from data_pipeline.manifests import Manifest, StageError, read_manifest, require_fingerprint, run_stage
+from data_pipeline.recall import Sample
+from data_pipeline.search import (
+    ExactSearcher,
+    MergedSearcher,
+    PlacedSearcher,
+    Searcher,
+    check_queries,
+    merge,
+    paired_distances,
+)
+from data_pipeline.subset import IDS, Subset
 from retro_jax.config import DataConfig
 from retro_jax.dimensions import PADDING
 
 STAGE = "index"
 METRIC = "squared_l2"
+KEYS_A_SHARD = 1 << 21  # of 384 numbers: about 9 GB of memory to build and 8 to search
+STEPS = 8  # of raising the settings, each by half: 25 times the leaves and candidates at the end
 FEWEST = 1000  # keys, under which a tree and code books have too little to learn from
 DIMENSIONS_PER_CODE = 2
 TRAINING_SAMPLE = 100_000  # keys that leaves and code books are learned from
@@ -48,18 +69,24 @@ class IndexSettings:
     metric: str = METRIC
 
 
-def choose_settings(keys: int, config: DataConfig, *, installed: bool) -> tuple[IndexSettings, str]:
-    """The settings for a database of `keys` chunks, and why.
+def choose_kind(keys: int, fewest: int, config: DataConfig, *, installed: bool) -> tuple[str, str]:
+    """ "exact" or "scann", for a database of `keys` whose smallest index shard has `fewest`; and why."""
+    if keys < config.exact_below:
+        return "exact", f"{keys} keys are fewer than config.data.exact_below={config.exact_below}"
+    if fewest < FEWEST:
+        where = f"{keys} keys" if fewest == keys else f"{fewest} keys of an index shard"
+        return "exact", f"{where} are fewer than the {FEWEST} that SCaNN needs to learn from"
+    if not installed:
+        return "exact", "SCaNN is not installed (it has packages for Linux on x86-64)"
+    return "scann", f"{keys} keys"
+
+
+def choose_settings(keys: int, config: DataConfig) -> IndexSettings:
+    """The settings that an index shard of `keys` starts from; `tune` raises them where its recall is too low.
 
     Raises:
       ValueError: leaves that cannot be meant.
     """
-    if keys < config.exact_below:
-        return IndexSettings("exact"), f"{keys} keys are fewer than config.data.exact_below={config.exact_below}"
-    if keys < FEWEST:
-        return IndexSettings("exact"), f"{keys} keys are fewer than the {FEWEST} that SCaNN needs to learn from"
-    if not installed:
-        return IndexSettings("exact"), "SCaNN is not installed (it has packages for Linux on x86-64)"
     leaves = config.index_leaves or round(math.sqrt(keys))
     # What recall is lost is lost here, not in the hashing: on text a tenth of 50 leaves finds 74% of the ten nearest,
     # a third 94%. The share falls as the tree grows.
@@ -79,55 +106,177 @@ def choose_settings(keys: int, config: DataConfig, *, installed: bool) -> tuple[
             f"config.data.index_reorder={config.index_reorder} candidates cannot give "
             f"config.data.neighbors_stored={config.neighbors_stored} neighbors; take some ten times as many."
         )
-    return IndexSettings("scann", leaves, searched, config.index_reorder), f"{keys} keys"
+    return IndexSettings("scann", leaves, searched, config.index_reorder)
 
 
 def scann_installed() -> bool:
     return importlib.util.find_spec("scann") is not None
 
 
-def build_index(directory: Path, config: DataConfig, embeddings: Path) -> Manifest:
+def build_index(
+    directory: Path, config: DataConfig, embeddings: Path, chunks: Path | None = None, *, append: bool = False
+) -> Manifest:
     """Builds the index over the database and measures its recall.
 
     Args:
-      embeddings: directory of that stage.
+      embeddings, chunks: directories of these stages; chunks are read where config.data.database_fraction is below 1.
+      append: the index there is over the first keys of these embeddings: its files stay, new ones cover the others.
 
     Raises:
-      StageError: an empty database, or embeddings that are not whole.
-      ValueError: see `choose_settings`.
+      StageError: an empty database, embeddings that are not whole, or (append) other keys than those indexed.
+      ValueError: settings that cannot be meant.
     """
-    vectors = EmbeddingTable(embeddings)
+    directory, vectors = Path(directory), EmbeddingTable(embeddings)
+    if not 0 <= config.recall_target <= 1:
+        raise ValueError(f"config.data.recall_target={config.recall_target} must lie in [0, 1]; 0.95 is the default.")
     if vectors.database_chunks == 0:
         raise StageError(
             f"{embeddings} has no chunk of a training document, so the database is empty. Lower "
             f"config.data.validation_fraction or give more text in config.data.sources."
         )
-    settings, why = choose_settings(vectors.database_chunks, config, installed=scann_installed())
-
-    def make(temporary: Path) -> dict:
-        keys = vectors.database()
-        if settings.kind == "scann":
-            build_scann(temporary, keys, settings)
-        searcher = _open(temporary, keys, settings)
-        recall = measure_recall(searcher, vectors, keys, config.neighbors_stored, config.recall_sample)
-        return {"recall": recall}
-
-    files = FILES if settings.kind == "scann" else ()
+    subset = Subset(config.database_fraction, None if chunks is None else ChunkTable(chunks))
+    ranges = _ranges(directory, vectors.database_chunks, config.index_shards, append=append)
+    if append:
+        _check_indexed_keys(directory, vectors, subset)
+    sizes = [len(subset.ids(start, stop)) for start, stop in ranges]
+    kind, why = choose_kind(sum(sizes), min(sizes), config, installed=scann_installed())
+    if kind == "scann":
+        choose_settings(min(sizes), config)  # a mistake is told before anything is built
+    names = [f"index-{number:05d}" for number in range(len(ranges))]
+    files = (*(FILES if kind == "scann" else ()), *subset.files)
+    shards = [
+        Shard(name, [f"{name}/{file}" for file in files], partial(_make, name, kind, config, vectors, subset, *rows))
+        for name, rows in zip(names, ranges, strict=True)
+    ]
+    facts = {
+        **{"kind": kind, "metric": METRIC, "recall_k": config.neighbors_stored, "ranges": ranges},
+        **{"leaves": config.index_leaves, "leaves_searched": config.index_leaves_searched},
+        **{"reorder": config.index_reorder, "index_shards": config.index_shards},
+        **{"recall_target": config.recall_target, "recall_sample": config.recall_sample},
+        "database_fraction": config.database_fraction,
+    }
     return run_stage(
         directory,
         STAGE,
-        {**asdict(settings), "recall_sample": config.recall_sample, "recall_k": config.neighbors_stored},
+        facts,
         {"embeddings": vectors.fingerprint},
-        [Shard("index", files, make)],
-        counts={"kind": settings.kind, "why": why, "database_chunks": vectors.database_chunks},
+        shards,
+        counts={"kind": kind, "why": why, "database_chunks": sum(sizes)},
+        last=Shard(f"recall-{len(ranges)}", [], partial(_measure, directory, config, vectors, subset, ranges)),
+        extends=append,
     )
 
 
+def key_ranges(start: int, stop: int, shards: int) -> list[list[int]]:
+    """Rows [start, stop) in `shards` contiguous ranges of nearly one size; 0: as many as KEYS_A_SHARD wants.
+
+    Raises:
+      ValueError: more ranges than rows.
+    """
+    shards = shards or -(-(stop - start) // KEYS_A_SHARD)
+    if not 1 <= shards <= stop - start:
+        raise ValueError(
+            f"An index shard holds at least one key, but config.data.index_shards={shards} and there are "
+            f"{stop - start:,} keys; take 0 for one shard up to {KEYS_A_SHARD:,} keys."
+        )
+    edges = [start + (stop - start) * number // shards for number in range(shards + 1)]
+    return [[first, end] for first, end in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _ranges(directory: Path, rows: int, shards: int, *, append: bool) -> list[list[int]]:
+    """The ranges of the index there where they fit, with more behind them for appended rows; else new ones."""
+    path = directory / "plan.json"
+    found = json.loads(path.read_text())["config"].get("ranges") if path.exists() else None
+    if found and found[-1][1] == rows:
+        return found
+    if found and append and found[-1][1] < rows:
+        return found + key_ranges(found[-1][1], rows, 0)
+    return key_ranges(0, rows, shards)
+
+
+def _check_indexed_keys(directory: Path, vectors: EmbeddingTable, subset: Subset) -> None:
+    """Raises StageError unless the rows that are indexed already still have the vectors they were indexed with."""
+    manifest = read_manifest(directory, STAGE)
+    for name, (start, stop) in zip(sorted(manifest.counts["shards"]), manifest.config["ranges"], strict=False):
+        found = _digest(subset.keys(vectors, start, stop)[1]) if stop <= vectors.database_chunks else "none"
+        require_fingerprint(
+            f"range of rows {start:,} to {stop:,} of {vectors.directory} for {directory}/{name}",
+            found,
+            manifest.counts["shards"][name]["sha256"],
+            "Only rows behind those indexed may be new; build the index anew in another --workdir.",
+        )
+
+
+def _make(
+    name: str, kind: str, config: DataConfig, vectors: EmbeddingTable, subset: Subset, start: int, stop: int, temporary
+) -> dict:
+    """One index shard; reads its own keys alone."""
+    folder = temporary / name
+    folder.mkdir()
+    ids, keys = subset.keys(vectors, start, stop)
+    facts = {"keys": len(keys), "sha256": _digest(keys)}
+    if kind == "exact":
+        subset.save(folder, ids)
+        return {"shards": {name: facts | asdict(IndexSettings("exact"))}}
+    settings = choose_settings(len(keys), config)
+    build_scann(folder, keys, settings)
+    subset.save(folder, ids)
+    sample = Sample(vectors, config.neighbors_stored, config.recall_sample)
+    sample.compare(ids, keys)
+    settings, recall = tune(ScannSearcher(folder, keys, settings), ids, sample, config)
+    return {"shards": {name: {**facts, **asdict(settings), "recall": recall}}}
+
+
+def tune(searcher: "ScannSearcher", ids, sample: Sample, config: DataConfig) -> tuple[IndexSettings, float]:
+    """Raises leaves searched and candidates by halves until the shard's recall on the sample meets the target.
+
+    Settings that the user has chosen stay. Returns the settings and the recall measured with them.
+    """
+    for step in range(STEPS + 1):
+        settings = searcher.settings
+        recall = sample.recall(PlacedSearcher(searcher, ids))
+        fixed = config.index_leaves_searched or settings.leaves_searched == settings.leaves
+        if recall >= config.recall_target or fixed or step == STEPS:
+            return settings, recall
+        searched = min(settings.leaves, math.ceil(1.5 * settings.leaves_searched))
+        searcher.settings = replace(settings, leaves_searched=searched, reorder=math.ceil(1.5 * settings.reorder))
+
+
+def _measure(
+    directory: Path, config: DataConfig, vectors: EmbeddingTable, subset: Subset, ranges: Sequence, temporary
+) -> dict:
+    """The recall of all index shards together, opened one after another."""
+    sample = Sample(vectors, config.neighbors_stored, config.recall_sample)
+    found = None
+    for number, (start, stop) in enumerate(ranges):
+        name = f"index-{number:05d}"
+        facts = json.loads((directory / ".parts" / f"{name}.json").read_text())["counts"]["shards"][name]
+        ids, keys = subset.keys(vectors, start, stop)
+        sample.compare(ids, keys)
+        searcher = PlacedSearcher(_open(directory / name, keys, facts), ids)
+        found = sample.search(searcher, found)
+    return {"recall": sample.report(found)}
+
+
+def _digest(keys: Float32[np.ndarray, "N E"]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(keys).data).hexdigest()
+
+
 def open_searcher(directory: Path, embeddings: Path) -> Searcher:
-    """The search over a finished index.
+    """The search over a finished index, all of its shards in memory.
 
     Raises:
       StageError: an index of other embeddings, or a SCaNN index where SCaNN is not installed.
+    """
+    shards = index_shards(directory, embeddings)
+    return MergedSearcher([open_shard(*shard) for shard in shards]) if len(shards) > 1 else open_shard(*shards[0])
+
+
+def index_shards(directory: Path, embeddings: Path) -> list[tuple]:
+    """Arguments of `open_shard` for each shard of a finished index (small: they may travel to other processes).
+
+    Raises:
+      StageError: an index of other embeddings.
     """
     manifest = read_manifest(directory, STAGE)
     vectors = EmbeddingTable(embeddings)
@@ -137,12 +286,27 @@ def open_searcher(directory: Path, embeddings: Path) -> Searcher:
         manifest.inputs["embeddings"],
         "Point to the embeddings that the index was built over, or move the index away and run `retro build` again.",
     )
-    settings = IndexSettings(**{key: manifest.config[key] for key in IndexSettings.__dataclass_fields__})
-    return _open(Path(directory), vectors.database(), settings)
+    found = zip(sorted(manifest.counts["shards"].items()), manifest.config["ranges"], strict=True)
+    return [(Path(directory) / name, vectors, facts, start, stop) for (name, facts), (start, stop) in found]
 
 
-def _open(directory: Path, keys, settings: IndexSettings) -> Searcher:
-    return ScannSearcher(directory, keys, settings) if settings.kind == "scann" else ExactSearcher(keys)
+def shard_bytes(vectors: EmbeddingTable, facts: Mapping) -> int:
+    """About the memory that an open index shard takes: its keys here and in SCaNN, and their codes."""
+    return int(9.5 * facts["keys"] * vectors.width)
+
+
+def open_shard(folder: Path, vectors: EmbeddingTable, facts: Mapping, start: int, stop: int) -> Searcher:
+    """The search over one index shard; its ids are rows of the database."""
+    if (folder / IDS).exists():
+        ids = np.load(folder / IDS, allow_pickle=False)
+        return PlacedSearcher(_open(folder, vectors[ids], facts), ids)
+    searcher = _open(folder, vectors[start:stop], facts)
+    return searcher if start == 0 else PlacedSearcher(searcher, np.arange(start, stop))
+
+
+def _open(folder: Path, keys, facts: Mapping) -> Searcher:
+    settings = IndexSettings(**{key: facts[key] for key in IndexSettings.__dataclass_fields__})
+    return ScannSearcher(folder, keys, settings) if settings.kind == "scann" else ExactSearcher(keys)
 
 
 def _scann():
@@ -179,7 +343,7 @@ class ScannSearcher:
         if (directory / "scann_docids.pkl").exists():
             raise StageError(f"{directory}/scann_docids.pkl is not part of an index of ours. Move it away.")
         self._index = _scann().load_searcher(str(directory), assets_backcompat_shim=False)
-        self._keys, self._settings, self._exact = keys, settings, ExactSearcher(keys)
+        self._keys, self.settings, self._exact = keys, settings, ExactSearcher(keys)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -189,7 +353,7 @@ class ScannSearcher:
     ) -> tuple[Int64[np.ndarray, "N K"], Float32[np.ndarray, "N K"]]:
         """See `Searcher.search`. More candidates and leaves are looked at where k is large."""
         queries = check_queries(queries, self._keys.shape[1], k)
-        settings = self._settings
+        settings = self.settings
         wanted = max(settings.reorder, 2 * k)
         leaves = max(settings.leaves_searched, math.ceil(4 * k * settings.leaves / len(self)))
         if leaves >= settings.leaves or len(queries) == 0:
@@ -208,28 +372,3 @@ class ScannSearcher:
         if len(short := np.flatnonzero(ids[:, -1] == PADDING)):
             ids[short], distances[short] = self._exact.search(queries[short], k)
         return ids, distances
-
-
-def measure_recall(searcher: Searcher, vectors: EmbeddingTable, keys, k: int, sample: int) -> dict:
-    """Recall@k over `sample` chunks spread evenly over database and held-out documents, themselves not counted.
-
-    A hit is a neighbor no farther than the true k-th, so that it does not matter which of several equals is found.
-
-    Returns:
-      {"k", "value", "queries"}.
-    """
-    k = max(1, min(k, len(keys) - 1))
-    rows = sample_rows(len(vectors), sample)
-    queries = vectors[rows]
-    own = np.where(rows < len(keys), rows, PADDING)
-    ids, distances = searcher.search(queries, k + 1)
-    other = (ids != PADDING) & (ids != own[:, None])
-    other &= np.cumsum(other, axis=1) <= k
-    truth = reference_distances(queries, keys, own, k)
-    within = other & (distances <= truth[:, -1:] + 1e-5)
-    return {"k": k, "value": round(float(within.sum() / np.isfinite(truth).sum()), 6), "queries": len(rows)}
-
-
-def sample_rows(total: int, sample: int) -> Int64[np.ndarray, "N"]:
-    """Up to `sample` row numbers, evenly spaced over `total`."""
-    return np.unique(np.linspace(0, total - 1, min(sample, total)).astype(np.int64))

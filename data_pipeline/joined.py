@@ -10,6 +10,7 @@ table, so another packing, shuffle or shard size leaves the neighbors valid: the
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -250,32 +251,36 @@ def build_joined(
             part = range(start, start + sizes[split][number])
             shards.append(_example_shard(split, name, packing, part, table, neighbors, stored))
     schema = (sequence_length, length, stored)
-    shards.append(_metadata_shard(Path(directory), schema, sizes))
     ranges = {split: {name: list(pair) for name, pair in made.subsets.items()} for split, made in packings.items()}
-    return run_stage(directory, STAGE, config, inputs, shards, counts={"subsets": ranges})
+    metadata = _metadata_shard(Path(directory), schema, sizes)
+    return run_stage(directory, STAGE, config, inputs, shards, counts={"subsets": ranges}, last=metadata)
 
 
 def _example_shard(split, name, packing, part, table, neighbors, stored) -> Shard:
-    def make(temporary: Path) -> dict:
-        from array_record.python import array_record_module
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        length = table.chunk_length
-        schema = features(packing.chunk_ids.shape[1] * length, length, stored)
-        writer = array_record_module.ArrayRecordWriter(str(temporary / name), "group_size:1")  # random access
-        chunks = targets = 0
-        for number in part:
-            ids, scored = packing.chunk_ids[number], packing.scored[number]
-            example = join(ids, scored, split, packing.subset_of(number), table, neighbors)
-            chunks += int((ids != PADDING).sum())
-            targets += int(example["loss_mask"].sum())
-            # Parsed and written again in a fixed order of keys: TFDS leaves it to a hash that changes with the process.
-            record = tf_example_pb2.Example.FromString(schema.serialize_example(example))
-            writer.write(record.SerializeToString(deterministic=True))
-        writer.close()
-        return {"sequences": {split: len(part)}, "chunks": {split: chunks}, "scored_targets": {split: targets}}
-
+    chosen = slice(part.start, part.stop)
+    subsets = [packing.subset_of(number) for number in part]
+    examples = (packing.chunk_ids[chosen].copy(), packing.scored[chosen].copy(), subsets)  # of this shard alone
+    make = partial(_make, split, name, examples, table, neighbors, stored)
     return Shard(name.replace(".array_record", ""), [name], make)
+
+
+def _make(split, name, examples, table, neighbors, stored, temporary: Path) -> dict:
+    from array_record.python import array_record_module
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    chunk_ids, marks, subsets = examples
+    schema = features(chunk_ids.shape[1] * table.chunk_length, table.chunk_length, stored)
+    writer = array_record_module.ArrayRecordWriter(str(temporary / name), "group_size:1")  # random access
+    chunks = targets = 0
+    for ids, scored, subset in zip(chunk_ids, marks, subsets, strict=True):
+        example = join(ids, scored, split, subset, table, neighbors)
+        chunks += int((ids != PADDING).sum())
+        targets += int(example["loss_mask"].sum())
+        # Parsed and written again in a fixed order of keys: TFDS leaves it to a hash that changes with the process.
+        record = tf_example_pb2.Example.FromString(schema.serialize_example(example))
+        writer.write(record.SerializeToString(deterministic=True))
+    writer.close()
+    return {"sequences": {split: len(chunk_ids)}, "chunks": {split: chunks}, "scored_targets": {split: targets}}
 
 
 def _metadata_shard(directory: Path, schema, sizes: Mapping[str, Sequence[int]]) -> Shard:

@@ -18,10 +18,13 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
+from data_pipeline.engine import Engine, InProcess, Shard, current_engine
 from retro_jax.progress import progress
 
 PACKAGES = ("jax", "numpy", "scann", "sentencepiece", "tokenizers", "tensorflow-datasets", "array-record")
@@ -151,15 +154,6 @@ def require_fingerprint(name: str, found: str, expected: str, remedy: str) -> No
         )
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One unit of a stage's work: `make(temporary_directory)` writes exactly `files` there and returns its counts."""
-
-    name: str
-    files: Sequence[str]
-    make: Callable[[Path], Mapping]
-
-
 def run_stage(
     directory: Path,
     stage: str,
@@ -169,6 +163,10 @@ def run_stage(
     *,
     unit: str = "shard",
     counts: Mapping | None = None,
+    last: Shard | None = None,
+    extends: bool = False,
+    prepare: Callable[[Sequence[Shard]], None] | None = None,
+    at_once: int = 0,
 ) -> Manifest:
     """Makes what is missing of a stage and returns its manifest.
 
@@ -176,8 +174,12 @@ def run_stage(
       directory: the stage's own directory.
       config: everything besides the inputs that the result depends on (plain JSON).
       inputs: fingerprints of the stages read.
-      shards: the units of work, in order.
+      shards: the units of work, in order; the engine in use (`data_pipeline.engine`) decides where they are made.
       counts: facts known beforehand that belong into the manifest.
+      last: a unit that reads the files of the others; made after them, here.
+      prepare: makes what missing shards read and no other stage holds; called with up to `at_once` of them at a time.
+      extends: the finished stage there may have fewer shards and `config["ranges"]`, and other inputs: its shards stay
+        as they are, and the rest is made.
 
     Raises:
       StageError: the directory holds this stage made from another config or input; nothing is touched.
@@ -186,12 +188,14 @@ def run_stage(
     plan = json.loads(
         json.dumps({"stage": stage, "config": config, "inputs": dict(inputs), "shards": [s.name for s in shards]})
     )
-    _claim(directory, stage, plan)
-    if (directory / "manifest.json").exists():
+    _claim(directory, stage, plan, extends=extends)
+    if _is_finished(directory, plan):
         return read_manifest(directory, stage)
     started = time.monotonic()
     try:
-        parts = [_make_shard(directory, shard) for shard in progress(shards, description=stage, unit=unit)]
+        parts = make_missing(directory, stage, shards, unit=unit, prepare=prepare, at_once=at_once)
+        if last is not None:
+            parts += make_missing(directory, last.name, [last], engine=InProcess())
     except OSError as error:
         short_write = error.errno is None and "requested and" in str(error)  # NumPy's words; it gives no number
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not short_write:
@@ -218,7 +222,56 @@ def run_stage(
     return read_manifest(directory, stage, verify=False)
 
 
-def _claim(directory: Path, stage: str, plan: dict) -> None:
+def _is_finished(directory: Path, plan: Mapping) -> bool:
+    """Whether the manifest there is that of the plan. Of a stage that is being extended it is still the earlier one."""
+    path = directory / "manifest.json"
+    if not path.exists():
+        return False
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        return True  # `read_manifest` says what to do
+    return all(found[key] == plan[key] for key in ("config", "inputs"))
+
+
+def make_missing(
+    directory: Path,
+    description: str,
+    shards: Sequence[Shard],
+    *,
+    unit: str = "shard",
+    prepare: Callable[[Sequence[Shard]], None] | None = None,
+    at_once: int = 0,
+    engine: Engine | None = None,
+) -> list[Mapping]:
+    """Facts of every shard, in order, made where they are missing; the arguments are those of `run_stage`."""
+    _remove_unfinished(directory)
+    parts = [_read_part(directory, shard) for shard in shards]
+    missing = [number for number, part in enumerate(parts) if part is None]
+    bar = progress(description=description, total=len(shards), unit=unit)
+    bar.update(len(shards) - len(missing))
+    size = at_once or max(1, len(missing))
+    for batch in (missing[start : start + size] for start in range(0, len(missing), size)):
+        if prepare is not None:
+            prepare([shards[number] for number in batch])
+        done = (engine or current_engine()).map(partial(_make_shard, directory), [shards[number] for number in batch])
+        for number, facts in done:
+            # Written here alone, so that a worker thought lost and its successor never write one file at once.
+            write_json(_part_path(directory, shards[batch[number]]), facts)
+            parts[batch[number]] = facts
+            bar.update()
+    bar.close()
+    _remove_unfinished(directory)
+    return parts
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Folders of shards that were being made by a process that was killed or lost; never a result."""
+    for path in directory.glob(".writing-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _claim(directory: Path, stage: str, plan: dict, *, extends: bool) -> None:
     """Writes plan.json, or checks that the one there is this plan. A plan of which nothing was made yet is replaced."""
     path = directory / "plan.json"
     if not path.exists():
@@ -230,7 +283,12 @@ def _claim(directory: Path, stage: str, plan: dict) -> None:
     if not (directory / "manifest.json").exists() and not any((directory / ".parts").glob("*.json")):
         write_json(path, plan)  # a first attempt failed, for example on a file that has been mended since
         return
-    differing = ", ".join(_differences(found, plan)) or "its layout"
+    differences = _differences(found, plan)
+    grown = all(line.startswith(("shards ", "inputs.", "config.ranges ")) for line in differences)
+    if extends and grown and plan["shards"][: len(found["shards"])] == found["shards"]:
+        write_json(path, plan)
+        return
+    differing = ", ".join(differences) or "its layout"
     raise StageError(
         f"{directory} holds the stage '{found.get('stage')}' made from another config or input; what differs: {differing}. "
         f"Nothing was changed. Use another --workdir, or move {directory} away yourself to have it made anew."
@@ -248,20 +306,25 @@ def _differences(found, wanted, where="") -> list[str]:
     return [] if found == wanted else [f"{where} (there {found!r:.60}, now {wanted!r:.60})"]
 
 
-def _make_shard(directory: Path, shard: Shard) -> dict:
-    part = directory / ".parts" / f"{shard.name}.json"
-    if part.exists():
-        facts = json.loads(part.read_text())
-        if all(
-            (directory / f["name"]).exists() and (directory / f["name"]).stat().st_size == f["bytes"]
-            for f in facts["files"]
-        ):
-            return facts
-    temporary = directory / f".writing-{shard.name}"
-    if temporary.exists():
-        shutil.rmtree(temporary)  # our own unfinished work, never a result
+def _part_path(directory: Path, shard: Shard) -> Path:
+    return directory / ".parts" / f"{shard.name}.json"
+
+
+def _read_part(directory: Path, shard: Shard) -> dict | None:
+    """The facts of a whole shard; None where it is to be made."""
+    path = _part_path(directory, shard)
+    if not path.exists():
+        return None
+    facts = json.loads(path.read_text())
+    paths = [(directory / file["name"], file["bytes"]) for file in facts["files"]]
+    return facts if all(path.exists() and path.stat().st_size == size for path, size in paths) else None
+
+
+def _make_shard(directory: Path, shard: Shard, thing) -> dict:
+    """Makes a shard in a folder of its own, renames its files into place and returns its facts."""
+    temporary = directory / f".writing-{shard.name}-{uuid.uuid4().hex[:8]}"
     temporary.mkdir(parents=True)
-    counts = dict(shard.make(temporary))
+    counts = dict(shard.make(temporary) if shard.resource is None else shard.make(temporary, thing))
     files = []
     for name in shard.files:
         source = temporary / name
@@ -271,9 +334,7 @@ def _make_shard(directory: Path, shard: Shard) -> dict:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, directory / name)
     shutil.rmtree(temporary)
-    facts = {"counts": counts, "files": files}
-    write_json(part, facts)
-    return facts
+    return {"counts": counts, "files": files}
 
 
 def _add(total, value):

@@ -8,6 +8,9 @@ first, and a copy of its text in another document is a neighbor like any other. 
 of N's document (`ChunkTable.value`), so with N no text of the query's document can come back.
 """
 
+import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,19 @@ from jaxtyping import Float32, Int64
 
 from data_pipeline.chunks import ChunkTable, ShardedRows
 from data_pipeline.embeddings import EmbeddingTable
+from data_pipeline.engine import Resource, Shard
 from data_pipeline.index import STAGE as INDEX
-from data_pipeline.index import open_searcher
-from data_pipeline.manifests import Manifest, Shard, read_manifest, require_fingerprint, run_stage
-from data_pipeline.search import Searcher
+from data_pipeline.index import index_shards, open_shard, shard_bytes
+from data_pipeline.lexical import Lexical
+from data_pipeline.manifests import (
+    Manifest,
+    fingerprint,
+    make_missing,
+    read_manifest,
+    require_fingerprint,
+    run_stage,
+)
+from data_pipeline.search import Searcher, merge_rows
 from retro_jax.config import DataConfig
 from retro_jax.dimensions import PADDING
 from retro_jax.progress import progress
@@ -26,13 +38,20 @@ from retro_jax.progress import progress
 STAGE = "neighbors"
 QUERIES_AT_ONCE = 2048
 COLUMNS = ("ids", "distances")
+RERANKED = 10  # candidates a neighbor that BM25 chooses from
+ANSWERS_AT_ONCE = 50_000  # files of answers of one index shard that exist at once, about 2 MB each
 
 
-def build_neighbors(directory: Path, config: DataConfig, chunks: Path, embeddings: Path, index: Path) -> Manifest:
+def build_neighbors(
+    directory: Path, config: DataConfig, chunks: Path, embeddings: Path, index: Path, lexical: Path | None = None
+) -> Manifest:
     """Finds the neighbors of every chunk, of held-out documents too.
 
+    Every index shard answers for every shard of chunks by itself, where it is held in memory; then the answers for a
+    shard of chunks are merged. The nearest of all are the nearest among the nearest of each, so the parts change nothing.
+
     Args:
-      chunks, embeddings, index: directories of these stages.
+      chunks, embeddings, index: directories of these stages; lexical too, where config.data.rerank is "bm25".
 
     Raises:
       StageError: stages that were not made from one another.
@@ -40,50 +59,123 @@ def build_neighbors(directory: Path, config: DataConfig, chunks: Path, embedding
     """
     if config.neighbors_stored < 1:
         raise ValueError(f"config.data.neighbors_stored must be 1 or more, but is {config.neighbors_stored}.")
-    table, vectors = ChunkTable(chunks), EmbeddingTable(embeddings)
+    directory, table, vectors = Path(directory), ChunkTable(chunks), EmbeddingTable(embeddings)
     require_fingerprint(
         f"chunk table {chunks} for {embeddings}",
         table.fingerprint,
         vectors.inputs["chunks"],
         "Point to the chunks that were embedded, or run `retro build` with another --workdir.",
     )
-    searcher = open_searcher(index, embeddings)
-    database_documents = table.document_ids[: table.database_chunks]
-    shards, start = [], 0
+    words = _lexical(config, lexical)
+    facts = {"neighbors_stored": config.neighbors_stored, "rerank": config.rerank}
+    inputs = {
+        "chunks": table.fingerprint,
+        "embeddings": vectors.fingerprint,
+        "index": read_manifest(index, INDEX, verify=False).fingerprint,
+        **({"lexical": words.fingerprint} if words else {}),
+    }
+    work = directory / ".answers" / fingerprint([facts, inputs])[:16]
+    parts, k = index_shards(index, embeddings), config.neighbors_stored
+    shards, asked, start = [], {}, 0
     for number, rows in enumerate(table.shard_rows):
         stem = f"neighbors-{number:05d}"
-
-        def make(temporary: Path, stem=stem, start=start, stop=start + rows) -> dict:
-            ids = np.empty((stop - start, config.neighbors_stored), np.int64)
-            distances = np.empty(ids.shape, np.float32)
-            bar = progress(description=stem, total=stop - start, unit="chunk")
-            for first in range(start, stop, QUERIES_AT_ONCE):
-                block = slice(first, min(first + QUERIES_AT_ONCE, stop))
-                place = slice(block.start - start, block.stop - start)
-                ids[place], distances[place] = find_neighbors(
-                    searcher, vectors[block], table.document_ids[block], database_documents, config.neighbors_stored
-                )
-                bar.update(block.stop - block.start)
-            bar.close()
-            np.save(temporary / f"{stem}.ids.npy", ids)
-            np.save(temporary / f"{stem}.distances.npy", distances)
-            found = ids != PADDING
-            return {"chunks": len(ids), "missing": int((~found).sum()), "same_text": int((distances == 0).sum())}
-
+        sources = [work / _answer(stem, part) for part in range(len(parts))]
+        make = partial(_merge, stem, sources, k, words, table, start, start + rows)
         shards.append(Shard(stem, [f"{stem}.{column}.npy" for column in COLUMNS], make))
+        asked[stem] = (table, vectors, start, start + rows, k if words is None else RERANKED * k)
         start += rows
-    return run_stage(
-        directory,
-        STAGE,
-        {"neighbors_stored": config.neighbors_stored},
-        {
-            "chunks": table.fingerprint,
-            "embeddings": vectors.fingerprint,
-            "index": read_manifest(index, INDEX, verify=False).fingerprint,
-        },
-        shards,
-        counts={"database_chunks": table.database_chunks},
-    )
+
+    def prepare(missing: Sequence[Shard]) -> None:
+        shutil.rmtree(work, ignore_errors=True) if _stale(work, missing) else None
+        make_missing(work, "search", _answers(parts, {shard.name: asked[shard.name] for shard in missing}))
+
+    counts = {"database_chunks": table.database_chunks}
+    at_once = max(1, ANSWERS_AT_ONCE // len(parts))
+    manifest = run_stage(directory, STAGE, facts, inputs, shards, counts=counts, prepare=prepare, at_once=at_once)
+    shutil.rmtree(directory / ".answers", ignore_errors=True)  # our own intermediate files
+    return manifest
+
+
+def _lexical(config: DataConfig, directory: Path | None) -> Lexical | None:
+    if config.rerank not in ("none", "bm25"):
+        raise ValueError(f"config.data.rerank must be none or bm25, but is {config.rerank!r}.")
+    return Lexical(directory) if config.rerank == "bm25" else None
+
+
+def _answer(stem: str, part: int) -> str:
+    return f"{stem}-of-index-{part:05d}"
+
+
+def _stale(work: Path, missing: Sequence[Shard]) -> bool:
+    """Whether answers for shards of chunks that are finished take up space."""
+    wanted = {shard.name for shard in missing}
+    return any(path.name.split("-of-")[0] not in wanted for path in (work / ".parts").glob("*.json"))
+
+
+def _answers(parts: Sequence[tuple], asked: dict[str, tuple]) -> list[Shard]:
+    """A shard for each index shard and shard of chunks, index shard by index shard."""
+    found = []
+    for part, opened in enumerate(parts):
+        _, vectors, facts, _, _ = opened
+        held = Resource(f"index shard {part}", partial(open_shard, *opened), bytes=shard_bytes(vectors, facts))
+        for stem, question in asked.items():
+            name = _answer(stem, part)
+            files = [f"{name}.{column}.npy" for column in COLUMNS]
+            found.append(Shard(name, files, partial(_search, name, *question), held))
+    return found
+
+
+def _search(
+    name: str, table: ChunkTable, vectors: EmbeddingTable, start: int, stop: int, k: int, temporary: Path, searcher
+) -> dict:
+    """What one index shard answers for chunks [start, stop)."""
+    ids = np.empty((stop - start, k), np.int64)
+    distances = np.empty(ids.shape, np.float32)
+    bar = progress(description=name, total=stop - start, unit="chunk")
+    for first in range(start, stop, QUERIES_AT_ONCE):
+        block = slice(first, min(first + QUERIES_AT_ONCE, stop))
+        place = slice(block.start - start, block.stop - start)
+        ids[place], distances[place] = find_neighbors(
+            searcher, vectors[block], table.document_ids[block], table.document_ids, k
+        )
+        bar.update(block.stop - block.start)
+    bar.close()
+    _save(temporary / name, ids, distances)
+    return {}
+
+
+def _merge(
+    stem: str,
+    sources: Sequence[Path],
+    k: int,
+    words: Lexical | None,
+    table: ChunkTable,
+    start: int,
+    stop: int,
+    temporary,
+) -> dict:
+    """The nearest of all answers for chunks [start, stop), re-ranked where that is asked for."""
+    ids, distances = _load(sources[0])
+    for source in sources[1:]:
+        merge_rows(ids, distances, *_load(source))
+    counts = {}
+    if words is not None:
+        nearest = ids[:, :k]
+        ids, distances = words.rerank(table.tokens[start:stop], ids, distances, table.tokens, k)
+        kept = (nearest[:, :, None] == ids[:, None]).any(2) & (nearest != PADDING)
+        counts["reranked"] = {"kept": int(kept.sum()), "of": int((nearest != PADDING).sum())}
+    _save(temporary / stem, ids, distances)
+    missing, same = int((ids == PADDING).sum()), int((distances == 0).sum())
+    return {"chunks": len(ids), "missing": missing, "same_text": same, **counts}
+
+
+def _save(stem: Path, ids, distances) -> None:
+    np.save(stem.with_name(f"{stem.name}.ids.npy"), ids)
+    np.save(stem.with_name(f"{stem.name}.distances.npy"), distances)
+
+
+def _load(stem: Path) -> list[np.ndarray]:
+    return [np.load(stem.with_name(f"{stem.name}.{column}.npy"), allow_pickle=False) for column in COLUMNS]
 
 
 def find_neighbors(
@@ -127,6 +219,7 @@ class NeighborTable:
     Attributes:
       ids: Int64[ShardedRows, "N K"], chunk ids, -1 where there is none.
       distances: Float32[ShardedRows, "N K"], squared L2, +inf where there is none.
+      rerank: "none": nearest first; "bm25": by the words shared.
       inputs: fingerprints of the stages it was made from.
       fingerprint: of the stage's manifest.
     """
@@ -137,6 +230,7 @@ class NeighborTable:
             ShardedRows([Path(directory) / file.name for file in manifest.files if f".{column}." in file.name])
             for column in COLUMNS
         )
+        self.rerank: str = manifest.config["rerank"]
         self.inputs = manifest.inputs
         self.fingerprint = manifest.fingerprint
 

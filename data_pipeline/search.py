@@ -1,5 +1,6 @@
 """Nearest vectors by squared L2 distance, exactly: the measure of the paper's d(C, N) = ||BERT(C) - BERT(N)||^2 (2.3)."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -73,6 +74,43 @@ class ExactSearcher:
             merge(ids, distances, rows, columns + start, measured)
 
 
+class PlacedSearcher:
+    """A search over some of the database's rows that answers with those."""
+
+    def __init__(self, searcher: Searcher, ids: Int64[np.ndarray, "K"]):
+        self._searcher, self._ids = searcher, ids
+
+    def __len__(self) -> int:
+        return len(self._searcher)
+
+    def search(
+        self, queries: Float32[np.ndarray, "N E"], k: int
+    ) -> tuple[Int64[np.ndarray, "N K"], Float32[np.ndarray, "N K"]]:
+        """See `Searcher.search`."""
+        found, distances = self._searcher.search(queries, k)
+        there = found != PADDING
+        return np.where(there, self._ids[np.where(there, found, 0)], PADDING), distances
+
+
+class MergedSearcher:
+    """Searches over disjoint parts of the database, their answers merged by (distance, id)."""
+
+    def __init__(self, parts: Sequence[Searcher]):
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def search(
+        self, queries: Float32[np.ndarray, "N E"], k: int
+    ) -> tuple[Int64[np.ndarray, "N K"], Float32[np.ndarray, "N K"]]:
+        """See `Searcher.search`."""
+        ids, distances = self._parts[0].search(queries, k)
+        for part in self._parts[1:]:
+            merge_rows(ids, distances, *part.search(queries, k))
+        return ids, distances
+
+
 def check_queries(queries: Float32[np.ndarray, "N E"], width: int, k: int) -> Float32[np.ndarray, "N E"]:
     """The queries as contiguous float32. Raises ValueError where their width or k cannot be searched."""
     queries = np.ascontiguousarray(queries, np.float32)
@@ -115,6 +153,12 @@ def merge(ids, distances, rows, found, measured) -> None:
     best = rank < ids.shape[1]
     ids[rows[best], rank[best]] = found[best]
     distances[rows[best], rank[best]] = measured[best]
+
+
+def merge_rows(ids, distances, found, measured) -> None:
+    """Puts whole rows of answers (-1 is none) into rows of the k best so far, in place, by (distance, id)."""
+    rows, columns = np.nonzero(found != PADDING)
+    merge(ids, distances, rows, found[rows, columns], measured[rows, columns])
 
 
 def reference_distances(

@@ -79,7 +79,7 @@ class Tokenizer:
     """
 
     def __init__(self, directory: Path):
-        directory = Path(directory)
+        self.directory = directory = Path(directory)
         self.fingerprint = read_manifest(directory, STAGE).fingerprint
         self._model = _processor((directory / MODEL).read_bytes())
         self.vocabulary: int = self._model.vocab_size()
@@ -88,6 +88,10 @@ class Tokenizer:
         self._pieces = _pieces(self._model, self.vocabulary)
         self.token_bytes = np.array([len(piece) for piece in self._pieces], np.int32)
         self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+
+    def __reduce__(self):
+        """To another process it goes as its path."""
+        return Tokenizer, (self.directory,)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without BOS and EOS."""

@@ -6,14 +6,29 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from absl import flags
+
 from launch.command import Invocation, Verb, data_directory, run_verb
 from retro_jax.config import RunConfig
+
+
+def _flags(values: flags.FlagValues) -> None:
+    define = flags.DEFINE_enum
+    define(
+        "engine", "process", ("process", "ray"), "where shards are made: here, or on a Ray cluster", flag_values=values
+    )
+    define("accelerator", "none", ("none", "gpu", "tpu"), "what a Ray actor embeds on", flag_values=values)
+    flags.DEFINE_string(
+        "address", "auto", "HOST:PORT of the Ray cluster's head (docs/build_on_ray.md)", flag_values=values
+    )
+
 
 VERB = Verb(
     "build",
     "makes from text: documents, tokenizer, chunks, embeddings, index, neighbors and joined shards, under WORKDIR/data; "
     "does only what is missing",
     "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke",
+    define_flags=_flags,
 )
 
 
@@ -23,7 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build(invocation: Invocation) -> None:
-    build(invocation.run, invocation.workdir)
+    from data_pipeline.lock import BuildLock
+
+    values = invocation.flags
+    if values.engine == "process" and (values.address != "auto" or values.accelerator != "none"):
+        raise ValueError(
+            f"--address={values.address} and --accelerator={values.accelerator} are of --engine=ray, but --engine=process; "
+            "add --engine=ray, or leave them out (in this process jax takes the accelerator it finds)."
+        )
+    with BuildLock(invocation.data_directory) as lock:
+        if values.engine == "process":
+            build(invocation.run, invocation.workdir)
+            return
+        from data_pipeline.engine import using
+        from data_pipeline.ray_engine import RayEngine
+
+        with RayEngine(values.address, lock, values.accelerator) as engine, using(engine):
+            build(invocation.run, invocation.workdir)
 
 
 def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
@@ -37,63 +68,89 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
     """
     data = data_directory(run, workdir)
     rows, counts, started = [], {}, time.monotonic()
-    for number, (stage, make) in enumerate(_stages(run, data).items(), start=1):
-        print(f"[{number}/7] {stage}", file=sys.stderr, flush=True)
+    stages = _stages(run, data)
+    for number, (stage, (directory, make)) in enumerate(stages.items(), start=1):
+        print(f"[{number}/{len(stages)}] {stage}", file=sys.stderr, flush=True)
         before = time.monotonic()
-        manifest = make()
-        seconds = json.loads((data / stage / "seconds.json").read_text())["seconds"]
+        manifest = make(directory)
+        seconds = json.loads((directory / "seconds.json").read_text())["seconds"]
         counts[stage] = {**manifest.counts, "seconds": seconds}
         rows.append((stage, describe(stage, manifest.counts, manifest.config), seconds, time.monotonic() - before))
-    print(summary(rows, data, time.monotonic() - started))
+    print(summary(rows, stages["joined"][0].parent, time.monotonic() - started))
     return counts
 
 
-def _stages(run: RunConfig, data: Path) -> dict[str, Callable]:
-    """What makes each stage, in order. Imports wait until a stage runs: help and mistakes answer without jax."""
+def _stages(run: RunConfig, data: Path) -> dict[str, tuple[Path, Callable]]:
+    """Directory and maker of each stage, in order. Imports wait until a stage runs: help and mistakes answer without jax."""
     from data_pipeline.chunks import ChunkTable, build_chunks
     from data_pipeline.documents import build_documents
     from data_pipeline.embeddings import build_embeddings
     from data_pipeline.index import build_index
     from data_pipeline.joined import build_joined
+    from data_pipeline.lexical import build_lexical
     from data_pipeline.manifests import require_fingerprint
     from data_pipeline.neighbors import NeighborTable, build_neighbors
     from data_pipeline.packages import encoder_directory
     from data_pipeline.tokens import build_tokenizer
 
     config, model = run.data, run.model
-    at = {name: data / name for name in ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors")}
+    lexical = {"lexical"} if config.rerank == "bm25" else set()
+    at = {name: data / name for name in ("documents", "tokenizer", "chunks", "embeddings", "lexical")}
+    own = _view(data, config.database_fraction, [*at])
+    at |= {name: own / name for name in ("index", "neighbors", "joined")}
 
-    def embeddings():
+    def embeddings(directory):
         encoder = Path(config.encoder) if config.encoder else encoder_directory()
-        return build_embeddings(at["embeddings"], config, at["chunks"], at["tokenizer"], encoder)
+        return build_embeddings(directory, config, at["chunks"], at["tokenizer"], encoder)
 
-    def joined():
-        table, neighbors = ChunkTable(at["chunks"]), NeighborTable(at["neighbors"])
+    def neighbors(directory):
+        words = at["lexical"] if lexical else None
+        return build_neighbors(directory, config, at["chunks"], at["embeddings"], at["index"], words)
+
+    def joined(directory):
+        table, found = ChunkTable(at["chunks"]), NeighborTable(at["neighbors"])
         require_fingerprint(
             f"table of chunks {at['chunks']} for {at['neighbors']}",
             table.fingerprint,
-            neighbors.inputs["chunks"],
+            found.inputs["chunks"],
             "Move the neighbors away and run `retro build` again.",
         )
         return build_joined(
-            data / "joined",
+            directory,
             table,
-            neighbors,
+            found,
             sequence_length=model.sequence_length,
             vocabulary=model.vocabulary,
             shard_sequences=config.shard_sequences,
-            inputs={"chunks": table.fingerprint, "neighbors": neighbors.fingerprint},
+            inputs={"chunks": table.fingerprint, "neighbors": found.fingerprint},
         )
 
-    return {
-        "documents": lambda: build_documents(at["documents"], config),
-        "tokenizer": lambda: build_tokenizer(at["tokenizer"], config, model.vocabulary, at["documents"]),
-        "chunks": lambda: build_chunks(at["chunks"], config, model.chunk_length, at["documents"], at["tokenizer"]),
+    make = {
+        "documents": lambda directory: build_documents(directory, config),
+        "tokenizer": lambda directory: build_tokenizer(directory, config, model.vocabulary, at["documents"]),
+        "chunks": lambda directory: build_chunks(
+            directory, config, model.chunk_length, at["documents"], at["tokenizer"]
+        ),
         "embeddings": embeddings,
-        "index": lambda: build_index(at["index"], config, at["embeddings"]),
-        "neighbors": lambda: build_neighbors(at["neighbors"], config, at["chunks"], at["embeddings"], at["index"]),
+        "lexical": lambda directory: build_lexical(directory, at["chunks"], model.vocabulary),
+        "index": lambda directory: build_index(directory, config, at["embeddings"], at["chunks"]),
+        "neighbors": neighbors,
         "joined": joined,
     }
+    return {name: (at[name], make[name]) for name in make if name != "lexical" or lexical}
+
+
+def _view(data: Path, fraction: float, shared: Sequence[str]) -> Path:
+    """Where index, neighbors and joined shards go: a share of the database has its own beside the rest, in a directory
+    that is a data directory of its own (config.data.directory) by links to what all shares have in common."""
+    if fraction == 1:
+        return data
+    view = data / f"subset-{fraction:g}"
+    view.mkdir(parents=True, exist_ok=True)
+    for name in shared:
+        if not (view / name).is_symlink():
+            (view / name).symlink_to(Path("..") / name)
+    return view
 
 
 def describe(stage: str, counts: Mapping, config: Mapping) -> str:
@@ -116,6 +173,8 @@ def describe(stage: str, counts: Mapping, config: Mapping) -> str:
             )
         case "embeddings":
             return f"{counts['chunks']:,} vectors of {counts['width']}"
+        case "lexical":
+            return f"frequencies of tokens in {counts['chunks']:,} chunks"
         case "index":
             return f"{counts['kind']}, recall@{counts['recall']['k']} {counts['recall']['value']:.3f}"
         case "neighbors":

@@ -142,6 +142,10 @@ class DataConfig:
     recall_sample: int = 1000  # queries on which recall against exact search is measured
     shard_chunks: int = 16_384  # chunks a shard of chunks, embeddings and neighbors
     shard_sequences: int = 1024  # sequences a joined shard
+    index_shards: int = 0  # parts of the index, each built and searched alone; 0: one up to two million keys
+    recall_target: float = 0.95  # leaves searched and candidates are raised until a sample's recall@k_max reaches it
+    database_fraction: float = 1.0  # share of the documents that is searched, nested: 0.1 holds all of 0.01's
+    rerank: str = "none"  # "bm25": of ten times k_max nearest, those that share the rarest words come first
 
 
 @dataclass(frozen=True)

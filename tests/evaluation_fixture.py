@@ -130,7 +130,11 @@ def _neighbors(directory: Path, neighbors: Neighbors, table: ChunkTable, index: 
 
     inputs = {"chunks": table.fingerprint, "index": index.fingerprint}
     return run_stage(
-        directory, "neighbors", {"neighbors_stored": STORED}, inputs, [Shard("neighbors-00000", names, make)]
+        directory,
+        "neighbors",
+        {"neighbors_stored": STORED, "rerank": "none"},
+        inputs,
+        [Shard("neighbors-00000", names, make)],
     )
 
 

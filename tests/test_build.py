@@ -62,13 +62,13 @@ def test_a_build_interrupted_at_every_other_shard_ends_with_the_same_bytes(root,
     """Trap 24 over all seven stages; now and then the disk is full instead."""
     real, calls, codes = manifests._make_shard, [0], []
 
-    def failing(directory, shard):
-        part = real(directory, shard)
+    def failing(directory, shard, thing):
+        part = real(directory, shard, thing)
         calls[0] += 1
         if calls[0] % 5 == 0:
             raise KeyboardInterrupt
         if calls[0] % 7 == 0:
-            raise OSError(errno.ENOSPC, "No space left on device", str(directory / shard.files[0]))
+            raise OSError(errno.ENOSPC, "No space left on device", str(directory / shard.name))
         return part
 
     monkeypatch.setattr(manifests, "_make_shard", failing)

@@ -15,13 +15,13 @@ from data_pipeline.index import (
     IndexSettings,
     ScannSearcher,
     build_index,
+    choose_kind,
     choose_settings,
-    measure_recall,
     open_searcher,
-    sample_rows,
     scann_installed,
 )
 from data_pipeline.manifests import StageError, read_manifest
+from data_pipeline.recall import Sample, sample_rows
 from data_pipeline.search import ExactSearcher
 from retro_jax.config import DataConfig
 
@@ -59,16 +59,15 @@ def files(directory):
 )
 def test_small_databases_are_searched_exactly(keys, changes, installed, kind, why):
     """Trap 28: and the manifest says why."""
-    settings, reason = choose_settings(keys, DataConfig(**changes), installed=installed)
-    assert settings.kind == kind and reason.startswith(why)
+    found, reason = choose_kind(keys, keys, DataConfig(**changes), installed=installed)
+    assert found == kind and reason.startswith(why)
 
 
 @pytest.mark.parametrize(
     ("keys", "leaves", "searched"), [(1000, 32, 14), (20_000, 141, 41), (1_000_000, 1000, 178), (64_000_000, 8000, 846)]
 )
 def test_leaves_follow_the_size(keys, leaves, searched):
-    settings, _ = choose_settings(keys, DataConfig(exact_below=0), installed=True)
-    assert settings == IndexSettings("scann", leaves, searched, 200, "squared_l2")
+    assert choose_settings(keys, DataConfig()) == IndexSettings("scann", leaves, searched, 200, "squared_l2")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +80,7 @@ def test_leaves_follow_the_size(keys, leaves, searched):
 )
 def test_settings_that_cannot_be_meant(changes, message):
     with pytest.raises(ValueError, match=message):
-        choose_settings(20_000, DataConfig(**changes), installed=True)
+        choose_settings(20_000, DataConfig(**changes))
 
 
 @pytest.mark.parametrize("keys", [1, 2, 3, 9])
@@ -138,10 +137,15 @@ def test_recall_counts_what_is_missed(root):
             ids, distances = super().search(queries, k)
             return np.repeat(ids[:, :1], k, axis=1), np.repeat(distances[:, :1], k, axis=1)
 
-    assert measure_recall(ExactSearcher(keys), vectors, keys, 10, 200)["value"] == 1
+    def measure_recall(searcher, size):
+        sample = Sample(vectors, 10, size)
+        sample.compare(np.arange(KEYS), keys)
+        return sample.recall(searcher)
+
+    assert measure_recall(ExactSearcher(keys), 200) == 1
     # Of the places 0, 2, 4, ... the query itself is 0; of its 10 nearest, 2, 4, ..., 10 are found.
-    assert measure_recall(Half(keys), vectors, keys, 10, 1)["value"] == 0.5
-    assert measure_recall(Itself(keys), vectors, keys, 10, 1)["value"] == 0
+    assert measure_recall(Half(keys), 1) == 0.5
+    assert measure_recall(Itself(keys), 1) == 0
 
 
 def test_samples_are_spread_over_the_table():
@@ -166,7 +170,7 @@ def test_killed_while_writing_the_bytes_are_the_same(tmp_path, root, monkeypatch
     monkeypatch.setattr(index, "build_scann", dying)
     with pytest.raises(KeyboardInterrupt):
         build_index(tmp_path / "killed", SCANN, root / "embeddings")
-    assert not any((tmp_path / "killed" / name).exists() for name in FILES)
+    assert not (tmp_path / "killed" / "index-00000").exists()
     monkeypatch.setattr(index, "build_scann", real)
     build_index(tmp_path / "killed", SCANN, root / "embeddings")
     assert files(tmp_path / "killed") == files(root / "index")
@@ -260,7 +264,7 @@ def test_embeddings_of_another_run_are_refused(tmp_path, root):
 
 def test_a_truncated_index_is_refused(tmp_path, root):
     shutil.copytree(root / "index", tmp_path / "index")
-    path = tmp_path / "index" / "hashed_dataset.npy"
+    path = tmp_path / "index" / "index-00000" / "hashed_dataset.npy"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(StageError, match="truncated"):
         open_searcher(tmp_path / "index", root / "embeddings")
@@ -269,6 +273,6 @@ def test_a_truncated_index_is_refused(tmp_path, root):
 def test_a_pickle_beside_the_index_is_not_read(tmp_path, root):
     """SCaNN would load it, and loading a pickle runs what it says."""
     shutil.copytree(root / "index", tmp_path / "index")
-    (tmp_path / "index" / "scann_docids.pkl").write_bytes(pickle.dumps(["a"]))
+    (tmp_path / "index" / "index-00000" / "scann_docids.pkl").write_bytes(pickle.dumps(["a"]))
     with pytest.raises(StageError, match="scann_docids.pkl is not part of an index of ours"):
         open_searcher(tmp_path / "index", root / "embeddings")

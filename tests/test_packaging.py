@@ -29,6 +29,7 @@ IMPORT_SITES = {
     "pyarrow": "data_pipeline/records.py",
     "fsspec": "data_pipeline/files.py",
     "datasketch": "data_pipeline/near_duplicates.py",
+    "ray": "data_pipeline/ray_engine.py",
 }
 TEXT = (".py", ".md", ".toml", ".txt", ".lock", ".json", ".jsonl", ".cfg", ".ini", ".yml", ".yaml", ".html", ".sh", "")
 

@@ -1,0 +1,200 @@
+"""Index shards: the same neighbors however many there are, settings from a recall target, more keys beside the old."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from made_up_vectors import clustered, write_chunks, write_embeddings
+from test_index import files
+
+import data_pipeline.index as index
+from data_pipeline.embeddings import EmbeddingTable
+from data_pipeline.index import ScannSearcher, build_index, key_ranges, open_searcher
+from data_pipeline.manifests import StageError, read_manifest
+from data_pipeline.neighbors import NeighborTable, build_neighbors
+from data_pipeline.search import ExactSearcher
+from data_pipeline.subset import in_subset
+from retro_jax.config import DataConfig
+
+KEYS, HELD_OUT = 3300, 60
+DOCUMENTS = np.repeat(np.arange(100, 100 + (KEYS + HELD_OUT) // 12), 12)
+VECTORS = clustered(KEYS + HELD_OUT)
+CONFIG = DataConfig(exact_below=1000, recall_sample=100, index_reorder=60, neighbors_stored=5)
+EXACT = dataclasses.replace(CONFIG, exact_below=10**6)
+# Few leaves searched to begin with, so that there is something to raise.
+HARD = dataclasses.replace(CONFIG, index_shards=3, recall_target=0.99, index_leaves=250, index_reorder=8)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("index_shards")
+    chunks = write_chunks(root / "chunks", DOCUMENTS, KEYS, 1000)
+    write_embeddings(root / "embeddings", VECTORS, KEYS, chunks.fingerprint)
+    build_index(root / "scann-3", HARD, root / "embeddings")
+    return root
+
+
+def neighbors(root, name, config):
+    build_index(root / f"index-{name}", config, root / "embeddings", root / "chunks")
+    build_neighbors(root / name, config, root / "chunks", root / "embeddings", root / f"index-{name}")
+    return NeighborTable(root / name)
+
+
+def test_ranges_to_look_at():
+    assert key_ranges(0, 10, 3) == [[0, 3], [3, 6], [6, 10]]
+    assert key_ranges(10, 12, 0) == [[10, 12]]
+    assert [stop - start for start, stop in key_ranges(0, 5 << 20, 0)] == [1747626, 1747627, 1747627]
+    with pytest.raises(ValueError, match="config.data.index_shards=3 and there are 2 keys; take 0"):
+        key_ranges(0, 2, 3)
+
+
+@pytest.mark.parametrize("shards", [2, 7])
+def test_exact_shards_change_no_neighbor(root, shards):
+    """Chunks of the query's own document lie in one shard; the others still give k, merged by (distance, id)."""
+    one = neighbors(root, "exact", EXACT)
+    found = neighbors(root, f"exact-{shards}", dataclasses.replace(EXACT, index_shards=shards))
+    assert np.array_equal(found.ids[:], one.ids[:]) and np.array_equal(found.distances[:], one.distances[:])
+    assert not list(root.rglob(".answers"))
+
+
+def test_a_search_over_shards_is_the_search_over_all(root):
+    """Ids are rows of the database, not of the shard; SCaNN's distances are the exact ones of its keys."""
+    searcher = open_searcher(root / "scann-3", root / "embeddings")
+    exact = ExactSearcher(EmbeddingTable(root / "embeddings").database())
+    assert len(searcher) == KEYS
+    ids, distances = searcher.search(VECTORS[:40], 8)
+    all_ids, all_distances = exact.search(VECTORS[:40], KEYS)
+    order = np.argsort(all_ids, axis=1)
+    assert np.array_equal(np.take_along_axis(np.take_along_axis(all_distances, order, 1), ids, 1), distances)
+    assert (np.diff(distances, axis=1) >= 0).all() and all(len(set(row)) == 8 for row in ids.tolist())
+    assert np.mean([len({*a} & {*b}) / 8 for a, b in zip(ids.tolist(), all_ids[:, :8].tolist(), strict=True)]) > 0.95
+
+
+def test_a_shard_reads_its_own_keys_alone(root, tmp_path, monkeypatch):
+    """And while the recall of all is measured too: never more than one range of rows, beside the sample."""
+    asked, real = [], EmbeddingTable.__getitem__
+
+    def watched(self, rows):
+        found = real(self, rows)
+        asked.append(len(found))
+        return found
+
+    monkeypatch.setattr(EmbeddingTable, "__getitem__", watched)
+    build_index(tmp_path / "index", dataclasses.replace(EXACT, index_shards=4), root / "embeddings")
+    assert max(asked) == KEYS // 4
+
+
+def test_settings_are_raised_until_the_target_is_met(root):
+    """Each shard's own; what was measured is what a new search over it gives; the merged recall is no lower."""
+    counts = read_manifest(root / "scann-3", "index").counts
+    vectors = EmbeddingTable(root / "embeddings")
+    begin = index.choose_settings(1100, HARD)
+    assert sorted(counts["shards"]) == ["index-00000", "index-00001", "index-00002"]
+    for facts in counts["shards"].values():
+        assert facts["recall"] >= 0.99 and facts["leaves_searched"] > begin.leaves_searched
+    assert counts["recall"]["value"] >= min(facts["recall"] for facts in counts["shards"].values())
+    shard = next(part for part in index.index_shards(root / "scann-3", vectors.directory) if part[3] == 1100)
+    sample = index.Sample(vectors, 5, 100)
+    sample.compare(np.arange(1100, 2200), vectors[1100:2200])
+    assert sample.recall(index.open_shard(*shard)) == counts["shards"]["index-00001"]["recall"]
+
+
+@pytest.mark.parametrize(
+    ("change", "steps"),
+    [({"recall_target": 0.0}, 0), ({"index_leaves_searched": 3}, 0), ({"recall_target": 1.0}, None)],
+)
+def test_what_is_not_raised(root, tmp_path, change, steps):
+    """A target that is met, leaves that the user chose; and an unreachable target ends at all leaves or STEPS."""
+    config = dataclasses.replace(CONFIG, **change)
+    build_index(tmp_path / "index", config, root / "embeddings")
+    facts = read_manifest(tmp_path / "index", "index").counts["shards"]["index-00000"]
+    begin = index.choose_settings(KEYS, config)
+    if steps == 0:
+        assert (facts["leaves_searched"], facts["reorder"]) == (begin.leaves_searched, begin.reorder)
+    else:
+        assert facts["recall"] == 1 or facts["leaves_searched"] == facts["leaves"]
+
+
+def test_more_keys_are_new_shards_beside_the_old(root, tmp_path):
+    """The old files stay byte for byte; the search is over all; killed half-way, the same call continues."""
+    some = 2200
+    write_embeddings(tmp_path / "first", VECTORS[:some], some)
+    config = dataclasses.replace(CONFIG, index_shards=2)
+    build_index(tmp_path / "index", config, tmp_path / "first")
+    before = {path: path.read_bytes() for path in (tmp_path / "index").glob("index-*/*")}
+    write_embeddings(tmp_path / "more", VECTORS, KEYS)
+
+    def dying(*arguments):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "build_scann", dying)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(tmp_path / "index", config, tmp_path / "more", append=True)
+    manifest = build_index(tmp_path / "index", config, tmp_path / "more", append=True)
+    assert manifest.config["ranges"] == [[0, 1100], [1100, 2200], [2200, 3300]]
+    assert all(path.read_bytes() == content for path, content in before.items()) and len(before) == 14
+    assert manifest.counts["database_chunks"] == KEYS and manifest.counts["recall"]["value"] > 0.9
+    again = files(tmp_path / "index")
+    build_index(tmp_path / "index", config, tmp_path / "more")  # as `retro build` would: nothing to do
+    assert files(tmp_path / "index") == again
+    ids, _ = open_searcher(tmp_path / "index", tmp_path / "more").search(VECTORS[2500:2510], 1)
+    assert ids[:, 0].tolist() == list(range(2500, 2510))
+
+
+def test_other_old_keys_or_settings_are_not_appended_to(root, tmp_path):
+    write_embeddings(tmp_path / "first", VECTORS[:2200], 2200)
+    build_index(tmp_path / "index", CONFIG, tmp_path / "first")
+    before = files(tmp_path / "index")
+    changed = VECTORS.copy()
+    changed[7, 0] += 1e-3
+    write_embeddings(tmp_path / "changed", changed, KEYS)
+    with pytest.raises(StageError, match="range of rows 0 to 2,200 of .* does not match"):
+        build_index(tmp_path / "index", CONFIG, tmp_path / "changed", append=True)
+    with pytest.raises(StageError, match=r"config.reorder \(there 60, now 50\)"):
+        config = dataclasses.replace(CONFIG, index_reorder=50)
+        build_index(tmp_path / "index", config, root / "embeddings", append=True)
+    with pytest.raises(StageError, match="what differs"):
+        build_index(tmp_path / "index", CONFIG, root / "embeddings")
+    assert files(tmp_path / "index") == before
+
+
+def test_subsets_are_nested_and_of_their_size():
+    documents = np.random.default_rng(0).integers(0, 2**62, 20_000)
+    shares = [in_subset(documents, fraction) for fraction in (0.01, 0.03, 0.1, 0.3, 1.0)]
+    for share, fraction in zip(shares, (0.01, 0.03, 0.1, 0.3, 1.0), strict=True):
+        assert abs(share.mean() - fraction) < 4 * np.sqrt(fraction * (1 - fraction) / 20_000) + 1e-12
+    assert all((~small | large).all() for small, large in zip(shares[:-1], shares[1:], strict=True))
+    assert in_subset(np.arange(4), 0.5).tolist() == in_subset(np.arange(9), 0.5)[:4].tolist()
+
+
+@pytest.mark.parametrize(("config", "shards"), [(EXACT, 1), (EXACT, 3), (CONFIG, 1)])
+def test_a_share_of_the_database_is_whole_documents_of_it(root, tmp_path, config, shards):
+    """The same embeddings; neighbors are of the share's documents and, searched exactly, the nearest of them."""
+    config = dataclasses.replace(config, database_fraction=0.5, index_shards=shards)
+    manifest = build_index(tmp_path / "index", config, root / "embeddings", root / "chunks")
+    build_neighbors(tmp_path / "neighbors", config, root / "chunks", root / "embeddings", tmp_path / "index")
+    inside = np.flatnonzero(in_subset(DOCUMENTS[:KEYS], 0.5))
+    assert manifest.counts["database_chunks"] == len(inside) and 1200 < len(inside) < 2100
+    found = NeighborTable(tmp_path / "neighbors").ids[:]
+    assert set(found.ravel().tolist()) <= set(inside.tolist())
+    if config.exact_below == EXACT.exact_below:
+        nearest, _ = ExactSearcher(VECTORS[inside]).search(VECTORS[KEYS:], 5)  # held-out: no document of their own
+        assert np.array_equal(inside[nearest], found[KEYS:])
+    else:
+        assert isinstance(open_searcher(tmp_path / "index", root / "embeddings")._searcher, ScannSearcher)
+        assert manifest.counts["recall"]["value"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"database_fraction": 0.0}, r"database_fraction=0.0 must lie in \(0, 1\]"),
+        ({"recall_target": 1.5}, r"recall_target=1.5 must lie in \[0, 1\]"),
+        ({"index_shards": 10**6}, "index_shards=1000000 and there are 3,300 keys"),
+    ],
+)
+def test_numbers_that_cannot_be_meant(root, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        build_index(tmp_path / "index", dataclasses.replace(CONFIG, **change), root / "embeddings", root / "chunks")
+    assert not (tmp_path / "index").exists()
