@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 
 from retro_jax.checkpoints import load_params
@@ -48,7 +49,8 @@ def graft(params: dict, base: dict) -> dict:
     """`params` with the decoder of `base`, and with CCA outputs of zero; shardings are those of `params`."""
     decoder = {path: leaf for path, leaf in flatten(base).items() if group(path) == "decoder"}
     placed = {
-        path: jax.device_put(decoder[path], leaf.sharding) if path in decoder else leaf
+        # From the host: every process has read the whole decoder, and places its part.
+        path: jax.device_put(np.asarray(decoder[path]), leaf.sharding) if path in decoder else leaf
         for path, leaf in flatten(params).items()
     }
     grafted = unflatten(placed)

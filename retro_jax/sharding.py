@@ -170,5 +170,5 @@ def describe(mesh: Mesh, model: ModelConfig) -> str:
 
 
 def on_one_device() -> SingleDeviceSharding:
-    """Everything on the first device: for evaluation and sampling."""
-    return SingleDeviceSharding(jax.devices()[0])
+    """Everything on this process's first device: for evaluation and sampling."""
+    return SingleDeviceSharding(jax.local_devices()[0])
