@@ -54,7 +54,7 @@ test-ray: .venv-ray/.ready ## builds on a Ray cluster of several nodes on this m
 	@.venv-ray/bin/python -m pip install -e '.[ray]' >> .venv-ray/setup.log 2>&1 || { tail -20 .venv-ray/setup.log; exit 1; }
 	@touch $@
 
-database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray; appends to runs/benchmarks/faults.jsonl
+database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray (resumes); writes docs/database_faults.md
 	@.venv-ray/bin/python benchmarks/faults.py
 
 lint: setup ## formatting and style
