@@ -149,7 +149,7 @@ class ShardedRows:
     """
 
     def __init__(self, paths: Sequence[Path]):
-        self._paths = list(paths)
+        self.paths = list(paths)
         self._parts = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
         self._ends = np.cumsum([len(part) for part in self._parts])
         self.shape = (int(self._ends[-1]), *self._parts[0].shape[1:])
@@ -157,7 +157,7 @@ class ShardedRows:
 
     def __reduce__(self):
         """To another process it goes as its paths."""
-        return ShardedRows, (self._paths,)
+        return ShardedRows, (self.paths,)
 
     def __len__(self) -> int:
         return self.shape[0]

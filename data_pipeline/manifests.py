@@ -206,7 +206,7 @@ def run_stage(
     total = dict(counts or {})
     for part in parts:
         for key, value in part["counts"].items():
-            total[key] = _add(total.get(key), value)
+            total[key] = add_counts(total.get(key), value)
     files = [file for part in parts for file in part["files"]]
     versions = {name: _version(name) for name in PACKAGES}
     earlier = (
@@ -337,12 +337,14 @@ def _make_shard(directory: Path, shard: Shard, thing) -> dict:
     return {"counts": counts, "files": files}
 
 
-def _add(total, value):
+def add_counts(total, value):
     """Counts of shards together: numbers add, maps add by key, anything else must be equal."""
     if total is None:
         return value
     if isinstance(value, Mapping):
-        return {key: _add(total.get(key), value[key]) if key in value else total[key] for key in {**total, **value}}
+        return {
+            key: add_counts(total.get(key), value[key]) if key in value else total[key] for key in {**total, **value}
+        }
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         if total != value:
             raise StageError(f"Shards of one stage disagree: {total!r} and {value!r}.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 VERBS = {
     "build": "text -> documents, tokenizer, chunks, embeddings, index, neighbors and joined shards",
+    "database": "info, verify, add and remove on a finished database",
     "train": "trains a RETRO model, a baseline or a retrofit on joined shards",
     "preflight": "does it fit, what will it cost: the training step, compiled for a slice that is not there",
     "evaluate": "bits per byte by subset: baseline, retrieval off, on, random neighbors, empty database",

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.command import Invocation, Verb, data_directory, run_verb
-from retro_jax.config import RunConfig
+from retro_jax.config import RunConfig, to_dict
 
 
 def _flags(values: flags.FlagValues) -> None:
@@ -68,19 +68,29 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
     """
     data = data_directory(run, workdir)
     rows, counts, started = [], {}, time.monotonic()
-    stages = _stages(run, data)
-    for number, (stage, (directory, make)) in enumerate(stages.items(), start=1):
-        print(f"[{number}/{len(stages)}] {stage}", file=sys.stderr, flush=True)
+    made = stages(run, data)
+    for number, (stage, (directory, make)) in enumerate(made.items(), start=1):
+        print(f"[{number}/{len(made)}] {stage}", file=sys.stderr, flush=True)
         before = time.monotonic()
         manifest = make(directory)
         seconds = json.loads((directory / "seconds.json").read_text())["seconds"]
         counts[stage] = {**manifest.counts, "seconds": seconds}
         rows.append((stage, describe(stage, manifest.counts, manifest.config), seconds, time.monotonic() - before))
-    print(summary(rows, stages["joined"][0].parent, time.monotonic() - started))
+    keep_config(run, made["joined"][0].parent)
+    print(summary(rows, made["joined"][0].parent, time.monotonic() - started))
     return counts
 
 
-def _stages(run: RunConfig, data: Path) -> dict[str, tuple[Path, Callable]]:
+def keep_config(run: RunConfig, data: Path) -> None:
+    """Writes the resolved config beside the stages, where `retro database` finds it."""
+    from data_pipeline.manifests import write_json
+
+    path = data / "config.json"
+    if not path.exists() or json.loads(path.read_text()) != json.loads(json.dumps(to_dict(run))):
+        write_json(path, to_dict(run))
+
+
+def stages(run: RunConfig, data: Path) -> dict[str, tuple[Path, Callable]]:
     """Directory and maker of each stage, in order. Imports wait until a stage runs: help and mistakes answer without jax."""
     from data_pipeline.chunks import ChunkTable, build_chunks
     from data_pipeline.documents import build_documents

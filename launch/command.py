@@ -46,6 +46,7 @@ class Verb:
     define_flags: Callable[[flags.FlagValues], None] | None = None  # flags besides --config and --workdir
     needs_workdir: bool = True
     reads_run: bool = False  # --config may be left out: it is that of the run in WORKDIR
+    reads_build: bool = False  # --config may be left out: it is that of the build in WORKDIR
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ def help_text(verb: Verb) -> str:
         lines.append(
             "  --config may be left out: it then is that of the model trained in WORKDIR/retro or in WORKDIR itself."
         )
+    if verb.reads_build:
+        lines.append("  --config may be left out: it then is that of the build in WORKDIR/data.")
     values = _flag_values(verb)
     for name in sorted(set(values) - {"workdir"}):
         flag = values[name]
@@ -167,10 +170,11 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
         without(
             ["retro", *(argument for argument in argv if not argument.lstrip("-").startswith(("config.", "noconfig.")))]
         )
-        if not verb.reads_run or not without.workdir:
+        if not (verb.reads_run or verb.reads_build) or not without.workdir:
             raise ValueError(f"--config is missing. For example: retro {verb.name} {verb.example}")
     overrides = [argument for argument in argv if argument.lstrip("-").startswith(("config.", "noconfig."))]
-    config = load_config(chosen[-1].split("=", 1)[1]) if chosen else config_of_run(Path(without.workdir))
+    found = config_of_build if verb.reads_build else config_of_run
+    config = load_config(chosen[-1].split("=", 1)[1]) if chosen else found(Path(without.workdir))
     keys = [argument.split("=", 1)[0].lstrip("-").removeprefix("no").split(".") for argument in overrides]
     for key in keys:
         new = key[:3] == ["config", "data", "sources"] and len(key) == 5 and key[4] in ("path", "package")
@@ -244,6 +248,23 @@ def config_of_run(workdir: Path) -> ConfigDict:
     config = ConfigDict(to_dict(resolve(json.loads(path.read_text()))))
     if (Path(workdir) / "data").is_dir():
         config.data.directory = ""
+    return config
+
+
+def config_of_build(workdir: Path) -> ConfigDict:
+    """The config that the database in WORKDIR/data was built with; other sources may be added to it.
+
+    Raises:
+      ValueError: no build was finished there.
+    """
+    path = Path(workdir) / "data" / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{workdir} holds no finished build with a config.json, so --config is needed: that of the build."
+        )
+    config = ConfigDict(to_dict(resolve(json.loads(path.read_text()))))
+    for section in (config.data.sources, config.train.subset_weights):
+        section.unlock()
     return config
 
 

@@ -111,15 +111,24 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
                 f"That is what {directory} (step {steps[name]}) was trained with: evaluate it with its own data "
                 f"(--config.data.directory).",
             )
-    settings = to_dict(run.evaluate)
-    return {"fingerprints": current, "steps": steps, "neighbors": run.model.neighbors, "settings": settings}
+    from data_pipeline.database import Database
+
+    settings, version = to_dict(run.evaluate), Database(data).version
+    return {
+        "fingerprints": current,
+        "database_version": version,
+        "steps": steps,
+        "neighbors": run.model.neighbors,
+        "settings": settings,
+    }
 
 
 def measure(
     run: RunConfig, data: Path, runs: dict[str, Path], between: Callable[[], None] = lambda: None
 ) -> tuple[dict, list[dict]]:
     """(results without seconds, passages), both plain JSON; `between` is called after every batch, and may raise."""
-    from data_pipeline.chunks import ChunkTable
+    from data_pipeline.database import CurrentExamples, Database
+    from data_pipeline.joined import pack
     from data_pipeline.provenance import Provenance
     from retro_jax import results as facts
     from retro_jax.batches import validation_examples
@@ -136,12 +145,17 @@ def measure(
             f"{runs['retro']} holds a model without retrieval layers; name a RETRO model with --config.evaluate.retro."
         )
     settings, model = run.evaluate, dataclasses.replace(trained.model, neighbors=run.model.neighbors)
-    table = ChunkTable(data / "chunks")
+    database = Database(data)
+    table = database.table
     documents = facts.require_documents(data)
     provenance = Provenance(data / "documents", data / "tokenizer", table)
     stored = read_manifest(data / "joined", "joined", verify=False).config["neighbors_stored"]
+    examples = validation_examples(data / "joined", model)
+    if database.changed:
+        print(f"evaluate: {database.describe()}; neighbors are searched anew.", file=sys.stderr)
+        examples = CurrentExamples(examples, pack(table, model.chunks)["validation"].chunk_ids, database)
     held_out = score(
-        validation_examples(data / "joined", model),
+        examples,
         table,
         token_bytes(data, model),
         model,
@@ -149,12 +163,13 @@ def measure(
         batch=settings.batch,
         seed=settings.seed,
         overlap_neighbors=settings.overlap_neighbors,
+        removed=database.removed,
         between=between,
     )
     check_bytes(held_out, provenance.document_bytes[provenance.number(held_out.first) :])
     results = summarize(held_out, table.subset_names, resamples=settings.bootstrap, seed=settings.seed)
     results |= {
-        "database": facts.database_facts(data),
+        "database": facts.database_facts(data) | database.facts(),
         "model": facts.model_facts(
             trained,
             loaded["baseline"][1] if "baseline" in loaded else None,
@@ -169,7 +184,7 @@ def measure(
         },
     }
     chosen = choose(held_out, settings.passages)
-    return results, [describe(choice, held_out, table, provenance, model.neighbors) for choice in chosen]
+    return results, [describe(choice, held_out, database, model.neighbors) for choice in chosen]
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -
         database = NeighborTable(data / "neighbors").fingerprint
         require_fingerprint(f"database in {data}", database, expected["database"], remedy)
         retriever = DatabaseRetriever(data, run.data)
+        print(f"sample: {retriever.database.describe()}", file=sys.stderr)
     bar = progress(description="sample", total=run.sample.tokens, unit="token")
     drawn = sample(
         trained.model, params, tokenizer, prompt, run.sample, retriever, lambda count: bar.update(count - bar.n)

@@ -21,7 +21,7 @@ from functools import partial
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from data_pipeline.joined import pack
 from data_pipeline.manifests import StageError
@@ -80,6 +80,7 @@ def score(
     batch: int,
     seed: int,
     overlap_neighbors: int,
+    removed: Bool[np.ndarray, "N"] | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> HeldOut:
     """One pass over the validation split.
@@ -91,6 +92,7 @@ def score(
       batch: sequences a forward pass; the last one is filled up with padding.
       seed: of the random and shuffled neighbors.
       overlap_neighbors: stored neighbors that r(C) looks at.
+      removed: chunks that are not drawn as random neighbors either; None: all are.
       between: called after every batch; what it raises ends the pass.
 
     Raises:
@@ -103,7 +105,7 @@ def score(
             f"{len(chunk_ids):,}: they are of two builds. Run `retro build` into another --workdir."
         )
     books = _Books(table, token_bytes, examples[0]["neighbor_ids"].shape[-1])
-    others = OtherChunks(table, seed)
+    others = OtherChunks(table, seed, removed)
     starts = range(0, len(examples), batch)
     for number, start in enumerate(progress(starts, description="evaluate", unit="batch")):
         part = examples.__getitems__(list(range(start, min(start + batch, len(examples)))))
@@ -168,10 +170,12 @@ def neighbors_for(
 class OtherChunks:
     """Uniform draws from the database, never of the document that draws; a function of seed and chunk id alone."""
 
-    def __init__(self, table, seed: int):
+    def __init__(self, table, seed: int, removed: Bool[np.ndarray, "N"] | None = None):
         self.value = table.value
         self._seed, self._size = seed, table.database_chunks
         self._document_ids = np.asarray(table.document_ids[:])
+        self._removed = np.zeros(len(self._document_ids), bool) if removed is None else removed
+        self._gone = int(self._removed[: self._size].sum())
         ids, counts = np.unique(self._document_ids[: self._size], return_counts=True)
         self._own = dict(zip(ids.tolist(), counts.tolist(), strict=True))
 
@@ -185,9 +189,10 @@ class OtherChunks:
             document = int(self._document_ids[chunk_ids[place]])
             generator = np.random.default_rng([self._seed, int(chunk_ids[place])])
             # Enough draws that, were all of the document's own chunks among them, the others suffice.
-            wanted = min(self._size, int(counts[place]) + self._own.get(document, 0))
+            wanted = min(self._size, int(counts[place]) + self._own.get(document, 0) + self._gone)
             candidates = generator.choice(self._size, wanted, replace=False)
-            candidates = candidates[self._document_ids[candidates] != document][: counts[place]]
+            others = (self._document_ids[candidates] != document) & ~self._removed[candidates]
+            candidates = candidates[others][: counts[place]]
             drawn[place][: len(candidates)] = candidates
         return drawn
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from data_pipeline.chunks import ChunkTable
-from data_pipeline.provenance import Provenance
+from data_pipeline.database import Database
 from retro_jax.dimensions import PADDING
 from retro_jax.evaluation import HeldOut
 
@@ -58,13 +57,13 @@ def _passages(held_out: HeldOut, gains, subset) -> list[tuple[range, float]]:
     return found
 
 
-def describe(choice: Choice, held_out: HeldOut, table: ChunkTable, provenance: Provenance, neighbors: int) -> dict:
+def describe(choice: Choice, held_out: HeldOut, database: Database, neighbors: int) -> dict:
     """A passage as plain JSON.
 
     Each chunk stands with the neighbors that are read while it is predicted: those of the chunk before it in its
     document (paper 2.4), `neighbors` at most.
     """
-    document = provenance.document(held_out.first + choice.chunks[0])
+    document = database.document(held_out.first + choice.chunks[0])
     chunks = []
     for row in choice.chunks:
         chunk = held_out.first + row
@@ -72,7 +71,7 @@ def describe(choice: Choice, held_out: HeldOut, table: ChunkTable, provenance: P
         if row and held_out.documents[row - 1] == held_out.documents[row]:
             ids, distances = held_out.neighbor_ids[row - 1], held_out.neighbor_distances[row - 1]
             reads = [
-                _neighbor(int(id), float(distance), table.tokens[np.array([chunk])][0], table, provenance)
+                _neighbor(int(id), float(distance), database.table.tokens[np.array([chunk])][0], database)
                 for id, distance in list(zip(ids, distances, strict=True))[:neighbors]
                 if id != PADDING
             ]
@@ -80,7 +79,7 @@ def describe(choice: Choice, held_out: HeldOut, table: ChunkTable, provenance: P
             {
                 "chunk": int(chunk),
                 "overlap": float(held_out.overlap[row]),
-                "tokens": _tokens(provenance.pieces(chunk), held_out, row),
+                "tokens": _tokens(database.pieces(chunk), held_out, row),
                 "neighbors": reads,
             }
         )
@@ -117,16 +116,16 @@ def _whole(content: bytes) -> bool:
     return True
 
 
-def _neighbor(chunk: int, distance: float, target: Int[np.ndarray, "M"], table, provenance) -> dict:
+def _neighbor(chunk: int, distance: float, target: Int[np.ndarray, "M"], database: Database) -> dict:
     """[N, F] as text, with the longest run of tokens that it shares with the chunk being predicted."""
-    value = table.value(np.array([chunk]))[0]
-    first = provenance.pieces(chunk)
-    pieces = [*first, *(provenance.pieces(chunk + 1) if (value[len(value) // 2 :] != PADDING).any() else [])]
+    value = database.value(np.array([chunk]))[0]
+    first = database.pieces(chunk)
+    pieces = [*first, *(database.pieces(chunk + 1) if (value[len(value) // 2 :] != PADDING).any() else [])]
     tokens = value[value != PADDING].tolist()
     start, length = longest_run(tokens, [int(token) for token in target if token != PADDING])
     if length < SHORTEST_RUN:
         start, length = len(tokens), 0
-    document = provenance.document(chunk)
+    document = database.document(chunk)
 
     def text(a, b):
         return b"".join(pieces[a:b]).decode("utf-8", errors="replace")

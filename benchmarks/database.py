@@ -1,0 +1,121 @@
+"""Builds the database of configs/nine_subsets.py at 1, 3, 10, 30 and 100% of a share of its text and measures each build.
+
+    .venv/bin/python benchmarks/database.py --percent=100 runs/database docs/database.md    # or: make database-report
+
+Every build is one JSON file in the given folder; one that is there is not made again, and an interrupted one continues
+(its line then says so). The whole share comes first: its tokenizer serves the smaller ones, so that they differ in their
+text alone. Memory is that of the building process, sampled five times a second, stage by stage.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import numpy as np  # noqa: E402
+from database_page import page  # noqa: E402
+
+from data_pipeline.embeddings import EmbeddingTable  # noqa: E402
+from data_pipeline.index import measure_recall, open_searcher, sample_rows  # noqa: E402
+from data_pipeline.search import ExactSearcher  # noqa: E402
+
+SHARES = (1.0, 0.01, 0.03, 0.1, 0.3)
+STAGES = ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors", "joined")
+QUERIES = 1000
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--percent", type=float, default=100.0, help="of the nine subsets that the largest build takes")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("page", type=Path)
+    options = parser.parse_args(argv)
+    rows = []
+    for share in SHARES:
+        path = options.folder / f"{options.percent * share:g}.json"
+        if not path.exists():
+            row = measure(options.folder, options.percent, share)
+            path.write_text(json.dumps(row, indent=1) + "\n")
+        rows.append(json.loads(path.read_text()))
+        options.page.write_text(page(rows))
+
+
+def measure(folder: Path, percent: float, share: float) -> dict:
+    """The row of one build: made now, or continued."""
+    workdir = folder / f"{percent * share:g}"
+    command = [sys.executable, "-m", "launch.build", f"--config={ROOT}/configs/nine_subsets.py:{percent * share:g}"]
+    command += [f"--workdir={workdir}", "--config.data.exact_below=1000"]  # one kind of index for all shares that can
+    if share < 1:
+        command.append(f"--config.data.tokenizer={folder / f'{percent:g}' / 'data' / 'tokenizer' / 'tokenizer.model'}")
+    started, load = time.time(), os.getloadavg()[0]
+    continued = (workdir / "data").exists()
+    peaks = run_and_watch(command)
+    data = workdir / "data"
+    row = {"percent": percent * share, "share": share, "date": time.strftime("%Y-%m-%d"), "continued": continued}
+    row |= {"cores": len(os.sched_getaffinity(0)), "load_before": load, "load_after": os.getloadavg()[0]}
+    row |= {"wall_seconds": time.time() - started, "peak_bytes": peaks}
+    row["stages"] = {
+        stage: {
+            "counts": (manifest := json.loads((data / stage / "manifest.json").read_text()))["counts"],
+            "seconds": json.loads((data / stage / "seconds.json").read_text())["seconds"],
+            "bytes": sum(file["bytes"] for file in manifest["files"]),
+        }
+        for stage in STAGES
+    }
+    return row | {"search": search_facts(data)}
+
+
+def run_and_watch(command: list[str]) -> dict[str, int]:
+    """Runs a build; the most resident memory of its process in each stage, in bytes."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    peaks, stage = dict.fromkeys(STAGES, 0), ["documents"]
+
+    def watch():
+        while process.poll() is None:
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+            except OSError:
+                return
+            if found := re.search(r"VmRSS:\s+(\d+) kB", status):
+                peaks[stage[0]] = max(peaks[stage[0]], 1024 * int(found[1]))
+            time.sleep(0.2)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    for line in process.stderr:
+        print(line, end="", file=sys.stderr, flush=True)
+        if found := re.match(r"\[\d/7\] (\w+)", line):
+            stage[0] = found[1]
+    watcher.join()
+    if process.wait():
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}; run this command again, it continues.")
+    return peaks
+
+
+def search_facts(data: Path) -> dict:
+    """Recall@2 and @10 of the index against exact distances and queries a second of both, by turns, median of three."""
+    vectors = EmbeddingTable(data / "embeddings", verify=False)
+    searcher, keys = open_searcher(data / "index", data / "embeddings"), vectors.database()
+    sides = {"index": searcher, "exact": ExactSearcher(keys)}
+    queries = vectors[sample_rows(len(vectors), QUERIES)]
+    seconds = {name: [] for name in sides}
+    for _ in range(3):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side.search(queries, 10)
+            seconds[name].append(time.perf_counter() - started)
+    recall = {str(k): measure_recall(searcher, vectors, keys, k, QUERIES)["value"] for k in (2, 10)}
+    rates = {name: len(queries) / float(np.median(times)) for name, times in seconds.items()}
+    return {"queries": len(queries), "recall": recall, "queries_a_second": rates}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

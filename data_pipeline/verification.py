@@ -1,0 +1,143 @@
+"""Is a finished database what its manifests say, and does it keep its promises? What is damaged, and what redoing it takes.
+
+Files: every checksum, every manifest against the parts it was made of, every stage against those it was made from.
+Content: rows of the chunks are their documents, byte for byte, in order, so that the row after a chunk is its true
+continuation; no neighbor is of its query's document, by id or by text, and every stored distance is that of the vectors;
+a sample is embedded again, and a sample of queries searched exactly.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.changes import STAGES as ADDED
+from data_pipeline.changes import addition_directories
+from data_pipeline.manifests import add_counts, file_sha256, fingerprint
+from retro_jax.progress import progress
+
+STAGES = ("documents", "tokenizer", "chunks", "embeddings", "lexical", "index", "neighbors", "joined")
+
+
+def stages_of(data: Path) -> list[str]:
+    """The stages that the build in `data` has: `lexical` is there where neighbors are re-ranked."""
+    return [stage for stage in STAGES if stage != "lexical" or (Path(data) / stage).exists()]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something wrong in a stage; `shard` is what to redo: its name, MANIFEST, or ALL of the stage."""
+
+    stage: str
+    shard: str
+    what: str
+
+    def __str__(self) -> str:
+        redo = {MANIFEST: "write manifest.json anew", ALL: "redo the whole stage"}.get(self.shard, f"redo {self.shard}")
+        return f"{self.stage}: {self.what} -> {redo}"
+
+
+MANIFEST, ALL = "manifest.json", "*"
+
+
+def check_stage(data: Path, stage: str, fingerprints: Mapping[str, str]) -> tuple[list[Damage], str | None]:
+    """Every file of a stage.
+
+    Args:
+      fingerprints: of the stages before it, where they are whole.
+
+    Returns:
+      The damages, and the fingerprint that the whole stage has (None where that cannot be told).
+    """
+    directory = Path(data) / stage
+    plan = _read(directory / "plan.json")
+    if plan is None:
+        return [Damage(stage, ALL, f"{directory}/plan.json is missing or unreadable")], None
+    if stale := [name for name, found in plan["inputs"].items() if fingerprints.get(name, found) != found]:
+        return [Damage(stage, ALL, f"it was made from another '{', '.join(stale)}' than there is")], None
+    damages, files, counts = [], [], {}
+    # What was made after all shards; an index that was appended to keeps the earlier ones.
+    more = sorted(
+        {path.stem for path in (directory / ".parts").glob("*.json")} - set(plan["shards"])
+    )  # made after them
+    for shard in progress([*plan["shards"], *more], description=f"verify {stage}", unit="shard"):
+        part = _read(directory / ".parts" / f"{shard}.json")
+        if part is None or not {"counts", "files"} <= set(part):
+            damages.append(Damage(stage, shard, f".parts/{shard}.json is missing or unreadable"))
+            continue
+        damages += [Damage(stage, shard, wrong) for file in part["files"] if (wrong := _wrong(directory, file))]
+        files += part["files"]
+        for key, value in part["counts"].items():
+            counts[key] = add_counts(counts.get(key), value)
+    manifest = _read(directory / "manifest.json")
+    if manifest is None or not {"stage", "config", "inputs", "counts", "files"} <= set(manifest):
+        return [*damages, Damage(stage, MANIFEST, "manifest.json is missing or unreadable")], None
+    whole = {key: plan[key] for key in ("stage", "config", "inputs")}
+    whole |= {"counts": {**manifest["counts"], **counts}, "files": files}
+    if not damages and (wrong := [key for key, value in whole.items() if manifest[key] != value]):
+        damages.append(Damage(stage, MANIFEST, f"manifest.json is not that of the shards: other {', '.join(wrong)}"))
+    return damages, None if damages else fingerprint(whole)
+
+
+def check_files(data: Path) -> list[Damage]:
+    """`check_stage` of all stages; additions' stages are named by their folders."""
+    damages = _check_stages(data, stages_of(data), "", {})
+    tokenizer = check_stage(data, "tokenizer", {})[1]
+    for directory in addition_directories(data):
+        inputs = {"tokenizer": tokenizer} if tokenizer else {}
+        damages += _check_stages(data, ADDED, f"{directory.relative_to(data)}/", inputs)
+    return damages
+
+
+def _check_stages(data: Path, stages, folder: str, fingerprints: dict[str, str]) -> list[Damage]:
+    damages = []
+    for stage in stages:
+        found, made = check_stage(data, f"{folder}{stage}", fingerprints)
+        damages += found
+        if made:
+            fingerprints[stage] = made
+    return damages
+
+
+def _read(path: Path) -> dict | None:
+    """A JSON object; None where there is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _wrong(directory: Path, file: Mapping) -> str:
+    """What is wrong with a file; empty where nothing is."""
+    path = directory / file["name"]
+    if not path.exists():
+        return f"{file['name']} is missing"
+    if (size := path.stat().st_size) != file["bytes"]:
+        return f"{file['name']} has {size:,} bytes instead of {file['bytes']:,}"
+    if file_sha256(path) != file["sha256"]:
+        return f"{file['name']} was altered (other sha256)"
+    return ""
+
+
+def set_up_repair(data: Path, stage: str, damages: list[Damage]) -> str | None:
+    """Takes what is damaged out of a stage's books, so that making the stage redoes that alone.
+
+    Shard files stay until new ones take their place. A stage that has to be redone as a whole is moved aside, not removed.
+
+    Returns:
+      Where it was moved.
+    """
+    directory = Path(data) / stage
+    if any(damage.shard == ALL for damage in damages):
+        if not directory.exists():
+            return None
+        number = sum(1 for _ in Path(data).glob(f"{stage}.damaged-*"))
+        aside = directory.with_name(f"{stage}.damaged-{number}")
+        directory.rename(aside)
+        return str(aside)
+    for damage in damages:
+        if damage.shard != MANIFEST:
+            (directory / ".parts" / f"{damage.shard}.json").unlink(missing_ok=True)
+    (directory / "manifest.json").unlink(missing_ok=True)
+    return None

@@ -1,0 +1,209 @@
+"""`retro database info | verify | add | remove`: what a finished database holds, whether it is whole, and its changes."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from launch.command import MISTAKE, OK, Invocation, Verb, run_verb
+
+WORKDIR = "--workdir=runs/quickstart-smoke"
+
+
+def _verify_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_boolean("repair", False, "redo what is damaged, and nothing else", flag_values=values)
+
+
+def _remove_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("documents", "", "ids of documents: ID,ID,... or @FILE with one a line", flag_values=values)
+    flags.DEFINE_list("source", [], "names of subsets to remove as a whole", flag_values=values)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code; the first argument is the action."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in ACTIONS:
+        return run_verb(*ACTIONS[argv[0]], argv[1:])
+    print(usage(), file=sys.stdout if argv and argv[0] in ("-h", "--help") else sys.stderr)
+    return OK if argv and argv[0] in ("-h", "--help") else MISTAKE
+
+
+def usage() -> str:
+    lines = ["retro database: " + ", ".join(ACTIONS), "", "Examples:"]
+    return "\n".join([*lines, *(f"  retro {verb.name} {verb.example}" for verb, _ in ACTIONS.values())])
+
+
+def _info(invocation: Invocation) -> None:
+    print(info(invocation.data_directory))
+
+
+def info(data: Path) -> str:
+    """Counts, bytes, seconds and fingerprints by stage; recall; changes since the build."""
+    from data_pipeline.database import Database
+    from data_pipeline.manifests import read_manifest
+    from data_pipeline.verification import stages_of
+    from launch.build import describe
+
+    lines = [f"{'stage':<11}{'MB':>9}{'seconds':>10}  {'fingerprint':<18}holds"]
+    for stage in stages_of(data):
+        manifest = read_manifest(data / stage, stage, verify=False)
+        seconds = data / stage / "seconds.json"
+        spent = json.loads(seconds.read_text())["seconds"] if seconds.exists() else float("nan")
+        size = sum(file.bytes for file in manifest.files) / 1e6
+        text = describe(stage, manifest.counts, manifest.config)
+        lines.append(f"{stage:<11}{size:>9.1f}{spent:>10.1f}  {manifest.fingerprint[:16]}  {text}")
+    settings = read_manifest(data / "index", "index", verify=False)
+    lines += ["", f"index: {json.dumps(dict(settings.config))}, {settings.counts.get('why', '')}"]
+    return "\n".join([*lines, Database(data).describe()])
+
+
+def _verify(invocation: Invocation) -> None:
+    from data_pipeline.bert import encoder_directory
+    from data_pipeline.content import check_content
+    from data_pipeline.embeddings import open_encoder
+    from data_pipeline.manifests import StageError
+    from data_pipeline.verification import check_files
+
+    data, repair = invocation.data_directory, invocation.flags.repair
+
+    def look():
+        damages = check_files(data)
+        if damages:
+            return damages, {}
+        return check_content(data, open_encoder(data / "embeddings", encoder_directory(invocation.run.data)))
+
+    if repair:
+        repair_files(invocation, data)
+        redo_additions(invocation, data)
+    damages, facts = look()
+    if damages and repair:
+        repair_files(invocation, data, damages)
+        damages, facts = look()
+    if damages:
+        lines = "\n  ".join(str(damage) for damage in damages)
+        raise StageError(
+            f"{data} is damaged:\n  {lines}\nWhat was made from a damaged stage is judged when that is mended. "
+            "`retro database verify --repair` with the same flags redoes this alone."
+        )
+    print(f"{data} is whole: {json.dumps(facts)}")
+
+
+def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> None:
+    """Stage by stage in order: redoes what is damaged, so that the next one is judged by a whole one.
+
+    Args:
+      known: damages to redo besides those of the files.
+    """
+    from data_pipeline.verification import check_stage, set_up_repair, stages_of
+    from launch.build import stages
+
+    fingerprints: dict[str, str] = {}
+    for stage in stages_of(data):
+        damages, made = check_stage(data, stage, fingerprints)
+        damages += [damage for damage in known if damage.stage == stage]
+        if damages:
+            for line in dict.fromkeys(map(str, damages)):
+                print(f"repair: {line}", file=sys.stderr, flush=True)
+            if moved := set_up_repair(data, stage, damages):
+                print(f"repair: what was there is kept in {moved}", file=sys.stderr, flush=True)
+            directory, make = stages(invocation.run, data)[stage]
+            make(directory)
+            made = check_stage(data, stage, fingerprints)[1]
+        if made:
+            fingerprints[stage] = made
+
+
+def redo_additions(invocation: Invocation, data: Path) -> None:
+    """Redoes what is damaged of the additions."""
+    from data_pipeline.bert import encoder_directory
+    from data_pipeline.changes import addition_directories, make_addition
+    from data_pipeline.verification import check_files, set_up_repair
+
+    for directory in addition_directories(data):
+        folder = f"{directory.relative_to(data)}/"
+        damages = [damage for damage in check_files(data) if damage.stage.startswith(folder)]
+        for damage in damages:
+            print(f"repair: {damage}", file=sys.stderr, flush=True)
+            set_up_repair(data, damage.stage, [damage])
+        if damages:
+            make_addition(data, directory, encoder_directory(invocation.run.data))
+
+
+def _remove(invocation: Invocation) -> None:
+    from data_pipeline.changes import remove
+    from data_pipeline.database import Database
+
+    values, data = invocation.flags, invocation.data_directory
+    counts = remove(data, read_ids(values.documents), values.source)
+    print(
+        f"{counts['documents']:,} documents ({counts['chunks']:,} chunks) are removed now in all; evaluate and sample do "
+        f"not see them from now on. {Database(data).describe()}"
+    )
+
+
+def read_ids(text: str) -> list[int]:
+    """Document ids of `ID,ID` or `@FILE`.
+
+    Raises:
+      ValueError: something that is no number.
+    """
+    words = Path(text[1:]).read_text().split() if text.startswith("@") else [w for w in text.split(",") if w.strip()]
+    try:
+        return [int(word) for word in words]
+    except ValueError as error:
+        raise ValueError(f"Documents are named by their ids, whole numbers, but {error}. See data/documents.") from None
+
+
+def _add(invocation: Invocation) -> None:
+    from data_pipeline.bert import encoder_directory
+    from data_pipeline.changes import add, new_sources
+    from data_pipeline.database import Database
+
+    run, data = invocation.run, invocation.data_directory
+    counts = add(data, run, new_sources(data, run.data.sources), encoder_directory(run.data))
+    print(
+        f"added {counts['documents']:,} documents ({counts['chunks']:,} chunks), {counts['copies']:,} of them copies of what "
+        f"is there and left out; evaluate and sample see them from now on. {Database(data).describe()}"
+    )
+
+
+ACTIONS = {
+    "info": (Verb("database info", "what a finished database holds", WORKDIR, reads_build=True), _info),
+    "verify": (
+        Verb(
+            "database verify",
+            "recomputes checksums, samples embeddings and neighbors, checks the rules of neighbors and continuations; says "
+            "what is damaged and which shards to redo",
+            WORKDIR,
+            _verify_flags,
+            reads_build=True,
+        ),
+        _verify,
+    ),
+    "add": (
+        Verb(
+            "database add",
+            "new text becomes documents, chunks, embeddings and an index beside the old ones; a source is new if the build "
+            "did not have it",
+            f"{WORKDIR} --config.data.sources.mine.path=README.md --config.data.sources.mine.license=Apache-2.0",
+            reads_build=True,
+        ),
+        _add,
+    ),
+    "remove": (
+        Verb(
+            "database remove",
+            "documents or sources that no search returns any more",
+            f"{WORKDIR} --source=legal",
+            _remove_flags,
+            reads_build=True,
+        ),
+        _remove,
+    ),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,313 @@
+"""`retro database`: what is damaged is found and redone alone; what was removed never comes back; what was added counts."""
+
+import json
+import shutil
+
+import made_up_encoder
+import made_up_text
+import numpy as np
+import pytest
+from test_build import arguments, contents
+
+from data_pipeline.chunks import ChunkTable
+from data_pipeline.content import check_content
+from data_pipeline.database import CurrentExamples, Database, KeptSearcher
+from data_pipeline.documents import read_documents
+from data_pipeline.embeddings import EmbeddingTable, open_encoder
+from data_pipeline.joined import pack
+from data_pipeline.manifests import StageError, file_sha256
+from data_pipeline.neighbors import NeighborTable, find_neighbors
+from data_pipeline.search import ExactSearcher
+from launch import build, database
+from launch.command import config_of_build
+from retro_jax.batches import validation_examples
+from retro_jax.config import resolve
+
+EMBEDDINGS, IDS = "embeddings/embeddings-00001.npy", "neighbors/neighbors-00001.ids.npy"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("database")
+    made_up_encoder.write(root / "encoder")
+    made_up_text.write_folder(root / "text", documents=24)
+    assert build.main(arguments(root, root / "whole")) == 0
+    return root
+
+
+@pytest.fixture
+def work(root, tmp_path):
+    """A copy to change."""
+    shutil.copytree(root / "whole", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 16
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def delete(path):
+    path.unlink()
+
+
+def age(path):
+    """The manifest of an earlier build, whose first shard was another."""
+    facts = json.loads(path.read_text())
+    facts["files"][0]["sha256"] = "0" * 64
+    path.write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "named", "redone"),
+    [
+        (flip, EMBEDDINGS, "altered (other sha256) -> redo embeddings-00001", EMBEDDINGS),
+        (truncate, IDS, "bytes instead of", "neighbors/neighbors-00001.*"),
+        (delete, "chunks/chunks-00000.tokens.npy", "is missing -> redo chunks-00000", "chunks/chunks-00000.*"),
+        (age, "chunks/manifest.json", "not that of the shards: other files -> write manifest.json anew", ""),
+        (delete, "joined/manifest.json", "joined: manifest.json is missing or unreadable", ""),
+        (truncate, "embeddings/.parts/embeddings-00000.json", "unreadable -> redo", "embeddings/embeddings-00000.npy"),
+        (flip, "documents/part-00000.jsonl", "documents: part-00000.jsonl was altered", "documents/*.*"),
+        (truncate, "tokenizer/plan.json", "tokenizer: ", "tokenizer/tok*"),
+    ],
+)
+def test_damage_is_found_and_redone_alone(work, capsys, damage, file, named, redone):
+    before = contents(work)
+    times = {path: path.stat().st_mtime_ns for path in (work / "data").rglob("*.*") if path.is_file()}
+    damage(work / "data" / file)
+    assert database.main(["verify", f"--workdir={work}"]) == 2
+    assert named in capsys.readouterr().err
+    assert database.main(["verify", "--repair", f"--workdir={work}"]) == 0
+    after = contents(work)
+    assert {name: after[name] for name in before} == before
+    assert all(".damaged-" in name for name in set(after) - set(before))
+    stage = file.split("/")[0]
+    again = {path for path, time in times.items() if path.exists() and path.stat().st_mtime_ns != time}
+    allowed = {work / "data" / stage / name for name in ("manifest.json", "seconds.json", "plan.json")}
+    allowed |= set((work / "data").glob(redone)) if redone else set()
+    assert {path for path in again if ".parts" not in path.parts} <= allowed
+    assert len([path for path in again if ".parts" in path.parts]) <= 1
+
+
+def test_a_stage_made_from_another_build_is_set_aside_and_made_anew(root, work, capsys):
+    other = root / "other"
+    assert build.main(arguments(root, other, "--config.data.neighbors_stored=3")) == 0
+    before = contents(work)
+    shutil.rmtree(work / "data" / "joined")
+    shutil.copytree(other / "data" / "joined", work / "data" / "joined")
+    assert database.main(["verify", f"--workdir={work}"]) == 2
+    assert (
+        "joined: it was made from another 'neighbors' than there is -> redo the whole stage" in capsys.readouterr().err
+    )
+    assert database.main(["verify", "--repair", f"--workdir={work}"]) == 0
+    after = contents(work)
+    assert {name: after[name] for name in before} == before and "data/joined.damaged-0/plan.json" in after
+
+
+def test_a_real_build_keeps_every_promise(root, work):
+    """No neighbor of the query's document, by id and by text; every continuation is the true next chunk; exact distances."""
+    encoder = open_encoder(work / "data" / "embeddings", root / "encoder")
+    damages, facts = check_content(work / "data", encoder)
+    chunks = len(ChunkTable(work / "data" / "chunks"))
+    assert damages == [] and facts["chunks"] == chunks and facts["neighbors"] == 10 * chunks
+    assert facts["recall"] == facts["recall_promised"] == 1.0
+
+
+def edit(path, change):
+    array = np.load(path)
+    change(array)
+    np.save(path, array)
+
+
+@pytest.mark.parametrize("what", ["own", "text", "outside", "twice", "distance", "vector", "token", "exact"])
+def test_what_breaks_a_promise_is_named(root, work, what):
+    """Sizes stay, so that only the content tells."""
+    data = work / "data"
+    table = ChunkTable(data / "chunks")
+    ids, distances = data / "neighbors/neighbors-00000.ids.npy", data / "neighbors/neighbors-00000.distances.npy"
+    vectors = EmbeddingTable(data / "embeddings")
+
+    def put(row, id):
+        edit(ids, lambda array: array[row].__setitem__(0, id))
+        distance = np.square(vectors[np.array([row])] - vectors[np.array([id])]).sum()
+        edit(distances, lambda array: array[row].__setitem__(0, distance))
+
+    if what == "own":
+        put(5, 6)
+        named = "row 5 has a neighbor of the query's own document"
+    elif what == "text":  # another document's id on the same text
+        row, id = 5, int(np.load(ids)[5, 0])
+        documents = list(read_documents(data / "documents"))
+        other = [document.id for document in documents].index(table.document_ids[np.array([id])][0])
+        path = data / "documents" / "part-00000.jsonl"
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines[other]["sha256"] = lines[0]["sha256"]
+        assert table.document_ids[np.array([row])][0] == lines[0]["id"]
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        named = "has a neighbor from a document of the query's text"
+    elif what == "outside":
+        edit(ids, lambda array: array[5].__setitem__(0, len(table) - 1))
+        named = "row 5 has a neighbor outside the database"
+    elif what == "twice":
+        edit(ids, lambda array: array[5].__setitem__(1, array[5, 0]))
+        edit(distances, lambda array: array[5].__setitem__(1, array[5, 0]))
+        named = "row 5 is not nearest first, each id once"
+    elif what == "distance":
+        edit(distances, lambda array: array[5].__setitem__(9, array[5, 9] + 0.01))
+        named = "row 5 has a distance that is not that of the vectors"
+    elif what == "vector":
+        edit(data / "embeddings" / "embeddings-00000.npy", lambda array: array[0].__setitem__(slice(None), -array[0]))
+        named = "row 0 has cosine -1.0"
+    elif what == "token":
+        edit(data / "chunks" / "chunks-00000.tokens.npy", lambda array: array[2].__setitem__(3, array[2, 3] + 1))
+        named = "are not the text of document"
+    else:  # good neighbors of the second rank put first are missing at the end
+        edit(ids, lambda array: array.__setitem__((slice(None), slice(0, 9)), array[:, 1:].copy()))
+        edit(distances, lambda array: array.__setitem__((slice(None), slice(0, 9)), array[:, 1:].copy()))
+        named = "has other neighbors than exact search"
+    encoder = open_encoder(data / "embeddings", root / "encoder")
+    found = [str(damage) for damage in check_content(data, encoder)[0]]
+    assert any(named in line for line in found), found
+    shard = {"vector": "embeddings-00000", "token": "chunks-00000"}.get(what, "neighbors-00000")
+    assert any(line.endswith(f"redo {shard}") for line in found)
+
+
+def test_wrong_content_under_right_checksums_is_redone_too(root, work, capsys):
+    """As if a machine had miscalculated before the checksum was taken."""
+    before = contents(work)
+    data = work / "data"
+    edit(data / IDS, lambda array: array[0].__setitem__(0, array[1, 0]))
+    part, manifest = data / "neighbors/.parts/neighbors-00001.json", data / "neighbors/manifest.json"
+    for path in (part, manifest):
+        facts = json.loads(path.read_text())
+        for file in facts["files"]:
+            if file["name"] == IDS.split("/")[1]:
+                file["sha256"] = file_sha256(data / IDS)
+        path.write_text(json.dumps(facts))
+    shutil.rmtree(data / "joined")
+    assert build.main([f"--config={'configs/own_text.py:' + str(root / 'text')}", *arguments(root, work)[1:]]) == 0
+    capsys.readouterr()
+    assert database.main(["verify", f"--workdir={work}"]) == 2
+    assert "neighbors: row" in capsys.readouterr().err
+    assert database.main(["verify", "--repair", f"--workdir={work}"]) == 0
+    after = contents(work)
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_searcher_without_removed_keys_is_exact_search_over_the_others():
+    source = np.random.default_rng(0)
+    keys = source.integers(-3, 4, (60, 3)).astype(np.float32)
+    for gone in (0, 1, 30, 58, 60):
+        kept = np.ones(60, bool)
+        kept[source.permutation(60)[:gone]] = False
+        searcher = KeptSearcher(ExactSearcher(keys), kept)
+        ids, distances = searcher.search(keys[:7], 4)
+        assert len(searcher) == 60 - gone
+        for row in range(7):
+            squared = sorted((float(((keys[row] - keys[id]) ** 2).sum()), id) for id in np.flatnonzero(kept).tolist())[
+                :4
+            ]
+            squared += [(np.inf, -1)] * (4 - len(squared))
+            assert list(zip(distances[row].tolist(), ids[row].tolist(), strict=True)) == squared
+
+
+def test_what_is_removed_is_never_returned(root, work, capsys):
+    data = work / "data"
+    table, stored = ChunkTable(data / "chunks"), NeighborTable(data / "neighbors")
+    before = contents(work)
+    assert not Database(data).changed
+    used = np.unique(table.document_ids[np.unique(stored.ids[table.database_chunks :])])[:3].tolist()
+    (work / "ids.txt").write_text("\n".join(map(str, used[1:])))
+    assert database.main(["remove", f"--workdir={work}", f"--documents={used[0]}"]) == 0
+    first = Database(data).version
+    assert database.main(["remove", f"--workdir={work}", f"--documents=@{work / 'ids.txt'}"]) == 0
+    assert "3 documents" in capsys.readouterr().out
+    after = contents(work)
+    assert {name for name in after if after[name] != before.get(name)} == {"data/removed.json", "ids.txt"}
+    now = Database(data)
+    assert now.changed and now.version != first and now.facts()["removed_documents"] == 3
+    rows = np.arange(table.database_chunks, len(table))
+    ids, distances = now.neighbors(rows, 10)
+    assert not np.isin(table.document_ids[ids], used).any()
+    left = ~np.isin(table.document_ids[: table.database_chunks], used)
+    vectors = EmbeddingTable(data / "embeddings")
+    exact = find_neighbors(
+        KeptSearcher(ExactSearcher(vectors.database()), left),
+        vectors[rows],
+        table.document_ids[rows],
+        table.document_ids[: table.database_chunks],
+        10,
+    )
+    assert np.array_equal(ids, exact[0]) and np.array_equal(distances, exact[1])
+    model = resolve(config_of_build(work)).model
+    examples = validation_examples(data / "joined", model)
+    chunk_ids = pack(table, model.chunks)["validation"].chunk_ids
+    numbers = list(range(len(examples)))
+    for number, example in enumerate(CurrentExamples(examples, chunk_ids, now).__getitems__(numbers)):
+        found = example["neighbor_ids"]
+        assert not np.isin(table.document_ids[np.maximum(found, 0)][found >= 0], used).any()
+        assert np.array_equal(example["neighbor_tokens"], table.value(found))
+        real = chunk_ids[number] != -1
+        assert np.array_equal(found[real], ids[chunk_ids[number][real] - table.database_chunks])
+        assert np.array_equal(example["tokens"], examples[number]["tokens"])
+
+
+def test_mistakes_in_removing_are_named_and_change_nothing(work, capsys):
+    data = work / "data"
+    held_out = next(document.id for document in read_documents(data / "documents") if document.split == "validation")
+    for flag, named in (
+        ("--documents=12", "12. Ids are those of"),
+        (f"--documents={held_out}", "are not in the database"),
+        ("--documents=a", "whole numbers"),
+        ("--source=x", "has no source 'x'; it has own"),
+        ("--source=", "Nothing to remove"),
+    ):
+        assert database.main(["remove", f"--workdir={work}", flag]) == 2
+        assert named in capsys.readouterr().err
+    assert not (data / "removed.json").exists()
+    (data / "removed.json").write_text('{"documents": [1')
+    with pytest.raises(StageError, match="removed.json is damaged"):
+        Database(data)
+
+
+def test_what_is_added_counts_at_once_and_changes_no_id(root, work, capsys):
+    data, folder = work / "data", work / "new"
+    made_up_text.write_folder(folder, documents=3, seed=77)
+    shutil.copy(root / "text" / "003.txt", folder / "copy.txt")
+    before = contents(work)
+    source = f"--config.data.sources.news.path={folder}"
+    assert database.main(["add", f"--workdir={work}", source]) == 0
+    assert "added 4 documents" in (out := capsys.readouterr().out) and "1 of them copies" in out
+    after = contents(work)
+    assert {name: after[name] for name in before} == before
+    now, table = Database(data), ChunkTable(data / "chunks")
+    text = now.document(len(table)).text
+    assert now.document(0).text == next(read_documents(data / "documents")).text
+    encoder = open_encoder(data / "embeddings", root / "encoder")
+    added = ChunkTable(data / "additions/00000/chunks")
+    copy = next(d.id for d in read_documents(data / "additions/00000/documents") if d.name == "copy.txt")
+    pieces = b"".join(now.pieces(len(table))).decode()
+    assert text.startswith(pieces)
+    words = now.tokens[np.array([len(table)])]
+    ids, distances = now.nearest(encoder.embed([pieces]), words, np.array([-1]), 5)
+    assert len(table) in ids[0][distances[0] < 1e-6]
+    assert (now.value(np.array([len(table)]))[0] == added.value(np.array([0]))[0]).all()
+    everything, _ = now.nearest(encoder.embed([pieces]), words, np.array([-1]), len(now) + 9)
+    there = everything[0][everything[0] >= 0]
+    assert len(there) == len(now) and len(set(there.tolist())) == len(there)
+    owners = np.concatenate([table.document_ids[:], added.document_ids[:]])[there]
+    assert copy not in owners and not ((there >= table.database_chunks) & (there < len(table))).any()
+    assert database.main(["add", f"--workdir={work}"]) == 2
+    assert "There is no new source" in capsys.readouterr().err
+    flip(data / "additions/00000/embeddings/embeddings-00000.npy")
+    assert database.main(["verify", f"--workdir={work}"]) == 2
+    assert "additions/00000/embeddings: embeddings-00000.npy was altered" in capsys.readouterr().err
+    assert database.main(["verify", "--repair", f"--workdir={work}"]) == 0
+    assert contents(work) == after
+    assert database.main(["info", f"--workdir={work}"]) == 0
+    assert "1 additions of" in capsys.readouterr().out
