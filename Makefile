@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test test-slow test-slurm test-ray test-tpu scaling database-faults benchmark reliability lock lint
+.PHONY: help setup quickstart test test-slow test-slurm test-ray test-tpu scaling database-faults benchmark reliability database-report lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -56,6 +56,10 @@ test-ray: .venv-ray/.ready ## builds on a Ray cluster of several nodes on this m
 
 database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray (resumes); writes docs/database_faults.md
 	@.venv-ray/bin/python benchmarks/faults.py
+
+PERCENT ?= 100
+database-report: setup ## builds from nine subsets at five sizes (resumes; hours) and writes docs/database.md; PERCENT=1 for a small one
+	@$(BIN)/python benchmarks/database.py --percent=$(PERCENT) runs/database docs/database.md
 
 lint: setup ## formatting and style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

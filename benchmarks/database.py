@@ -24,7 +24,8 @@ import numpy as np  # noqa: E402
 from database_page import page  # noqa: E402
 
 from data_pipeline.embeddings import EmbeddingTable  # noqa: E402
-from data_pipeline.index import measure_recall, open_searcher, sample_rows  # noqa: E402
+from data_pipeline.index import open_searcher  # noqa: E402
+from data_pipeline.recall import Sample, sample_rows  # noqa: E402
 from data_pipeline.search import ExactSearcher  # noqa: E402
 
 SHARES = (1.0, 0.01, 0.03, 0.1, 0.3)
@@ -112,7 +113,11 @@ def search_facts(data: Path) -> dict:
             started = time.perf_counter()
             side.search(queries, 10)
             seconds[name].append(time.perf_counter() - started)
-    recall = {str(k): measure_recall(searcher, vectors, keys, k, QUERIES)["value"] for k in (2, 10)}
+    recall = {}
+    for k in (2, 10):
+        sample = Sample(vectors, k, QUERIES)
+        sample.compare(np.arange(len(keys)), keys)
+        recall[str(k)] = sample.recall(searcher)
     rates = {name: len(queries) / float(np.median(times)) for name, times in seconds.items()}
     return {"queries": len(queries), "recall": recall, "queries_a_second": rates}
 

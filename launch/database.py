@@ -9,7 +9,7 @@ from absl import flags
 
 from launch.command import MISTAKE, OK, Invocation, Verb, run_verb
 
-WORKDIR = "--workdir=runs/quickstart-smoke"
+WORKDIR = "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke"
 
 
 def _verify_flags(values: flags.FlagValues) -> None:

@@ -19,7 +19,8 @@ from data_pipeline.manifests import StageError, file_sha256
 from data_pipeline.neighbors import NeighborTable, find_neighbors
 from data_pipeline.search import ExactSearcher
 from launch import build, database
-from launch.command import config_of_build
+from launch.__main__ import main
+from launch.command import config_of_build, parse
 from retro_jax.batches import validation_examples
 from retro_jax.config import resolve
 
@@ -197,6 +198,15 @@ def test_wrong_content_under_right_checksums_is_redone_too(root, work, capsys):
     assert database.main(["verify", "--repair", f"--workdir={work}"]) == 0
     after = contents(work)
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("action", database.ACTIONS)
+def test_the_example_of_every_action_parses(action, capsys):
+    assert main(["database", action, "--help"]) == 0
+    text = capsys.readouterr().out
+    example = next(line for line in text.splitlines() if line.strip().startswith(f"retro database {action} --"))
+    assert parse(database.ACTIONS[action][0], example.split()[3:]).run.data.sources
+    assert main(["database"]) == 2 and example.strip() in capsys.readouterr().err
 
 
 def test_a_searcher_without_removed_keys_is_exact_search_over_the_others():
