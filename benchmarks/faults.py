@@ -150,6 +150,8 @@ def main(argv: list[str]) -> int:
             while sum(line["struck"] for line in done) < options.kills:
                 kind = kinds[number % len(kinds)]
                 done.append(fault(kind, number, text, work, wanted, seconds[kind], cluster))
+                if not done[-1]["struck"]:  # it was over before: builds have become faster than the first
+                    seconds[kind] = min(seconds[kind], done[-1]["seconds"])
                 number += 1
                 with open(options.output, "a") as file:
                     file.write(json.dumps(done[-1]) + "\n")

@@ -101,7 +101,11 @@ def test_settings_are_raised_until_the_target_is_met(root):
 
 @pytest.mark.parametrize(
     ("change", "steps"),
-    [({"recall_target": 0.0}, 0), ({"index_leaves_searched": 2, "recall_target": 1.0}, 0), ({"recall_target": 1.0}, None)],
+    [
+        ({"recall_target": 0.0}, 0),
+        ({"index_leaves_searched": 2, "recall_target": 1.0}, 0),
+        ({"recall_target": 1.0}, None),
+    ],
 )
 def test_what_is_not_raised(root, tmp_path, change, steps):
     """A target that is met, leaves that the user chose; and an unreachable target ends at all leaves or STEPS."""

@@ -48,13 +48,11 @@ class Nodes:
 def nodes():
     pytest.importorskip("ray", reason="make test-ray installs it")
     root = str(Path(__file__).parents[1])
-    before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), f"{root}:{root}/tests"
-    found = Nodes(3)
-    yield found
-    found.cluster.shutdown()
-    del os.environ["PYTHONPATH"]
-    if before is not None:
-        os.environ["PYTHONPATH"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{root}:{root}/tests")
+        found = Nodes(3)
+        yield found
+        found.cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +151,7 @@ def test_a_shard_that_kills_its_process_each_time_is_named(tmp_path, nodes, monk
     monkeypatch.setattr(ray_engine, "_run", ray_engine._run.options(max_retries=1))
     monkeypatch.setattr(ray_engine, "RETRIES", 1)
     with (
-        engine(tmp_path, nodes) as ray,
-        using(ray),
+        engine(tmp_path, nodes),
         pytest.raises(StageError, match="Shard s0 was lost 2 times .* memory"),
     ):
         run_stage(tmp_path / "s", "made-up", {}, {}, [Shard("s0", ["0"], make), Shard("s0b", ["0b"], make)])
