@@ -74,7 +74,7 @@ def _machine(rows) -> str:
     said = (
         ""
         if idle
-        else f"The machine was shared: its load average rose to {load:.0f}. Take seconds and rates as lower marks. "
+        else f"The machine was shared: its load average before and after builds was up to {load:.0f}.\nRates are far below those of a quiet one, and seconds of different builds do not compare. "
     )
     again = [f"{row['percent']:g}" for row in rows if row["continued"]]
     return said + (f"Builds continued after an interruption: {', '.join(again)} percent. " if again else "")
@@ -103,8 +103,8 @@ def _stages(row: Mapping) -> list[str]:
     for stage, facts in row["stages"].items():
         key, unit, scale = UNITS.get(stage, ("", "chunks/s", 1))
         amount = facts["counts"].get(key, chunks) / scale
-        rate = "" if stage == "tokenizer" else f"{amount / max(facts['seconds'], 1e-9):,.1f} {unit}"
-        holds = f"{facts['counts'].get('documents', chunks):,} " + ("documents" if stage == "documents" else "chunks")
+        rate = "" if stage == "tokenizer" else f"{amount / max(facts['seconds'], 1e-9):,.2f} {unit}"
+        holds = f"{facts['counts']['documents']:,} documents" if stage == "documents" else f"{chunks:,} chunks"
         peak = row["peak_bytes"][stage] / 1e6
         lines.append(
             f"| {stage} | {holds if stage != 'tokenizer' else ''} | {facts['bytes'] / 1e6:,.1f} | {facts['seconds']:,.1f} | "
