@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from processes import differences
-from training_fixture import BASELINE, build_data, make_run
+from training_fixture import BASELINE, build_data, compiled_once, make_run
 
 from retro_jax import checkpoints as checkpoints_module
 from retro_jax.checkpoints import find_fault, load_params, steps, storage_fault
@@ -27,6 +27,9 @@ from retro_jax.training import Loop, train
 SMALL = dataclasses.replace(BASELINE, layers=1)
 MESH = MeshConfig(data=-1)
 RUN = {"steps": 12, "checkpoint_every": 3, "spike_window": 3, "spike_factor": 2.0, "mesh": MESH}
+
+
+pytestmark = pytest.mark.usefixtures(compiled_once.__name__)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache as cache
 from made_up_shards import M, made_up
 
 from data_pipeline.joined import build_joined
@@ -72,3 +75,14 @@ def build_data(directory: Path, seed: int = 1) -> Path:
         inputs={"chunks": f"chunks of {seed}", "neighbors": f"neighbors of {seed}"},
     )
     return directory
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """The module's tests train the same step again and again: it is compiled once."""
+    cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    cache.reset_cache()
