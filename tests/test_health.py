@@ -116,9 +116,8 @@ def stopping(monkeypatch, at):
 @pytest.mark.parametrize(
     ("action", "falls"),
     [
-        ("skip", [10]),
         ("roll_back", [8]),
-        pytest.param("skip", [5, 8], marks=pytest.mark.slow),
+        pytest.param("skip", [5, 8, 10], marks=pytest.mark.slow),
         pytest.param("roll_back", [5, 10], marks=pytest.mark.slow),
     ],
 )
