@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch.command import Invocation, Verb, run_verb
-from retro_jax.hosts import MODES, end_within, find_hosts, leave_alone, leave_together, start, started
+from retro_jax.hosts import MODES, find_hosts
 from retro_jax.preemption import Preempted
+from retro_jax.roll_call import end_within, leave_alone, leave_together, start, started
 from retro_jax.runtime import keep_memory
 
 JOIN_TIMEOUT = 300.0  # seconds

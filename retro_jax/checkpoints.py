@@ -25,8 +25,8 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from data_pipeline.manifests import file_sha256, write_json
+from retro_jax.agreement import on_first
 from retro_jax.config import RunConfig, completed, resolve
-from retro_jax.hosts import on_first
 from retro_jax.models.retro import Retro, abstract_model, merge
 from retro_jax.sharding import on_one_device
 from retro_jax.train_state import TrainState

@@ -1,25 +1,13 @@
-"""Several processes, one run: who takes part, how they find each other, what they agree on.
+"""Several processes, one run: who takes part, by the command's flags or by the scheduler's environment."""
 
-`start` comes before anything else touches jax. jax's own start-up ends a process that waits in vain without naming the
-one that is missing, so a roll call on the coordinator's port comes first: process 0 answers when all have called, or
-names those that have not. Nothing is written before everybody is there.
-"""
-
-import json
 import os
 import re
 import socket
-import sys
-import threading
-import time
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 MODES = ("auto", "one", "slurm", "tpu", "gke", "flags")
-GRACE = 10.0  # seconds that the others wait longer than process 0, for its answer
 TPU_PORT = 8482  # jax's choice for its coordinator on TPUs
-GREETING = "retro_jax"
 
 
 class HostsError(ValueError):
@@ -154,130 +142,6 @@ def _by_gke(environment: Mapping[str, str]) -> Hosts:
     return ONE if len(names) == 1 else Hosts(index, tuple(names), f"{first}:{TPU_PORT}")
 
 
-def start(hosts: Hosts | None, timeout: float) -> None:
-    """Joins the processes; jax must not have started yet. Does nothing for one process.
-
-    Raises:
-      HostsError: after `timeout` seconds without all of them; those that are missing are named.
-    """
-    if hosts is not None and hosts.count == 1:
-        return
-    import jax
-
-    if hosts is None:
-        jax.distributed.initialize(initialization_timeout=int(timeout))
-        return
-    roll_call(hosts, timeout)
-    jax.distributed.initialize(
-        hosts.coordinator,
-        hosts.count,
-        hosts.index,
-        local_device_ids=hosts.local_device,
-        initialization_timeout=int(max(timeout, 60)),
-        cluster_detection_method="deactivate",
-    )
-
-
-def started() -> bool:
-    """Whether this process has joined others."""
-    jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized()
-
-
-def leave_together() -> None:
-    """Parts from the other processes when all have come to this point."""
-    if started():
-        sys.modules["jax"].distributed.shutdown()
-
-
-def leave_alone(code: int) -> None:
-    """Ends this process at once if it has not left together with the others: they may never come to that point."""
-    if not started():
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if sys.modules["jax"].process_index() == 0:
-        time.sleep(2)  # jax ends the others when this process goes: let them say why they stop
-    os._exit(code)
-
-
-def end_within(seconds: float, code: int) -> None:
-    """Ends this process with `code` if it is still there after `seconds`: threads of a library may never end."""
-
-    def end():
-        time.sleep(seconds)
-        sys.stderr.flush()
-        os._exit(code)
-
-    threading.Thread(target=end, daemon=True).start()
-
-
-def roll_call(hosts: Hosts, timeout: float) -> None:
-    """Returns on every process when all are there; raises HostsError on all of them when one is not."""
-    deadline = time.monotonic() + timeout
-    missing = _take_calls(hosts, deadline) if hosts.index == 0 else _call(hosts, deadline)
-    if missing:
-        one = len(missing) == 1
-        listed = ", ".join(f"{hosts.names[number]} (process {number} of {hosts.count})" for number in missing)
-        raise HostsError(
-            f"{'This host' if one else 'These hosts'} did not join within {timeout:g} s: {listed}. Nothing was "
-            f"written. Look at the log there, and whether {hosts.coordinator} can be reached from there; "
-            f"--join_timeout=SECONDS waits longer."
-        )
-
-
-def _take_calls(hosts: Hosts, deadline: float) -> list[int]:
-    """Process 0: waits for a call of every other process, then answers all; the numbers of those that did not call."""
-    port = int(hosts.coordinator.rsplit(":", 1)[1])
-    callers: dict[int, socket.socket] = {}
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    try:
-        server = socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=hosts.count)
-    except OSError as error:
-        raise HostsError(
-            f"Process 0 cannot listen on port {port} ({error.strerror}): another program has it, or an earlier run is "
-            f"still ending. Choose another with --coordinator, or wait."
-        ) from None
-    with server:
-        while len(callers) < hosts.count - 1 and (left := deadline - time.monotonic()) > 0:
-            server.settimeout(left)
-            try:
-                caller = server.accept()[0]
-                caller.settimeout(5)
-                greeting, index, count = caller.recv(100).decode().split()
-            except (OSError, ValueError):  # nobody, or somebody else
-                continue
-            if greeting == GREETING and int(count) == hosts.count:
-                callers[int(index)] = caller
-    missing = sorted(set(range(1, hosts.count)) - set(callers))
-    for caller in callers.values():
-        with caller:
-            caller.sendall(f"{json.dumps(missing)}\n".encode())
-    return missing
-
-
-def _call(hosts: Hosts, deadline: float) -> list[int]:
-    """Another process: calls process 0 until it answers with who is missing; [0] where it never does."""
-    host, port = hosts.coordinator.rsplit(":", 1)
-    while (left := deadline + GRACE - time.monotonic()) > 0:
-        try:
-            with socket.create_connection((host, int(port)), timeout=min(left, 5)) as server:
-                server.settimeout(left)
-                server.sendall(f"{GREETING} {hosts.index} {hosts.count}\n".encode())
-                if answer := server.makefile().readline():
-                    return json.loads(answer)
-        except OSError:
-            time.sleep(0.2)
-    return [0]
-
-
-def lost_host(error: BaseException) -> bool:
-    """Whether an error of jax says that another process is gone."""
-    words = ("Gloo", "UNAVAILABLE", "heartbeat", "Connection closed by peer", "Connection reset", "Barrier")
-    return any(word in str(error) for word in words)
-
-
 def require_one_process(verb: str, environment: Mapping[str, str] = os.environ) -> None:
     """Raises HostsError where a verb that runs in one process was started with several."""
     if _detect(environment) in ("slurm", "gke"):
@@ -285,52 +149,3 @@ def require_one_process(verb: str, environment: Mapping[str, str] = os.environ) 
             f"`retro {verb}` runs in one process, but this is one of several (SLURM tasks or TPU workers). "
             f"Start it on one: srun --ntasks=1 retro {verb} ..., or on the first worker alone."
         )
-
-
-def share(value):
-    """The JSON value of process 0, on every process; all must call it at the same point."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() == 1:
-        return value
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    padded = np.resize(text, length)  # what the others give is not looked at
-    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))
-
-
-def joined_crc32(crc: int, size: int) -> int:
-    """The CRC-32 of what all processes read, one after the other, from that of `size` bytes on each; on all of them."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() == 1:
-        return crc
-    parts = np.asarray(multihost_utils.process_allgather(np.uint32(crc))).tolist()
-    zeros, joined = bytes(size), parts[0]
-    for part in parts[1:]:  # CRC-32 is linear: moving over `size` bytes is the same for every content
-        joined = zlib.crc32(zeros, joined) ^ zlib.crc32(zeros) ^ part
-    return joined
-
-
-def on_first(action: Callable[[], object]):
-    """Runs `action` on process 0 alone and returns its JSON value everywhere; a ValueError there is raised everywhere."""
-    import jax
-
-    if jax.process_count() == 1:
-        return action()
-    result = error = None
-    if jax.process_index() == 0:
-        try:
-            result = action()
-        except (ValueError, OSError) as caught:
-            error = caught
-    result, message = share([result, None if error is None else str(error)])
-    if error is not None:
-        raise error
-    if message is not None:
-        raise HostsError(message)
-    return result

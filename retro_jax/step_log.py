@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from retro_jax.agreement import joined_crc32
 from retro_jax.clock import Clock
 from retro_jax.config import RunConfig
 from retro_jax.health import SpikeError, SpikeLimit, divergence, retrieval_alarm
-from retro_jax.hosts import joined_crc32
 from retro_jax.metrics import MetricWriter, NoWriter, Window
 from retro_jax.optimizer import schedule
 from retro_jax.progress import progress

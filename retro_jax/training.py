@@ -22,16 +22,17 @@ import jax
 import numpy as np
 
 from retro_jax import run_directory
+from retro_jax.agreement import on_first
 from retro_jax.batches import train_iterator
 from retro_jax.checkpoints import Checkpoints
 from retro_jax.config import RunConfig
 from retro_jax.health import DivergenceError, SpikeError, SpikeLimit
-from retro_jax.hosts import lost_host, on_first
 from retro_jax.optimizer import make_optimizer
 from retro_jax.preemption import LostHost, Preempted, Preemption
 from retro_jax.profile import Profile
 from retro_jax.retrieval_check import RetrievalCheck
 from retro_jax.retrofit import initial_state
+from retro_jax.roll_call import lost_host
 from retro_jax.sharding import check_sizes, describe, make_mesh, place_batch
 from retro_jax.step_log import StepLog
 from retro_jax.train_state import TrainState, abstract_state

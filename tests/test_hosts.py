@@ -10,8 +10,9 @@ import pytest
 from processes import differences, finish, free_port, log_path, run_to_end, start_run, wait_for
 from training_fixture import build_data
 
-from retro_jax import hosts
-from retro_jax.hosts import ONE, Hosts, HostsError, expand_nodes, find_hosts, require_one_process, roll_call
+from retro_jax import agreement
+from retro_jax.hosts import ONE, Hosts, HostsError, expand_nodes, find_hosts, require_one_process
+from retro_jax.roll_call import roll_call
 
 SLURM = {
     "SLURM_JOB_ID": "4097",
@@ -58,7 +59,7 @@ def test_a_node_name_that_is_no_host_name_is_reached_by_sruns_address(monkeypatc
     def unknown(*_):
         raise OSError("unknown host")
 
-    monkeypatch.setattr(hosts.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr("retro_jax.hosts.socket.getaddrinfo", unknown)
     environment = SLURM | {"SLURM_STEP_NODELIST": "node[1-3]", "SLURM_SRUN_COMM_HOST": "10.1.2.3"}
     assert find_hosts("slurm", environment).coordinator == "10.1.2.3:61441"
 
@@ -132,7 +133,7 @@ def test_a_host_that_never_joins_is_named_on_every_other():
 
 
 def test_a_first_host_that_never_comes_is_named(monkeypatch):
-    monkeypatch.setattr(hosts, "GRACE", 0.2)
+    monkeypatch.setattr("retro_jax.roll_call.GRACE", 0.2)
     assert "host0 (process 0 of 2)" in call_all([1], 2, 0.3)[1]
 
 
@@ -148,7 +149,7 @@ def test_parts_join_to_the_crc_of_the_whole(monkeypatch):
     monkeypatch.setattr(
         multihost_utils, "process_allgather", lambda own: np.uint32([zlib.crc32(part) for part in parts])
     )
-    assert hosts.joined_crc32(zlib.crc32(parts[1]), 10) == zlib.crc32(b"".join(parts))
+    assert agreement.joined_crc32(zlib.crc32(parts[1]), 10) == zlib.crc32(b"".join(parts))
 
 
 @pytest.fixture(scope="module")
