@@ -151,10 +151,17 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch)
 
 
-def pin_stream(stream: jax.Array, mesh: Mesh) -> jax.Array:
-    """Keeps a [B, ...] stream cut by sequences only: left alone, the compiler may copy it to every device."""
+def pin_stream(stream: jax.Array, mesh: Mesh, looked_up: bool = False) -> jax.Array:
+    """Keeps a [B, ..., D] stream cut by sequences only: left alone, the compiler may copy it to every device.
+
+    Rows looked up in an embedding are cut along the width first, as the table is: then the tokens travel and the rows
+    come back. Left alone, the table would be gathered whole for them, and its gradient summed whole on every device.
+    """
     if mesh.size == 1:
         return stream
+    if looked_up:
+        by_width = PartitionSpec("data", *[None] * (stream.ndim - 2), "fsdp")
+        stream = jax.lax.with_sharding_constraint(stream, NamedSharding(mesh, by_width))
     return jax.lax.with_sharding_constraint(stream, batch_sharding(mesh))
 
 

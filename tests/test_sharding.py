@@ -1,6 +1,7 @@
 """Who holds what on 8 virtual devices, and that it changes no number."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from retro_jax.config import MeshConfig
 from retro_jax.models.retro import abstract_model
 from retro_jax.optimizer import flatten, make_optimizer
 from retro_jax.sharding import check_sizes, make_mesh, parameter_specs, place_batch, shardings
-from retro_jax.train_state import create_state, initial_params
+from retro_jax.train_state import abstract_state, create_state, initial_params
 from retro_jax.train_step import make_train_step
 
 EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -88,6 +89,25 @@ def test_scan_remat_and_blocks_change_nothing(single, change):
 def test_accumulation_equals_the_large_batch(single):
     """Micro-batches hold unequal counts of targets; on a mesh they are cut once more."""
     assert_equal_runs(one_step(MeshConfig(data=2, fsdp=1, tensor=1), accumulation=4), single)
+
+
+def test_lookups_move_neither_the_table_nor_every_row():
+    """Each device looks all rows up in its part of the width and sends every other its own: no gradient of the whole
+    table on every device, and no rows of the whole batch."""
+    model, config = dataclasses.replace(MODEL, vocabulary=1000, loss_block=100), MeshConfig(data=2, fsdp=4)
+    run, mesh, width = make_run(model, mesh=config), make_mesh(config), model.width
+    optimizer, batch = make_optimizer(run.train), make_batch(model)
+    step = make_train_step(run, optimizer, mesh, np.ones(1000, np.int32))
+    step = step.lower(abstract_state(run, optimizer, mesh), place_batch(batch, mesh))
+    text = step.compile({"xla_backend_optimization_level": 0}).as_text()
+    moved = {
+        tuple(map(int, shape.split(",")))
+        for result in re.findall(r"= ([^=]*?) (?:all-gather|all-reduce|all-to-all)(?:-start)?\(", text)
+        for shape in re.findall(r"\[([\d,]+)\]", result)
+    }
+    own, rows = (100, width), batch.neighbor_tokens.reshape(-1, model.retrieved_length).shape
+    assert own in moved  # a block of the loss is read whole
+    assert moved.isdisjoint({(1000, width), (*batch.tokens.shape, width), (*rows, width)}), sorted(moved)
 
 
 def test_specs_of_every_parameter():

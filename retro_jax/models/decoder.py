@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from retro_jax.config import ModelConfig
 from retro_jax.models.attention import Attention
 from retro_jax.models.chunked_cross_attention import chunked_cross_attention, reading_mask
+from retro_jax.models.layers import unpinned
 from retro_jax.models.positions import causal_distances, cross_distances, position_table
 from retro_jax.models.stack import Layer, apply_stack
 
@@ -30,7 +31,7 @@ def decode(
     token_valid: Bool[Array, "B T"],
     neighbor_valid: Bool[Array, "B C K R"] | None,
     encode: Callable[[Float[Array, "B T D"]], Float[Array, "B C K R E"]],
-    pin: Callable = lambda x: x,
+    pin: Callable = unpinned,
 ) -> Float[Array, "B T D"]:
     """All layers, without embedding and final norm.
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from retro_jax.config import ModelConfig
 from retro_jax.models.attention import Attention
-from retro_jax.models.layers import embed, ones, rms_norm, table
+from retro_jax.models.layers import embed, ones, rms_norm, table, unpinned
 from retro_jax.models.positions import conditioning_distances, position_table, signed_distances
 from retro_jax.models.stack import Layer, apply_stack, stacked
 
@@ -43,7 +43,7 @@ class Encoder(nnx.Module):
         neighbor_tokens: Int[Array, "B C K R"],
         hidden: Float[Array, "B T D"],
         token_valid: Bool[Array, "B T"],
-        pin: Callable = lambda x: x,
+        pin: Callable = unpinned,
     ) -> Float[Array, "B C K R E"]:
         """`hidden` is the decoder's stream after the self-attention of layer min(P)."""
         batch, chunks, neighbors, retrieved = neighbor_tokens.shape
@@ -61,7 +61,7 @@ class Encoder(nnx.Module):
             return attention(asking, memory, chunk_mask, chunk_positions).reshape(x.shape)
 
         x = apply_stack(
-            embed(rows, self.embedding[...], dtype),
+            embed(rows, self.embedding[...], dtype, pin),
             self.layers,
             getattr(self, "cross_attention", None),
             config.encoder.cross_attention_layers,

@@ -4,6 +4,7 @@ Parameters are float32; activations are in the compute dtype of the stream that 
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -95,13 +96,20 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array,
     return (wide * scale).astype(x.dtype)
 
 
-def embed(tokens: Int[Array, "*B"], table: Float[Array, "V D"], dtype) -> Float[Array, "*B D"]:
+def unpinned(stream: Array, looked_up: bool = False) -> Array:
+    """Leaves it to the compiler where a stream is held; on a mesh `sharding.pin_stream` says it."""
+    return stream
+
+
+def embed(
+    tokens: Int[Array, "*B"], table: Float[Array, "V D"], dtype, pin: Callable = unpinned
+) -> Float[Array, "*B D"]:
     """Rows of `table` times sqrt(D), as in Transformer-XL, so that a token is not drowned by the first updates.
 
     Padding (negative tokens) gives zero rows and no gradient.
     """
     rows = (table.shape[-1] ** 0.5 * jnp.take(table, jnp.maximum(tokens, 0), axis=0)).astype(dtype)
-    return jnp.where((tokens >= 0)[..., None], rows, jnp.zeros((), dtype))
+    return pin(jnp.where((tokens >= 0)[..., None], rows, jnp.zeros((), dtype)), looked_up=True)
 
 
 class FeedForward(nnx.Module):

@@ -26,7 +26,7 @@ from retro_jax.config import ModelConfig
 from retro_jax.models.attention import Attention
 from retro_jax.models.decoder import decode
 from retro_jax.models.encoder import Encoder
-from retro_jax.models.layers import embed, last_scale, rms_norm, table
+from retro_jax.models.layers import embed, last_scale, rms_norm, table, unpinned
 from retro_jax.models.stack import Layer, stacked
 
 
@@ -53,7 +53,7 @@ class Retro(nnx.Module):
         tokens: Int[Array, "B T"],
         segments: Int[Array, "B C"],
         neighbor_tokens: Int[Array, "B C K R"] | None = None,
-        pin: Callable = lambda x: x,
+        pin: Callable = unpinned,
     ) -> Float[Array, "B T D"]:
         """The normed stream that the readout multiplies, in the compute dtype.
 
@@ -76,7 +76,7 @@ class Retro(nnx.Module):
             config,
             self.layers,
             getattr(self, "cross_attention", None),
-            embed(tokens, self.embedding[...], jnp.dtype(config.compute_dtype)),
+            embed(tokens, self.embedding[...], jnp.dtype(config.compute_dtype), pin),
             segments,
             valid,
             None if neighbor_tokens is None else neighbor_tokens >= 0,
