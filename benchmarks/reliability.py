@@ -197,8 +197,10 @@ def last_step(workdir: Path) -> int:
 
 def report(trials: list[dict], storage: list[dict], options) -> str:
     """docs/reliability.md."""
-    lost = [max(trial["reached"] - trial["saved"], 0) for trial in trials]
-    rows = []
+    lost, in_flight, rows = [], [], []
+    for trial in trials:
+        unfinished = trial["saved"] < trial["reached"] // EVERY * EVERY  # the save of a step that was reached
+        (in_flight if unfinished else lost).append(max(trial["reached"] - trial["saved"], 0))
     for moment in MOMENTS:
         for processes in (1, 2):
             chosen = [trial for trial in trials if (trial["moment"], trial["processes"]) == (moment, processes)]
@@ -222,7 +224,9 @@ batch, and every figure of every record but those of the machine (speeds, memory
 processes is identical to it as well.
 
 * identical to the undisturbed run: **{sum(not trial["differences"] for trial in trials)} of {len(trials)}**
-* work lost: at most {max(lost)} steps, {sum(lost) / len(lost):.1f} on average; a checkpoint interval is {EVERY}
+* work lost: at most {max(lost)} steps in {len(lost)} kills; a checkpoint interval is {EVERY}. A save runs beside training, and
+  what it holds counts when it is whole: the other {len(in_flight)} kills came before that, and lost {max(in_flight, default=0)} steps at most. (Here
+  a save takes as long as dozens of steps; the next one waits for it, so that two intervals are the most.)
 * checkpoints that are not whole after the resumed run: {sum(len(trial["corrupt"]) for trial in trials)}
 
 | killed in | processes | kills | identical after resuming | most steps lost | checkpoints not whole at the end |

@@ -11,6 +11,7 @@ With several processes each writes its own shards, and orbax renames when all ha
 checkpoints, writes listings and prunes.
 """
 
+import concurrent.futures
 import errno
 import json
 import re
@@ -132,6 +133,11 @@ class Checkpoints:
             self._pass_over(step, error)
         finally:
             self.stalled += time.perf_counter() - started
+
+    def wait_for_marker(self, seconds: float) -> None:
+        """Lets a save that all processes have written become whole, though one of them is gone now."""
+        if self._pending is not None:
+            concurrent.futures.wait([self._pending[1]], seconds)
 
     def require_saved(self) -> None:
         """Waits for the last save; raises ValueError where it is not on disk."""

@@ -40,6 +40,7 @@ from retro_jax.train_step import NO_LIMIT, make_train_step
 from retro_jax.watchdog import Watchdog
 
 ROLL_BACKS = 3  # to one checkpoint, before the run is given up
+SETTLE_SECONDS = 10.0  # that the last save gets when another process is gone
 
 
 def train(run: RunConfig, workdir: Path, profile: str = "") -> TrainState:
@@ -74,6 +75,8 @@ def train(run: RunConfig, workdir: Path, profile: str = "") -> TrainState:
     except Exception as error:
         ending = f"failed: {error}"
         if jax.process_count() > 1 and lost_host(error):
+            if loop is not None:
+                loop.checkpoints.wait_for_marker(SETTLE_SECONDS)
             loop = None  # closing would wait for the one that is gone
             raise LostHost(watchdog.describe_others()) from error
         raise

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from training_fixture import MODEL, make_run
 
+from retro_jax import checkpoints as checkpoints_module
 from retro_jax.checkpoints import Checkpoints, find_fault, newest_whole, steps
 from retro_jax.config import MeshConfig
 from retro_jax.run_directory import identity
@@ -85,6 +87,21 @@ def test_the_state_may_be_donated_while_it_is_written(tmp_path):
         state = overwrite(state)
     checkpoints.close()
     assert_same(open_checkpoints(tmp_path).restore(abstract(make_state(0)))[0], make_state(7))
+
+
+def test_a_save_that_all_have_written_becomes_whole_when_a_process_is_lost(tmp_path, monkeypatch):
+    """Only the marker is missing then; a marker that never comes is waited for no longer than allowed."""
+    listing, go_on = checkpoints_module._listing, threading.Event()
+    monkeypatch.setattr(checkpoints_module, "_listing", lambda path: go_on.wait(60) and listing(path))
+    checkpoints = open_checkpoints(tmp_path)
+    checkpoints.wait_for_marker(60)  # nothing was saved
+    checkpoints.save(3, make_state(3), facts(3))
+    checkpoints.wait_for_marker(0.1)
+    assert newest_whole(tmp_path) is None
+    go_on.set()
+    checkpoints.wait_for_marker(60)
+    assert newest_whole(tmp_path) == 3
+    checkpoints.close()
 
 
 def test_eight_devices_restore_on_four_and_on_one(tmp_path):
