@@ -227,7 +227,8 @@ def _download_npm(wanted: Package, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".npm-") as folder:
         print(f"download {wanted.project} {wanted.version} with npm", file=sys.stderr, flush=True)
         command = [npm, "pack", f"{wanted.project}@{wanted.version}", "--ignore-scripts", "--silent"]
-        done = subprocess.run([*command, f"--pack-destination={folder}"], capture_output=True, cwd=folder)
+        command.append(f"--pack-destination={Path(folder).resolve()}")  # npm does not read it from here
+        done = subprocess.run(command, capture_output=True, cwd=folder)
         found = Path(folder) / wanted.file
         if done.returncode or not found.exists():
             raise StageError(_unavailable(wanted, path, f"npm pack ended with code {done.returncode}"))

@@ -114,7 +114,8 @@ sys.exit({code})
 def npm(tmp_path, monkeypatch):
     """An npm that puts an archive into the folder it is told; returns (what makes it, the log of its call)."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setenv("RETRO_DOWNLOADS", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RETRO_DOWNLOADS", "cache")  # relative, as the default is: npm runs elsewhere
     (tmp_path / "bin").mkdir()
 
     def make(archive="", code=0):
