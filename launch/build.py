@@ -1,7 +1,9 @@
 """`retro build`: runs the stages of the data pipeline in order, each only as far as it is missing."""
 
+import contextlib
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,13 @@ def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "address", "auto", "HOST:PORT of the Ray cluster's head (docs/build_on_ray.md)", flag_values=values
     )
+    flags.DEFINE_boolean("plan", False, "build nothing: what it would take, from a sample", flag_values=values)
+    flags.DEFINE_float("plan_tokens", 0.0, "of the corpus to plan for; 0: the config's sources", flag_values=values)
+    flags.DEFINE_integer("plan_nodes", 1, "machines like this one", flag_values=values)
+    flags.DEFINE_string(
+        "plan_accelerator", "", "embedding on this chip at its published rate, e.g. h100", flag_values=values
+    )
+    flags.DEFINE_boolean("json", False, "the plan as JSON", flag_values=values)
 
 
 VERB = Verb(
@@ -41,6 +50,10 @@ def _build(invocation: Invocation) -> None:
     from data_pipeline.lock import BuildLock
 
     values = invocation.flags
+    if values.plan:
+        found = make_plan(invocation.run, values.plan_tokens, values.plan_nodes, values.plan_accelerator)
+        print(found.pop("text") if not values.json else json.dumps({k: v for k, v in found.items() if k != "text"}))
+        return
     if values.engine == "process" and (values.address != "auto" or values.accelerator != "none"):
         raise ValueError(
             f"--address={values.address} and --accelerator={values.accelerator} are of --engine=ray, but --engine=process; "
@@ -55,6 +68,37 @@ def _build(invocation: Invocation) -> None:
 
         with RayEngine(values.address, lock, values.accelerator) as engine, using(engine):
             build(invocation.run, invocation.workdir)
+
+
+def make_plan(run: RunConfig, tokens: float, nodes: int, accelerator: str) -> dict:
+    """`data_pipeline.planning.plan` from a sample that is built now, with the text that says it.
+
+    Raises:
+      ValueError: an unknown accelerator, or a corpus that cannot be planned for.
+    """
+    from data_pipeline import planning
+    from data_pipeline.bert import encoder_directory
+    from retro_jax.topologies import CHIPS
+
+    known = [name for name, chip in CHIPS.items() if chip.peak_flops]
+    if accelerator and accelerator not in known:
+        raise ValueError(f"--plan_accelerator={accelerator} is not known; take one of {', '.join(known)}.")
+    size = 0 if tokens else planning.corpus_bytes(run)
+    with tempfile.TemporaryDirectory(prefix="retro-plan-") as folder:
+        sample = planning.sample_run(run, Path(folder))
+        with contextlib.redirect_stdout(sys.stderr):  # the sample's own summary
+            build(sample, Path(folder))
+        rates = planning.read_rates(Path(folder) / "data")
+    tokens = tokens or size / rates.text_bytes * rates.tokens
+    found = planning.plan(rates, tokens, nodes)
+    found["text"] = planning.plan_text(found)
+    if accelerator:
+        peak = CHIPS[accelerator].peak_flops
+        found["chip_hours"] = hours = planning.chip_hours(tokens, encoder_directory(run.data), peak)
+        found["text"] += (
+            f"\nembedding on {accelerator}: at least {hours:,.3g} chip-hours (published rate, not measured)"
+        )
+    return found
 
 
 def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:

@@ -63,6 +63,7 @@ def _verify(invocation: Invocation) -> None:
     from data_pipeline.bert import encoder_directory
     from data_pipeline.content import check_content
     from data_pipeline.embeddings import open_encoder
+    from data_pipeline.lock import BuildLock
     from data_pipeline.manifests import StageError
     from data_pipeline.verification import check_files
 
@@ -75,12 +76,13 @@ def _verify(invocation: Invocation) -> None:
         return check_content(data, open_encoder(data / "embeddings", encoder_directory(invocation.run.data)))
 
     if repair:
-        repair_files(invocation, data)
-        redo_additions(invocation, data)
+        with BuildLock(data):
+            repair_files(invocation, data)
+            redo_additions(invocation, data)
+            damages, facts = look()
+            if damages:
+                repair_files(invocation, data, damages)
     damages, facts = look()
-    if damages and repair:
-        repair_files(invocation, data, damages)
-        damages, facts = look()
     if damages:
         lines = "\n  ".join(str(damage) for damage in damages)
         raise StageError(
@@ -134,9 +136,11 @@ def redo_additions(invocation: Invocation, data: Path) -> None:
 def _remove(invocation: Invocation) -> None:
     from data_pipeline.changes import remove
     from data_pipeline.database import Database
+    from data_pipeline.lock import BuildLock
 
     values, data = invocation.flags, invocation.data_directory
-    counts = remove(data, read_ids(values.documents), values.source)
+    with BuildLock(data):
+        counts = remove(data, read_ids(values.documents), values.source)
     print(
         f"{counts['documents']:,} documents ({counts['chunks']:,} chunks) are removed now in all; evaluate and sample do "
         f"not see them from now on. {Database(data).describe()}"
@@ -160,9 +164,11 @@ def _add(invocation: Invocation) -> None:
     from data_pipeline.bert import encoder_directory
     from data_pipeline.changes import add, new_sources
     from data_pipeline.database import Database
+    from data_pipeline.lock import BuildLock
 
     run, data = invocation.run, invocation.data_directory
-    counts = add(data, run, new_sources(data, run.data.sources), encoder_directory(run.data))
+    with BuildLock(data):
+        counts = add(data, run, new_sources(data, run.data.sources), encoder_directory(run.data))
     print(
         f"added {counts['documents']:,} documents ({counts['chunks']:,} chunks), {counts['copies']:,} of them copies of what "
         f"is there and left out; evaluate and sample see them from now on. {Database(data).describe()}"
