@@ -17,7 +17,7 @@ from launch.command import load_config  # noqa: E402
 from retro_jax.config import resolve  # noqa: E402
 from retro_jax.preflight import preflight  # noqa: E402
 from retro_jax.recipes import RECIPES, Recipe  # noqa: E402
-from retro_jax.topologies import parse_topology  # noqa: E402
+from retro_jax.topologies import CHIPS, parse_topology  # noqa: E402
 
 HEAD = """# Scaling
 
@@ -39,6 +39,21 @@ PARTS = """
 | size | slice | parameters | moments | gradients | activations and temporaries |
 |---|---|---|---|---|---|
 """
+
+
+DATABASE = """
+## The database, on paper
+
+`retro build --plan --plan_tokens=TOKENS --plan_nodes=NODES`, from rates measured on samples of configs/nine_subsets.py on
+this machine ({cpus} CPU cores, {date}) and the laws of growth in data_pipeline/planning.py: beyond two million keys an index
+shard each chunk is searched in every shard, so the neighbors' work is quadratic in the text. Nodes are machines like this
+one; chip-hours are those of embedding alone at the published rate of an H100, which no real run reaches.
+
+| tokens | chunks | index shards | nodes | TB on disk | index a node, GB | embedding, H100-hours at least | {stages} | wall hours |
+|---|---|---|---|---|---|---|{lines}---|
+"""
+PLANS = {1e8: 1, 1e9: 1, 1e10: 16, 1e11: 256, 1.75e12: 4096}  # tokens: nodes; the last are the paper's 28 billion keys
+STAGES = ("documents", "chunks", "embeddings", "index", "neighbors", "joined")
 
 
 def measure(recipe: Recipe, compiling: bool, folder: Path) -> dict:
@@ -100,21 +115,64 @@ def parts_row(recipe: Recipe, row: dict) -> str:
     return "| " + " | ".join([recipe.size, recipe.topology, *parts]) + " |"
 
 
+def measure_database(folder: Path) -> dict:
+    """Plans by tokens: from their file, or made from one set of samples and kept."""
+    path = folder / "database.json"
+    if not path.exists():
+        from data_pipeline import planning
+        from data_pipeline.bert import encoder_directory
+        from launch.plan import measure as measure_rates
+
+        run = resolve(load_config(f"{ROOT}/configs/nine_subsets.py"))
+        print("scaling: samples for the plan of the database", file=sys.stderr, flush=True)
+        rates, _ = measure_rates(run, max(PLANS))
+        encoder, peak = encoder_directory(run.data), CHIPS["h100"].peak_flops
+        plans = [planning.plan(rates, tokens, nodes) for tokens, nodes in PLANS.items()]
+        for plan in plans:
+            plan["chip_hours"] = planning.chip_hours(plan["tokens"], encoder, peak)
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"plans": plans, "date": time.strftime("%Y-%m-%d"), "cpus": os.cpu_count()}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(facts, indent=2))
+        partial.replace(path)
+    return json.loads(path.read_text())
+
+
+def database_section(folder: Path) -> str:
+    facts = measure_database(folder)
+    stages = " | ".join(f"{stage}, node-hours" for stage in STAGES)
+    lines = [DATABASE.format(cpus=facts["cpus"], date=facts["date"], stages=stages, lines="---|" * len(STAGES))]
+    for plan in facts["plans"]:
+        cells = [
+            f"{plan['tokens']:.3g}",
+            f"{plan['chunks']:.3g}",
+            f"{plan['index_shards']:,}",
+            f"{plan['nodes']:,}",
+            f"{sum(stage['bytes'] for stage in plan['stages'].values()) / 1e12:,.3g}",
+            f"{plan['memory_a_node'] / 1e9:,.3g}",
+            f"{plan['chip_hours']:,.3g}",
+            *(f"{plan['stages'][stage]['node_hours']:,.3g}" for stage in STAGES),
+            f"{plan['wall_hours']:,.3g}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |\n")
+    return "".join(lines)
+
+
 def main(folder: Path, page: Path, compiling: bool) -> None:
-    rows = {}
+    rows, database = {}, database_section(folder)
     for recipe in RECIPES.values():
         rows[recipe] = measure(recipe, compiling, folder)
-        write(rows, page)
+        write(rows, page, database)
 
 
-def write(rows: dict[Recipe, dict], page: Path) -> None:
+def write(rows: dict[Recipe, dict], page: Path, database: str) -> None:
     compiled = [row for row in rows.values() if row["report"]["compile_seconds"] is not None]
     note = "\nNo row was compiled yet.\n"
     if compiled:
         note = f"\nCompiled on {compiled[0]['cpus']} CPU cores, shared with other work, {compiled[-1]['date']}.\n"
     table = "\n".join(table_row(recipe, row) for recipe, row in rows.items())
     parts = "\n".join(parts_row(recipe, row) for recipe, row in rows.items())
-    page.write_text(f"{HEAD}{table}\n{note}{PARTS}{parts}\n")
+    page.write_text(f"{HEAD}{table}\n{note}{PARTS}{parts}\n{database}")
 
 
 if __name__ == "__main__":

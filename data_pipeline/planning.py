@@ -1,88 +1,132 @@
-"""What a build will take, from rates measured on a sample: `retro build --plan`.
+"""What a build will take, from rates measured on samples of its text: `retro build --plan`.
 
-Some hundred documents go through the real stages in a temporary directory. Each stage's work grows with the text, but for
-the tokenizer, which is trained on so much of it and no more, and for index and neighbors:
+Some text goes through the real documents, tokenizer and chunks, which says how many chunks there will be; some thousand
+chunks of two numbers go through the rest, which tells what a stage costs once from what it costs for each chunk. From
+there the work of all stages grows with the text, but for
 
+    tokenizer  trained on so much text and no more
     index      each key is compared with sqrt(S) leaves, S the keys of an index shard
     neighbors  each chunk is searched in every index shard, of which S^0.875 keys each are looked at (leaves^0.75 leaves of
                sqrt(S) keys), so beyond one shard the work is quadratic in the text
 
-A plan is an extrapolation by these laws, not a measurement; the sample's vocabulary is small, so chunks are rather too many.
+A plan is an extrapolation by these laws, not a measurement. What cleaning will drop is not known to it.
 """
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from data_pipeline.bert import read_shape
 from data_pipeline.index import KEYS_A_SHARD
 from data_pipeline.manifests import StageError
 from data_pipeline.readers import read_source, source_units
+from data_pipeline.tokens import training_bytes
 from retro_jax.config import RunConfig, SourceConfig
 
-DOCUMENTS = 300  # read for the sample, of all sources together
-VOCABULARY = 2_048  # of the sample's tokenizer, where none is given: so little text gives no larger one
+TEXT_BYTES = 8_000_000  # at most, for the tokenizer and the counts
+CHUNKS = (1_500, 4_500)  # of the two samples that are embedded, indexed and searched
 BYTES_A_NUMBER = 9.5  # of an open index shard, for each number of its keys (`data_pipeline.index.shard_bytes`)
 COMPRESSED = (".gz", ".zst", ".parquet")
 PARALLEL = ("chunks", "embeddings", "index", "neighbors", "joined")
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What the sample took."""
+class Sample:
+    """What a build of some text took."""
 
     text_bytes: int
     tokens: int
     chunks: int
     keys: int  # of them in the database
-    width: int
-    kind: str  # of its index
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, float]  # by stage, those that were made
     disk_bytes: Mapping[str, int]
 
 
-def sample_run(run: RunConfig, folder: Path) -> RunConfig:
-    """The config of a build of the sample, whose text is written into `folder`.
+@dataclass(frozen=True)
+class Rates:
+    """What the samples took: `text` up to the chunks, `small` and `large` all stages."""
 
-    Raises:
-      StageError: sources without a document.
-    """
-    share = -(-DOCUMENTS // max(1, len(run.data.sources)))
-    count, path = 0, folder / "sample.jsonl"
-    with open(path, "w", encoding="utf-8") as file:
-        for name, source in run.data.sources.items():
-            for raw in islice((raw for raw in read_source(name, source) if not raw.dropped), share):
-                file.write(json.dumps({"text": raw.text, "subset": raw.subset}) + "\n")
-                count += 1
-    if not count:
-        raise StageError("The sources hold no document, so there is nothing to plan from. Check config.data.sources.")
-    sources = {"sample": SourceConfig(path=str(path), subset_key="subset")}
-    data = replace(run.data, sources=sources, directory=str(folder / "data"), exact_below=0, database_fraction=1.0)
-    vocabulary = run.model.vocabulary if run.data.tokenizer else min(VOCABULARY, run.model.vocabulary)
-    return replace(run, data=data, model=replace(run.model, vocabulary=vocabulary))
+    text: Sample
+    small: Sample
+    large: Sample
+    width: int
+    kind: str  # of the index
 
 
-def corpus_bytes(run: RunConfig) -> int:
-    """Bytes of all sources: packages are read, files count by their size.
+def source_bytes(run: RunConfig) -> dict[str, float]:
+    """Bytes of text that each source gives, up to its budgets: packages are read, files count by their size.
 
     Raises:
       StageError: files whose text is larger than they are (compressed, TFDS): their size says too little.
     """
-    total = 0
+    found, held_out = {}, run.data.validation_fraction
     for name, source in run.data.sources.items():
         units = source_units(name, source)
         if source.package:
-            total += sum(len(raw.text.encode()) for raw in read_source(name, source) if not raw.dropped)
+            size = sum(len(raw.text.encode()) for raw in read_source(name, source) if not raw.dropped)
         elif any(not unit.files or unit.files[0].name.endswith(COMPRESSED) for unit in units):
             raise StageError(
                 f"The text of config.data.sources.{name} is not measured by its files; give --plan_tokens."
             )
         else:
-            total += sum(file.bytes for unit in units for file in unit.files)
-    return total
+            size = sum(file.bytes for unit in units for file in unit.files)
+        found[name] = min(size * (1 - held_out), source.max_train_bytes or math.inf)
+        found[name] += min(size * held_out, source.max_validation_bytes or math.inf)
+    return found
+
+
+def sample_run(run: RunConfig, sizes: Mapping[str, float], wanted: float, folder: Path, tokenizer: str) -> RunConfig:
+    """The config of a build of about `wanted` bytes of text, which are written into `folder`: of each source its share.
+
+    Args:
+      sizes: how much each source counts; bytes, or the same for all.
+      tokenizer: a SentencePiece model of config.model.vocabulary pieces; empty trains one, as large as the text allows.
+
+    Raises:
+      StageError: sources without a document.
+    """
+    folder.mkdir()
+    path, count = folder / "sample.jsonl", 0
+    with open(path, "w", encoding="utf-8") as file:
+        for name, source in run.data.sources.items():
+            left = wanted * sizes[name] / sum(sizes.values())
+            for raw in read_source(name, source):
+                if left <= 0:
+                    break
+                if not raw.dropped:
+                    text = raw.text[: math.ceil(left)]  # of a book no more than the share
+                    file.write(json.dumps({"text": text, "subset": raw.subset}) + "\n")
+                    left, count = left - len(text.encode()), count + 1
+    if not count:
+        raise StageError("The sources hold no document, so there is nothing to plan from. Check config.data.sources.")
+    vocabulary = run.model.vocabulary
+    if not tokenizer and wanted >= TEXT_BYTES:  # less than the trainer would see
+        vocabulary = min(vocabulary, TEXT_BYTES // 500)
+    sources = {"sample": SourceConfig(path=str(path), subset_key="subset")}
+    data = replace(
+        run.data, sources=sources, directory=str(folder / "data"), tokenizer=tokenizer, database_fraction=1.0
+    )
+    return replace(run, data=data, model=replace(run.model, vocabulary=vocabulary))
+
+
+def text_wanted(run: RunConfig, total: float) -> float:
+    """Bytes of the sample that is only cut into chunks."""
+    return min(total, training_bytes(run.model.vocabulary), TEXT_BYTES)
+
+
+def read_sample(data: Path) -> tuple[Sample, dict]:
+    """A sample's finished stages, and the counts of their manifests."""
+    facts, seconds, sizes = {}, {}, {}
+    for path in sorted(data.glob("*/manifest.json")):
+        stage, manifest = path.parent.name, json.loads(path.read_text())
+        facts[stage] = manifest["counts"]
+        seconds[stage] = json.loads((path.parent / "seconds.json").read_text())["seconds"]
+        sizes[stage] = sum(file["bytes"] for file in manifest["files"])
+    chunks = facts["chunks"]
+    counts = (facts["documents"]["bytes"], chunks["tokens"], chunks["chunks"], chunks["database_chunks"])
+    return Sample(*counts, seconds, sizes), facts
 
 
 def chip_hours(tokens: float, encoder: Path, peak_flops: float) -> float:
@@ -90,27 +134,6 @@ def chip_hours(tokens: float, encoder: Path, peak_flops: float) -> float:
     shape = read_shape(encoder)
     products = shape.layers * shape.width * (4 * shape.width + 2 * shape.feed_forward)
     return 2 * products * tokens / peak_flops / 3600
-
-
-def read_rates(data: Path) -> Rates:
-    """Rates of a finished build."""
-    facts, seconds, sizes = {}, {}, {}
-    for path in sorted(data.glob("*/manifest.json")):
-        stage = path.parent.name
-        facts[stage] = json.loads(path.read_text())
-        seconds[stage] = json.loads((path.parent / "seconds.json").read_text())["seconds"]
-        sizes[stage] = sum(file["bytes"] for file in facts[stage]["files"])
-    chunks = facts["chunks"]["counts"]
-    return Rates(
-        facts["documents"]["counts"]["bytes"],
-        chunks["tokens"],
-        chunks["chunks"],
-        chunks["database_chunks"],
-        facts["embeddings"]["counts"]["width"],
-        facts["index"]["counts"]["kind"],
-        seconds,
-        sizes,
-    )
 
 
 def plan(rates: Rates, tokens: float, nodes: int) -> dict:
@@ -126,30 +149,43 @@ def plan(rates: Rates, tokens: float, nodes: int) -> dict:
         raise ValueError(
             f"A plan needs nodes and tokens, but got --plan_nodes={nodes} and {tokens} tokens; take 1 or more."
         )
-    growth = tokens / rates.tokens
-    keys = rates.keys * growth
+    text, large = rates.text, rates.large
+    growth = tokens / text.tokens
+    chunks, keys = text.chunks * growth, text.keys * growth
     shards = max(1, math.ceil(keys / KEYS_A_SHARD))
-    larger = keys / shards / rates.keys  # an index shard against the sample's
-    index, search = (0.5, 0.875) if rates.kind == "scann" else (0.0, 1.0)
-    factor = dict.fromkeys(rates.seconds, growth) | {"tokenizer": 1.0}
-    factor["index"] = growth * larger**index
-    factor["neighbors"] = growth * shards * larger**search
+    powers = {"index": 0.5, "neighbors": 0.875} if rates.kind == "scann" else {"index": 0.0, "neighbors": 1.0}
     stages = {}
-    for stage, seconds in rates.seconds.items():
-        hours = seconds * factor[stage] / 3600
-        size = rates.disk_bytes[stage] * (1.0 if stage == "tokenizer" else growth)
+    for stage in large.seconds:
+        if stage in text.seconds:
+            times = 1.0 if stage == "tokenizer" else growth
+            seconds, size = text.seconds[stage] * times, text.disk_bytes[stage] * times
+        else:
+            power = powers.get(stage, 0.0)
+            once, each = _line(stage, power, rates.small, large)
+            searches = shards if stage == "neighbors" else 1
+            seconds = once + each * chunks * searches * (keys / shards) ** power
+            size = large.disk_bytes[stage] * chunks / large.chunks
         parallel = nodes if stage in PARALLEL else 1
-        stages[stage] = {"bytes": size, "node_hours": hours, "wall_hours": hours / parallel}
+        stages[stage] = {"bytes": size, "node_hours": seconds / 3600, "wall_hours": seconds / 3600 / parallel}
     held = math.ceil(shards / nodes) * keys / shards * rates.width * BYTES_A_NUMBER
     return {
         "tokens": tokens,
-        "chunks": rates.chunks * growth,
+        "chunks": chunks,
         "index_shards": shards,
         "nodes": nodes,
         "memory_a_node": held,
         "stages": stages,
         "wall_hours": sum(stage["wall_hours"] for stage in stages.values()),
     }
+
+
+def _line(stage: str, power: float, small: Sample, large: Sample) -> tuple[float, float]:
+    """Seconds once, and for each chunk and keys^power; all of a time that did not grow counts as the work's."""
+    one, other = (sample.chunks * sample.keys**power for sample in (small, large))
+    each = (large.seconds[stage] - small.seconds[stage]) / max(1.0, other - one)
+    if each <= 0:
+        each = large.seconds[stage] / other
+    return max(0.0, large.seconds[stage] - each * other), each
 
 
 def plan_text(found: Mapping) -> str:
@@ -163,4 +199,10 @@ def plan_text(found: Mapping) -> str:
         lines.append(
             f"{stage:<11}{facts['bytes'] / 1e9:>14,.3f}{facts['node_hours']:>16,.3f}{facts['wall_hours']:>14,.3f}"
         )
-    return "\n".join([*lines, f"{'all':<41}{found['wall_hours']:>14,.3f}"])
+    lines.append(f"{'all':<41}{found['wall_hours']:>14,.3f}")
+    if "accelerator" in found:
+        lines.append(
+            f"embedding on {found['accelerator']}: at least {found['chip_hours']:,.3g} chip-hours (published rate, not "
+            "measured)"
+        )
+    return "\n".join(lines)

@@ -1,9 +1,7 @@
 """`retro build`: runs the stages of the data pipeline in order, each only as far as it is missing."""
 
-import contextlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,8 +49,11 @@ def _build(invocation: Invocation) -> None:
 
     values = invocation.flags
     if values.plan:
+        from data_pipeline.planning import plan_text
+        from launch.plan import make_plan
+
         found = make_plan(invocation.run, values.plan_tokens, values.plan_nodes, values.plan_accelerator)
-        print(found.pop("text") if not values.json else json.dumps({k: v for k, v in found.items() if k != "text"}))
+        print(json.dumps(found) if values.json else plan_text(found))
         return
     if values.engine == "process" and (values.address != "auto" or values.accelerator != "none"):
         raise ValueError(
@@ -68,37 +69,6 @@ def _build(invocation: Invocation) -> None:
 
         with RayEngine(values.address, lock, values.accelerator) as engine, using(engine):
             build(invocation.run, invocation.workdir)
-
-
-def make_plan(run: RunConfig, tokens: float, nodes: int, accelerator: str) -> dict:
-    """`data_pipeline.planning.plan` from a sample that is built now, with the text that says it.
-
-    Raises:
-      ValueError: an unknown accelerator, or a corpus that cannot be planned for.
-    """
-    from data_pipeline import planning
-    from data_pipeline.bert import encoder_directory
-    from retro_jax.topologies import CHIPS
-
-    known = [name for name, chip in CHIPS.items() if chip.peak_flops]
-    if accelerator and accelerator not in known:
-        raise ValueError(f"--plan_accelerator={accelerator} is not known; take one of {', '.join(known)}.")
-    size = 0 if tokens else planning.corpus_bytes(run)
-    with tempfile.TemporaryDirectory(prefix="retro-plan-") as folder:
-        sample = planning.sample_run(run, Path(folder))
-        with contextlib.redirect_stdout(sys.stderr):  # the sample's own summary
-            build(sample, Path(folder))
-        rates = planning.read_rates(Path(folder) / "data")
-    tokens = tokens or size / rates.text_bytes * rates.tokens
-    found = planning.plan(rates, tokens, nodes)
-    found["text"] = planning.plan_text(found)
-    if accelerator:
-        peak = CHIPS[accelerator].peak_flops
-        found["chip_hours"] = hours = planning.chip_hours(tokens, encoder_directory(run.data), peak)
-        found["text"] += (
-            f"\nembedding on {accelerator}: at least {hours:,.3g} chip-hours (published rate, not measured)"
-        )
-    return found
 
 
 def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:

@@ -1,4 +1,4 @@
-"""`retro build --plan`: laws of growth on figures to look at, and a plan from a sample that is really built."""
+"""`retro build --plan`: laws of growth on figures to look at, and a plan against the build that it is for."""
 
 import json
 
@@ -7,24 +7,43 @@ import made_up_text
 import pytest
 from test_build import arguments
 
-from data_pipeline.planning import Rates, chip_hours, plan
+from data_pipeline.planning import Rates, Sample, chip_hours, plan
 from launch.build import main
 
 STAGES = ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors", "joined")
-RATES = Rates(1000, 250, 5, 4, 384, "scann", dict.fromkeys(STAGES, 3600.0), dict.fromkeys(STAGES, 10))
+LATE = STAGES[3:]
+ONE_HOUR = dict.fromkeys(STAGES, 3600.0)
+TEXT = Sample(1000, 250, 20, 16, dict.fromkeys(STAGES[:3], 3600.0), dict.fromkeys(STAGES[:3], 10))
+# 2 s once and 1 s for each chunk, or for each chunk and sqrt(keys), or for each chunk and keys^0.875
+SMALL = Sample(0, 0, 20, 16, {**ONE_HOUR, **dict(zip(LATE, (22.0, 82.0, 2 + 20 * 16**0.875, 22.0), strict=True))}, {})
+SIZES = dict.fromkeys(STAGES, 30)
+LARGE = Sample(
+    0, 0, 80, 64, {**ONE_HOUR, **dict(zip(LATE, (82.0, 642.0, 2 + 80 * 64**0.875, 82.0), strict=True))}, SIZES
+)
+RATES = Rates(TEXT, SMALL, LARGE, 384, "scann")
 
 
 def test_stages_grow_by_their_laws():
-    """A sample of 4 keys; 2^20 times the text is two index shards of 2^21 keys, each 2^19 times the sample's."""
-    small, large = plan(RATES, 250, 1), plan(RATES, 250 * 2**20, 2)
-    assert [small["stages"][stage]["node_hours"] for stage in STAGES] == [1.0] * 7 and small["wall_hours"] == 7
-    hours = {stage: large["stages"][stage]["node_hours"] for stage in STAGES}
-    assert large["chunks"] == 5 * 2**20 and large["index_shards"] == 2
-    assert hours["tokenizer"] == 1 and hours["chunks"] == hours["embeddings"] == hours["joined"] == 2**20
-    assert hours["index"] == pytest.approx(2**20 * 2**9.5)
-    assert hours["neighbors"] == pytest.approx(2**20 * 2 * 2 ** (19 * 0.875))
-    assert large["stages"]["embeddings"]["wall_hours"] == 2**19 and large["stages"]["documents"]["wall_hours"] == 2**20
-    assert large["memory_a_node"] == 2**21 * 384 * 9.5 and large["stages"]["chunks"]["bytes"] == 10 * 2**20
+    """A text sample of 16 keys; 2^18 times as much is 2^22 keys, two index shards."""
+    once, large = plan(RATES, 250, 1), plan(RATES, 250 * 2**18, 2)
+    seconds = {stage: once["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
+    assert seconds == pytest.approx(SMALL.seconds) and once["wall_hours"] * 3600 == pytest.approx(sum(seconds.values()))
+    chunks, growth = 20 * 2**18, 2**18
+    seconds = {stage: large["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
+    assert large["chunks"] == chunks and large["index_shards"] == 2
+    assert seconds["tokenizer"] == 3600 and seconds["chunks"] == seconds["documents"] == 3600 * growth
+    assert seconds["embeddings"] == seconds["joined"] == pytest.approx(2 + chunks)
+    assert seconds["index"] == pytest.approx(2 + chunks * 2**10.5)
+    assert seconds["neighbors"] == pytest.approx(2 + chunks * 2 * 2 ** (21 * 0.875))
+    assert large["stages"]["embeddings"]["wall_hours"] * 7200 == pytest.approx(2 + chunks)
+    assert large["stages"]["documents"]["wall_hours"] == growth  # one process reads
+    assert large["memory_a_node"] == 2**21 * 384 * 9.5
+    assert large["stages"]["chunks"]["bytes"] == 10 * growth and large["stages"]["joined"]["bytes"] == 30 * chunks / 80
+
+
+def test_a_time_that_does_not_grow_counts_as_work():
+    rates = Rates(TEXT, LARGE, Sample(0, 0, 160, 128, LARGE.seconds, SIZES), 384, "exact")
+    assert plan(rates, 2500, 1)["stages"]["embeddings"]["node_hours"] * 3600 == pytest.approx(82.0 * 200 / 160)
 
 
 def test_no_plan_for_nothing():
@@ -33,16 +52,33 @@ def test_no_plan_for_nothing():
             plan(RATES, tokens, nodes)
 
 
-def test_a_plan_is_made_from_a_sample(tmp_path, capsys):
+def test_a_plan_foresees_the_build(tmp_path, capsys):
+    """Chunks and bytes within a tenth of what the build then has, though its budget takes half the text."""
     made_up_encoder.write(tmp_path / "encoder")
-    made_up_text.write_folder(tmp_path / "text", documents=24)
-    flags = arguments(tmp_path, tmp_path / "run", "--plan", "--json")
-    assert main([*flags, "--plan_accelerator=h100"]) == 0
+    (tmp_path / "text").mkdir()
+    for number in range(400):
+        (tmp_path / "text" / f"{number}.txt").write_text(made_up_text.text(number, 60), newline="")
+    size = sum(file.stat().st_size for file in (tmp_path / "text").iterdir())
+    flags = arguments(tmp_path, tmp_path / "run", f"--config.data.sources.own.max_train_bytes={size // 2}")
+    assert main([*flags, "--plan", "--json", "--plan_accelerator=h100"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(found["stages"]) == set(STAGES) and 900 < found["chunks"] < 1000 and found["index_shards"] == 1
+    assert not (tmp_path / "run").exists()
+    assert main(flags) == 0
+    data = tmp_path / "run" / "data"
+    manifests = {stage: json.loads((data / stage / "manifest.json").read_text()) for stage in STAGES}
+    assert found["chunks"] == pytest.approx(manifests["chunks"]["counts"]["chunks"], rel=0.1)
+    for stage in ("documents", "chunks", "embeddings"):
+        real = sum(file["bytes"] for file in manifests[stage]["files"])
+        assert found["stages"][stage]["bytes"] == pytest.approx(real, rel=0.1), stage
     assert found["chip_hours"] == chip_hours(found["tokens"], tmp_path / "encoder", 989e12)
     assert chip_hours(3600, tmp_path / "encoder", 2.0) == 2 * 16 * (4 * 16 + 2 * 24)
-    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_says_what_it_cannot_take(tmp_path, capsys):
+    made_up_encoder.write(tmp_path / "encoder")
+    made_up_text.write_folder(tmp_path / "text", documents=24)
+    flags = arguments(tmp_path, tmp_path / "run", "--plan")
     assert main([*flags, "--plan_accelerator=abacus"]) == 2
     assert "abacus is not known; take one of" in capsys.readouterr().err
     assert main([*flags, "--plan_nodes=0"]) == 2
+    assert "--plan_nodes=0" in capsys.readouterr().err
