@@ -8,8 +8,8 @@ for a laptop (configs/quickstart.py without its text) and a vocabulary of 4,096.
 Read are .txt, .jsonl and .json.gz (.gz and .zst too), .parquet, .arrow, a Hugging Face data set folder, and a TFDS data
 set directory of ArrayRecord files. Records hold the text under "text" (--config.data.sources.own.text_key) and, if you
 like, a subset name (.subset_key; the Pile: meta.pile_set_name). A store's URL needs its package (gcsfs, s3fs).
-Cleaning: --config.data.near_duplicate_jaccard=0.8 drops training documents near a held-out one, as the paper does;
-.sources.own.evaluation_titles=wiki.test.tokens those of Wikitext; WORKDIR/data/documents/dropped.jsonl lists both.
+Cleaning drops training documents near a held-out one, as the paper does (--config.data.near_duplicate_jaccard=0 leaves
+them); .sources.own.evaluation_titles=wiki.test.tokens those of Wikitext; WORKDIR/data/documents/dropped.jsonl lists both.
 State the license of your text: --config.data.sources.own.license="...".
 Hardware: any; megabytes of text train on 2 CPU cores in minutes. Expected: a gain from retrieval only where your
 documents share text or facts; `retro evaluate` reports it beside its controls.

@@ -94,9 +94,9 @@ def parse_topology(name: str) -> Topology:
     kind, _, sizes = name.lower().replace("-", ":").partition(":")
     if kind not in CHIPS:
         near = difflib.get_close_matches(kind, CHIPS, n=1)
-        hint = f"did you mean {CHIPS[near[0]].slice_name()}? " if near else ""
+        hint = f" (did you mean {CHIPS[near[0]].slice_name()}?)" if near else ""
         known = ", ".join(chip.slice_name() for chip in CHIPS.values())
-        raise ValueError(f"--topology={name} is not known; {hint}Known are slices of any size of: {known}.")
+        raise ValueError(f"--topology={name} is not known{hint}; take a slice, of any size, of: {known}.")
     chip = CHIPS[kind]
     if not re.fullmatch("x".join([r"[1-9]\d*"] * chip.dimensions), sizes):
         raise ValueError(

@@ -28,7 +28,7 @@ def test_many_gpus_are_bound_by_their_network():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5q:8x8", "v5q:8x8 is not known; did you mean .* Known are slices of any size of: v4:8x8x4, v5e:16x16"),
+        ("v5q:8x8", "v5q:8x8 is not known .did you mean .*; take a slice, of any size, of: v4:8x8x4, v5e:16x16"),
         ("tpu", "is not known"),
         ("v5e:4x4x4", "a slice of v5e has 2 positive size.s., as in v5e:16x16"),
         ("v5p:8x8", "a slice of v5p has 3 positive"),
