@@ -166,6 +166,14 @@ def test_random_neighbors_are_of_other_documents_and_a_function_of_seed_and_chun
     assert not np.array_equal(OtherChunks(SmallTable(), seed=6).draw(ids, counts, 3), drawn)
 
 
+def test_random_neighbors_are_not_of_what_was_removed():
+    """Nor do they become fewer for it."""
+    removed = np.array([False, False, True, False, False, False])
+    for seed in range(20):
+        drawn = OtherChunks(SmallTable(), seed, removed).draw(np.array([0, 5]), np.array([2, 4]), 4)
+        assert set(drawn[0].tolist()) == {3, 4, -1} and set(drawn[1].tolist()) == {0, 1, 3, 4}
+
+
 def test_random_neighbors_are_uniform():
     table = SmallTable()
     counts = np.zeros(5)

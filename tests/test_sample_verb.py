@@ -23,10 +23,8 @@ from retro_jax.checkpoints import Checkpoints
 from retro_jax.train_state import TrainState
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A build, and WORKDIR/retro with weights that were drawn."""
-    root = tmp_path_factory.mktemp("sample")
+def make_run(root, *names):
+    """A build, and WORKDIR/NAME for "retro" or "baseline" with weights that were drawn."""
     made_up_encoder.write(root / "encoder")
     made_up_text.write_folder(root / "text", documents=24)
     changes = [f"--config.data.encoder={root / 'encoder'}", f"--config.model.vocabulary={made_up_text.VOCABULARY}"]
@@ -38,12 +36,20 @@ def root(tmp_path_factory):
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, steps=4, warmup_steps=1))
     build(run, root)
     fingerprints = run_directory.fingerprints(root / "data")
-    run_directory.claim(root / "retro", run, fingerprints)
-    checkpoints = Checkpoints(root / "retro" / "checkpoints", run_directory.identity(run, fingerprints))
-    params = jax.tree.map(jnp.asarray, random_parameters(run.model))
-    checkpoints.save(4, TrainState(jnp.int32(4), params, {"count": jnp.int32(0)}), {})
-    checkpoints.close()
+    for name in names:
+        model = run.model if name == "retro" else dataclasses.replace(run.model, retrieval_layers=())
+        own = dataclasses.replace(run, model=model)
+        run_directory.claim(root / name, own, fingerprints)
+        checkpoints = Checkpoints(root / name / "checkpoints", run_directory.identity(own, fingerprints))
+        params = jax.tree.map(jnp.asarray, random_parameters(model))
+        checkpoints.save(4, TrainState(jnp.int32(4), params, {"count": jnp.int32(0)}), {})
+        checkpoints.close()
     return root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("sample"), "retro")
 
 
 def test_retrieval_is_that_of_the_build(root):

@@ -1,0 +1,123 @@
+"""`retro evaluate` and `retro sample` after `retro database remove` and `add`: the change counts, and nothing is trained."""
+
+import json
+import shutil
+
+import made_up_text
+import numpy as np
+import pytest
+from test_sample_verb import make_run
+
+import retro_jax.evaluation as evaluation
+from data_pipeline.chunks import ChunkTable
+from data_pipeline.documents import read_documents
+from launch import database, sample
+from launch.evaluate import main as evaluate_main
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("changed"), "retro", "baseline")
+
+
+@pytest.fixture
+def work(root, tmp_path):
+    """A copy to change; its weights stay."""
+    shutil.copytree(root, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def evaluate(work, monkeypatch):
+    """Runs the command; gives its results, the neighbors of each held-out chunk and what the model read of them."""
+    seen, real = [], evaluation.score
+
+    def score(examples, *arguments, **options):
+        held_out = real(examples, *arguments, **options)
+        read = [dict(examples[number]) for number in range(len(examples))]
+        seen.append((held_out.neighbor_ids, read, options["removed"]))
+        return held_out
+
+    monkeypatch.setattr(evaluation, "score", score)
+
+    def run():
+        seen.clear()
+        arguments = [f"--workdir={work}", "--config.evaluate.bootstrap=50", "--config.evaluate.passages=6"]
+        assert evaluate_main(arguments) == 0
+        assert len(seen) == 1, "the figures of the database as it was before were kept"
+        results, passages = (json.loads((work / f"{name}.json").read_text()) for name in ("results", "passages"))
+        shown = {n["document"] for p in passages for chunk in p["chunks"] for n in chunk["neighbors"]}
+        return results, *seen[0], shown
+
+    return run
+
+
+def bpb(results):
+    return {subset: figures["bpb"] for subset, figures in [*results["subsets"].items(), ("all", results["all"])]}
+
+
+def check_controls(before, after):
+    """What does not retrieve has the same figures to the bit; what retrieves has others."""
+    for subset, figures in bpb(before).items():
+        for condition in ("baseline", "off", "empty"):
+            assert figures[condition] is not None and bpb(after)[subset][condition] == figures[condition]
+        assert bpb(after)[subset]["on"] != figures["on"]
+    assert before["database"]["version"] != after["database"]["version"]
+
+
+def trained_files(work):
+    """The runs, and the shards that training reads."""
+    folders = (work / "retro", work / "baseline", work / "data" / "joined")
+    return {path: path.read_bytes() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_what_was_removed_is_in_no_figure_and_no_sample(work, evaluate, capsys):
+    trained, table = trained_files(work), ChunkTable(work / "data" / "chunks")
+    before, ids, _, _, shown = evaluate()
+    names = {document.id: document.name for document in read_documents(work / "data" / "documents")}
+    owners, counts = np.unique(table.document_ids[ids[ids >= 0]], return_counts=True)
+    gone = owners[np.argsort(-counts)][:4].tolist()
+    prompt = next(document.text for document in read_documents(work / "data" / "documents") if document.id == gone[0])
+    asked = [f"--workdir={work}", f"--prompt={prompt[:300]}", "--config.sample.temperature=0"]
+    capsys.readouterr()
+    assert sample.main(asked) == 0
+    assert f"0.000  own: {names[gone[0]]}" in capsys.readouterr().out
+    assert shown & {names[id] for id in gone}
+
+    assert database.main(["remove", f"--workdir={work}", f"--documents={','.join(map(str, gone))}"]) == 0
+    after, ids, examples, undrawn, shown = evaluate()
+    assert (ids >= 0).all() and not np.isin(table.document_ids[ids], gone).any()
+    assert np.array_equal(undrawn, np.isin(table.document_ids[:], gone)), "random neighbors are of what is left too"
+    for example in examples:  # as the model read them
+        assert np.array_equal(example["neighbor_tokens"], table.value(example["neighbor_ids"]))
+    assert not shown & {names[id] for id in gone} and after["database"]["removed_documents"] == 4
+    check_controls(before, after)
+    capsys.readouterr()
+    assert sample.main(asked) == 0
+    out = capsys.readouterr().out
+    assert "own: " in out and not [id for id in gone if f"own: {names[id]}" in out]
+    assert trained_files(work) == trained
+
+
+def test_what_was_added_is_in_the_figures_and_in_samples(work, evaluate, capsys):
+    """The new text repeats held-out chunks among words of its own, so it must come first for them."""
+    trained, table = trained_files(work), ChunkTable(work / "data" / "chunks")
+    before, _, _, _, _ = evaluate()
+    held_out = next(document for document in read_documents(work / "data" / "documents") if document.split != "train")
+    (work / "new").mkdir()
+    (work / "new" / "later.txt").write_text(held_out.text + made_up_text.text(9, 40), newline="")
+    assert database.main(["add", f"--workdir={work}", f"--config.data.sources.news.path={work / 'new'}"]) == 0
+    after, ids, examples, _, _ = evaluate()
+    assert after["database"]["additions"] == 1 and after["database"]["added_chunks"] > 0
+    mine = table.document_ids[table.database_chunks :] == held_out.id
+    added = ids >= len(table)
+    assert added[mine, 0].mean() > 0.9 and not ((ids >= table.database_chunks) & ~added).any()
+    new = ChunkTable(work / "data" / "additions" / "00000" / "chunks")
+    found = [example["neighbor_tokens"][example["neighbor_ids"] >= len(table)] for example in examples]
+    rows = np.concatenate([example["neighbor_ids"][example["neighbor_ids"] >= len(table)] for example in examples])
+    assert np.array_equal(np.concatenate(found), new.value(rows - len(table)))
+    check_controls(before, after)
+    capsys.readouterr()
+    assert sample.main([f"--workdir={work}", f"--prompt={held_out.text[:300]}"]) == 0
+    assert "0.000  news: later.txt" in capsys.readouterr().out
+    assert trained_files(work) == trained
