@@ -4,7 +4,8 @@
 
 Every build is one JSON file in the given folder; one that is there is not made again, and an interrupted one continues
 (its line then says so). The whole share comes first: its tokenizer serves the smaller ones, so that they differ in their
-text alone. Memory is that of the building process, sampled five times a second, stage by stage.
+text alone. Memory and processor
+time are those of the building process, sampled five times a second, stage by stage.
 """
 
 import argparse
@@ -58,11 +59,11 @@ def measure(folder: Path, percent: float, share: float) -> dict:
         command.append(f"--config.data.tokenizer={folder / f'{percent:g}' / 'data' / 'tokenizer' / 'tokenizer.model'}")
     started, load = time.time(), os.getloadavg()[0]
     continued = (workdir / "data").exists()
-    peaks = run_and_watch(command)
+    peaks, processor = run_and_watch(command)
     data = workdir / "data"
     row = {"percent": percent * share, "share": share, "date": time.strftime("%Y-%m-%d"), "continued": continued}
     row |= {"cores": len(os.sched_getaffinity(0)), "load_before": load, "load_after": os.getloadavg()[0]}
-    row |= {"wall_seconds": time.time() - started, "peak_bytes": peaks}
+    row |= {"wall_seconds": time.time() - started, "peak_bytes": peaks, "cpu_seconds": processor}
     row["stages"] = {
         stage: {
             "counts": (manifest := json.loads((data / stage / "manifest.json").read_text()))["counts"],
@@ -74,19 +75,24 @@ def measure(folder: Path, percent: float, share: float) -> dict:
     return row | {"search": search_facts(data)}
 
 
-def run_and_watch(command: list[str]) -> dict[str, int]:
-    """Runs a build; the most resident memory of its process in each stage, in bytes."""
+def run_and_watch(command: list[str]) -> tuple[dict[str, int], dict[str, float]]:
+    """Runs a build; in each stage the most resident memory of its process, in bytes, and its processor time, in seconds."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    peaks, stage = dict.fromkeys(STAGES, 0), ["documents"]
+    peaks, processor = dict.fromkeys(STAGES, 0), dict.fromkeys(STAGES, 0.0)
+    stage, ticks = ["documents"], os.sysconf("SC_CLK_TCK")
 
     def watch():
+        before = 0.0
         while process.poll() is None:
             try:
                 status = Path(f"/proc/{process.pid}/status").read_text()
+                times = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
             except OSError:
                 return
             if found := re.search(r"VmRSS:\s+(\d+) kB", status):
                 peaks[stage[0]] = max(peaks[stage[0]], 1024 * int(found[1]))
+            now = (int(times[11]) + int(times[12])) / ticks  # in user and in kernel mode, all threads
+            processor[stage[0]], before = processor[stage[0]] + now - before, now
             time.sleep(0.2)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -98,7 +104,7 @@ def run_and_watch(command: list[str]) -> dict[str, int]:
     watcher.join()
     if process.wait():
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}; run this command again, it continues.")
-    return peaks
+    return peaks, processor
 
 
 def search_facts(data: Path) -> dict:

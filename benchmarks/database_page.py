@@ -12,17 +12,19 @@ Written by `make database-report`; do not edit. Text: the nine subsets of `confi
 SUBSETS = """
 ## Documents
 
-Every document read is in one of the five columns behind. Duplicates have the text of another document; over the budget
-is what the share leaves out. MB are of the text kept, held out or not.
+Every document read is in one of the six columns behind. Duplicates have the text of another document, near duplicates are
+training documents with a Jaccard index of {jaccard:g} or more of {gram}-grams with a held-out one; over the budget is what the
+share leaves out. MB are of the text kept, held out or not. The last column is not about what is dropped: it counts the
+documents that have a near duplicate in the corpus, before the budget.
 
-| subset | read | kept | held out | duplicates | over the budget | dropped for other reasons | MB |
-|---|---|---|---|---|---|---|---|
+| subset | read | kept | held out | duplicates | near duplicates | over the budget | dropped for other reasons | MB | near another |
+|---|---|---|---|---|---|---|---|---|---|
 """
 STAGES = """
 ## Stages of the largest build
 
-| stage | holds | MB on disk | seconds | rate | peak MB of memory |
-|---|---|---|---|---|---|
+| stage | holds | MB on disk | seconds | processor seconds | rate | peak MB of memory |
+|---|---|---|---|---|---|---|
 """
 SEARCH = """
 ## Search
@@ -35,8 +37,10 @@ Recall is against exact distances in float64, over a sample of {queries} chunks 
 GROWTH = """
 ## Growth
 
-Seconds of a stage at shares of the same text; each smaller one is a part of the larger. The smaller ones use the tokenizer
-of the largest, so that stage only copies it.
+Processor seconds of a stage (all threads; other work on the machine does not count) at shares of the same text; each smaller
+one is a part of the larger. The smaller ones use the tokenizer of the largest, so that stage only copies it; and every share
+reads all sources whole, since a share is a budget, so the documents stage costs much the same. Below, the same for each MB:
+where it falls or stays, the cost is linear or better.
 
 | percent of the text | MB | chunks | {stages} | peak MB |
 |---|---|---|{lines}|---|
@@ -60,11 +64,15 @@ def page(rows: Sequence[Mapping]) -> str:
         length=length,
         machine=_machine(rows),
     )
-    parts = [head, SUBSETS, *_subsets(stages["documents"]["counts"]["subsets"]), STAGES, *_stages(whole)]
+    documents = stages["documents"]["counts"]
+    near = documents["near_duplicates"]
+    parts = [head, SUBSETS.format(jaccard=near["jaccard"], gram=near["gram"]), *_subsets(documents), STAGES]
+    parts += _stages(whole)
     ordered = sorted(rows, key=lambda row: row["percent"])
     parts += [SEARCH.format(queries=whole["search"]["queries"]), *(_search(row) for row in ordered)]
-    parts += [GROWTH.format(stages=" | ".join(stages), lines="|".join(["---"] * len(stages)))]
-    return "".join([*parts, *(_growth(row) for row in ordered)])
+    table = GROWTH.format(stages=" | ".join(stages), lines="|".join(["---"] * len(stages)))
+    parts += [table, *(_growth(row, 1) for row in ordered), "\n", table[table.index("| percent") :]]
+    return "".join([*parts, *(_growth(row, row["stages"]["documents"]["counts"]["bytes"] / 1e6) for row in ordered)])
 
 
 def _machine(rows) -> str:
@@ -74,27 +82,37 @@ def _machine(rows) -> str:
     said = (
         ""
         if idle
-        else f"The machine was shared: its load average before and after builds was up to {load:.0f}.\nRates are far below those of a quiet one, and seconds of different builds do not compare. "
+        else f"The machine was shared: its load average before and after builds was up to {load:.0f}.\nRates are below those of a quiet one, and seconds of different builds do not compare. "
     )
     again = [f"{row['percent']:g}" for row in rows if row["continued"]]
     return said + (f"Builds continued after an interruption: {', '.join(again)} percent. " if again else "")
 
 
-def _subsets(subsets: Mapping) -> list[str]:
-    lines, total = [], [0, 0, 0, 0, 0, 0, 0.0]
-    for name, count in sorted(subsets.items()):
+def _subsets(documents: Mapping) -> list[str]:
+    lines, total = [], [0, 0, 0, 0, 0, 0, 0, 0.0, 0]
+    for name, count in sorted(documents["subsets"].items()):
         dropped = dict(count["dropped"])
-        copies, over = dropped.pop("duplicate"), dropped.pop("budget")
+        copies, near, over = (dropped.pop(reason) for reason in ("duplicate", "near_duplicate", "budget"))
         train, held = count["train"], count["validation"]
         size = (train["bytes"] + held["bytes"]) / 1e6
-        figures = [count["read"], train["documents"], held["documents"], copies, over, sum(dropped.values()), size]
+        figures = [
+            count["read"],
+            train["documents"],
+            held["documents"],
+            copies,
+            near,
+            over,
+            sum(dropped.values()),
+            size,
+        ]
+        figures.append(documents["near_duplicates"]["subsets"].get(name, {"near": 0})["near"])
         total = [a + b for a, b in zip(total, figures, strict=True)]
         lines.append(_subset(name, figures))
     return [*lines, _subset("all", total)]
 
 
 def _subset(name: str, figures) -> str:
-    return f"| {name} | " + " | ".join(f"{figure:,}" for figure in figures[:-1]) + f" | {figures[-1]:.2f} |\n"
+    return f"| {name} | " + " | ".join(f"{x:,.2f}" if isinstance(x, float) else f"{x:,}" for x in figures) + " |\n"
 
 
 def _stages(row: Mapping) -> list[str]:
@@ -108,7 +126,7 @@ def _stages(row: Mapping) -> list[str]:
         peak = row["peak_bytes"][stage] / 1e6
         lines.append(
             f"| {stage} | {holds if stage != 'tokenizer' else ''} | {facts['bytes'] / 1e6:,.1f} | {facts['seconds']:,.1f} | "
-            f"{rate} | {peak:,.0f} |\n"
+            f"{row['cpu_seconds'][stage]:,.1f} | {rate} | {peak:,.0f} |\n"
         )
     return lines
 
@@ -123,9 +141,9 @@ def _search(row: Mapping) -> str:
     )
 
 
-def _growth(row: Mapping) -> str:
+def _growth(row: Mapping, divisor: float) -> str:
     stages = row["stages"]
-    seconds = " | ".join(f"{facts['seconds']:,.1f}" for facts in stages.values())
+    seconds = " | ".join(f"{row['cpu_seconds'][stage] / divisor:,.{1 if divisor == 1 else 2}f}" for stage in stages)
     return (
         f"| {row['percent']:g} | {stages['documents']['counts']['bytes'] / 1e6:.2f} | {stages['chunks']['counts']['chunks']:,} | "
         f"{seconds} | {max(row['peak_bytes'].values()) / 1e6:,.0f} |\n"
