@@ -60,12 +60,12 @@ def measure(recipe: Recipe, compiling: bool, folder: Path) -> dict:
     """The row of a recipe: from its file, or made (and kept, if it was compiled)."""
     topology = parse_topology(recipe.topology)
     path = folder / f"{recipe.size}-{topology.word}.json"
+    run = resolve(load_config(f"{ROOT}/configs/retro.py:{recipe.size}"))
     if path.exists():
         row = json.loads(path.read_text())
         choices = {"accumulation": recipe.accumulation, "remat": recipe.remat, "loss_block": recipe.loss_block}
         if all(row["report"][key] == value for key, value in choices.items()):
-            return row
-    run = resolve(load_config(f"{ROOT}/configs/retro.py:{recipe.size}"))
+            return row | {"estimate": preflight(run, topology, False, lambda line: None)}
     compiling = compiling and topology.chip.compiles
 
     def say(line):
@@ -86,7 +86,7 @@ def measure(recipe: Recipe, compiling: bool, folder: Path) -> dict:
 
 
 def table_row(recipe: Recipe, row: dict) -> str:
-    report, memory, times = row["report"], row["report"]["memory_gib"], row["report"]["roofline"]
+    report, memory, times = row["report"], row["report"]["memory_gib"], row["estimate"]["roofline"]
     bounds = {name: times[name] for name in ("compute", "memory", "interconnect")}
     cells = [
         recipe.size,
@@ -100,7 +100,7 @@ def table_row(recipe: Recipe, row: dict) -> str:
         f"{memory['limit']:.2f}",
         f"{row['estimate']['memory_gib']['total']:.2f}",
         "-" if report["compile_seconds"] is None else f"{report['compile_seconds']:.0f}",
-        f"{report['step_seconds_roofline']:.2f}",
+        f"{row['estimate']['step_seconds_roofline']:.2f}",
         max(bounds, key=bounds.get),
         f"{times['tokens_per_second']:,.0f}",
         f"{times['model_flops_utilization']:.0%}",

@@ -17,13 +17,8 @@ from retro_jax.models.parameters import KERNELS, part_of
 from retro_jax.models.retro import abstract_model
 from retro_jax.optimizer import flatten, split_trainable
 from retro_jax.sharding import AXES, parameter_specs
-from retro_jax.topologies import GIB, Topology
+from retro_jax.topologies import GIB, LIVE_SCORES, Topology
 
-# Float32 attention scores of one layer alive at once, in units of one score matrix. Set so that the estimate meets the
-# tighter of two compilations (172m on v5e:4x4: 6.8 GiB of temporaries where a score matrix is 0.25 GiB; at 7b5 it is
-# twice the compiler's). The
-# flat rows of `relative_shift`, which a TPU pads to its tiles, are a good part of it.
-LIVE_SCORES = 24
 SCORE_PASSES = 16  # times a score is written or read in memory in one training step, forward, again and backward
 STREAM_PASSES = 60  # the same for a number of a layer's [B, T, D] stream, feed-forward included
 
@@ -140,17 +135,21 @@ def held(params: dict, sizes: dict[str, int]) -> float:
     return total
 
 
-def memory_gib(run: RunConfig, sizes: dict[str, int]) -> dict[str, float]:
-    """GiB a device of "parameters", "moments", "gradients", "activations" (temporaries included) and "total"."""
+def memory_gib(run: RunConfig, sizes: dict[str, int], live_scores: int = LIVE_SCORES) -> dict[str, float]:
+    """GiB a device of "parameters", "moments", "gradients", "activations" (temporaries included) and "total".
+
+    Args:
+      live_scores: of `topologies.Chip`.
+    """
     params = abstract_model(run.model)[1]
     trained = held(split_trainable(params, run.train.trainable)[0], sizes)
     parts = {"parameters": 4 * held(params, sizes), "moments": 8 * trained, "gradients": 4 * trained}
-    parts["activations"] = sum(activation_bytes(run, sizes).values())
+    parts["activations"] = sum(activation_bytes(run, sizes, live_scores).values())
     parts = {name: size / GIB for name, size in parts.items()}
     return {**parts, "total": sum(parts.values())}
 
 
-def activation_bytes(run: RunConfig, sizes: dict[str, int]) -> dict[str, float]:
+def activation_bytes(run: RunConfig, sizes: dict[str, int], live_scores: int) -> dict[str, float]:
     """Bytes a device of what one micro-batch keeps for its backward pass, works on, and gathers."""
     model, encoder, tensor = run.model, run.model.encoder, sizes["tensor"]
     rows = run.train.batch / (sizes["data"] * sizes["fsdp"] * run.train.accumulation)
@@ -164,15 +163,16 @@ def activation_bytes(run: RunConfig, sizes: dict[str, int]) -> dict[str, float]:
     }
     layer = (stream * 6 + wide * 2) * dtype  # what a layer keeps beside its scores
     kept = {"full": stream * dtype, "dots": layer, "none": layer + scores["self"] * dtype}[model.remat] * model.layers
-    work = {"self": LIVE_SCORES * 4 * scores["self"], "feed_forward": wide * 12, "loss": _loss_bytes(run, rows, tensor)}
+    work = {"self": live_scores * 4 * scores["self"], "feed_forward": wide * 12, "loss": _loss_bytes(run, rows, tensor)}
     if "read" in kinds:
         retrieved = rows * kinds["encoder"].rows
         kept += retrieved * encoder.width * dtype * (encoder.layers + 2)
-        work["read"] = LIVE_SCORES * 4 * scores["read"] + retrieved * 2 * kinds["read"].inner / tensor * dtype
-        work["encoder"] = LIVE_SCORES * 4 * scores["encoder"] + retrieved * encoder.width * 8
+        work["read"] = live_scores * 4 * scores["read"] + retrieved * 2 * kinds["read"].inner / tensor * dtype
+        work["encoder"] = live_scores * 4 * scores["encoder"] + retrieved * encoder.width * 8
         work["encoder_feed_forward"] = retrieved * (encoder.feed_forward / tensor * 12 + encoder.width * 8)
     layer_weights = (5 * kinds["self"].inner + 2 * model.feed_forward) * model.width / tensor
-    gathered = 3 * layer_weights * (dtype + 4) + model.vocabulary * model.width / tensor * (dtype + 4)
+    entries = min(model.loss_block or model.vocabulary, model.vocabulary)  # of the readout, gathered block by block
+    gathered = (3 * layer_weights + entries * model.width / tensor) * (dtype + 4)
     return {"kept": kept, "work": max(work.values()) + stream * 12, "gathered": gathered if sizes["fsdp"] > 1 else 0.0}
 
 

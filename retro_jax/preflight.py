@@ -40,7 +40,7 @@ def preflight(run: RunConfig, topology: Topology, compiling: bool, say: Callable
     check_sizes(run, sizes)
     if compiling:
         check_compiler(topology)
-    estimate = memory_gib(run, sizes)
+    estimate = memory_gib(run, sizes, topology.chip.live_scores)
     report = {
         "topology": topology.name,
         "devices": topology.devices,
@@ -105,7 +105,7 @@ def _compiled(found: Compiled, estimate: dict) -> dict:
 
 def _tried(run: RunConfig, topology: Topology, compiling: bool, say) -> list[dict]:
     """The changes that were tried: all by the estimate, the first that mend it by the compiler too."""
-    found = remedies(run, topology.devices)
+    found = remedies(run, topology)
     rows = {remedy.name: remedy.row(topology.memory_gib) for remedy in found}
     singles = [row for name, row in rows.items() if " + " not in name]
     mending = [remedy for remedy in found if rows[remedy.name]["fits"]][:COMPILED_REMEDIES]

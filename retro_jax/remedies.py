@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from retro_jax.config import MeshConfig, RunConfig
 from retro_jax.estimate import memory_gib
 from retro_jax.sharding import check_sizes, mesh_sizes
+from retro_jax.topologies import Topology
 
 SMALL_BLOCK = 2048  # vocabulary entries; smaller ones leave the matrix units idle
 
@@ -24,8 +25,9 @@ class Remedy:
         return {"change": self.name, "flags": self.flags, "memory_gib": self.gib, "fits": self.gib <= limit}
 
 
-def remedies(run: RunConfig, devices: int) -> list[Remedy]:
+def remedies(run: RunConfig, topology: Topology) -> list[Remedy]:
     """Each change alone as far as it goes, then pairs and more of them; the least change first, then the least memory."""
+    devices, live_scores = topology.devices, topology.chip.live_scores
     kinds = {name: list(change(run, devices)) for name, change in CHANGES.items()}
     found = []
     for count in range(1, len(kinds) + 1):
@@ -36,7 +38,7 @@ def remedies(run: RunConfig, devices: int) -> list[Remedy]:
                 if changed is None:
                     break
             if changed is not None and changed != run:
-                gib = memory_gib(changed, mesh_sizes(changed.train.mesh, devices))["total"]
+                gib = memory_gib(changed, mesh_sizes(changed.train.mesh, devices), live_scores)["total"]
                 found.append(Remedy(" + ".join(names), _flags(run, changed), changed, gib))
     return found
 
