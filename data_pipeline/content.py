@@ -1,6 +1,7 @@
 """Checks of what a finished database holds, beyond its checksums: see `data_pipeline.verification`.
 
-Every check goes over the rows once, block by block, and gives damages; none changes anything.
+Every check goes over the rows once, block by block, and gives damages; none changes anything. Embedding, exact search
+and reading the joined shards take as long as the build did, so they look at a sample, or not, unless all is asked for.
 """
 
 import json
@@ -13,6 +14,7 @@ from data_pipeline.bert import FrozenEncoder
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.documents import PART
 from data_pipeline.embeddings import EmbeddingTable
+from data_pipeline.joined import NAME, open_split, pack
 from data_pipeline.manifests import read_manifest
 from data_pipeline.neighbors import NeighborTable, find_neighbors
 from data_pipeline.recall import sample_rows
@@ -23,15 +25,18 @@ from data_pipeline.verification import Damage
 from retro_jax.dimensions import PADDING
 from retro_jax.progress import progress
 
-ROWS = 8192  # looked at together
+ROWS, QUERIES = 8192, 1024  # looked at, searched together
 SAMPLE = 200  # queries searched exactly
 EMBEDDED = 64  # chunks embedded again
 LEAST_COSINE = 0.999  # with what was stored: other hardware rounds otherwise, float16 keeps 3 digits
 SLACK = 0.02  # of recall, beside 4 standard errors
 
 
-def check_content(data: Path, encoder: FrozenEncoder) -> tuple[list[Damage], dict]:
+def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = False) -> tuple[list[Damage], dict]:
     """All checks of a build whose files are whole.
+
+    Args:
+      everything: every chunk is embedded again, searched exactly, and looked up in the joined shards.
 
     Returns:
       Damages, and what was looked at: numbers for the report.
@@ -41,14 +46,19 @@ def check_content(data: Path, encoder: FrozenEncoder) -> tuple[list[Damage], dic
     neighbors = NeighborTable(data / "neighbors", verify=False)
     digests = []
     damages = list(_check_chunks(data, table, digests))
-    damages += _check_embeddings(data, table, vectors, encoder)
-    facts = {"chunks": len(table), "embedded_again": EMBEDDED}
+    embedded, searched = (len(table) if everything else min(count, len(table)) for count in (EMBEDDED, SAMPLE))
+    damages += _check_embeddings(data, table, vectors, encoder, embedded)
+    facts = {"chunks": len(table), "embedded_again": embedded}
     if damages:
         return damages, facts
     digest_of = np.repeat(np.array(digests), np.diff([*_first_rows(table), len(table)]))
     damages += _check_neighbors(table, vectors, neighbors, digest_of)
-    found, exact = _check_search(data, table, vectors, neighbors)
-    return damages + found, facts | {"neighbors": int((neighbors.ids[:] != PADDING).sum()), **exact}
+    found, exact = _check_search(data, table, vectors, neighbors, searched)
+    facts |= {"neighbors": int((neighbors.ids[:] != PADDING).sum()), **exact}
+    if everything:
+        facts["joined_chunks"] = 0
+        damages += _check_joined(data / "joined", table, neighbors, facts)
+    return damages + found, facts
 
 
 def _first_rows(table: ChunkTable) -> np.ndarray:
@@ -99,20 +109,20 @@ def _check_chunks(data: Path, table: ChunkTable, digests: list[str]) -> Iterator
 
 
 def _check_embeddings(
-    data: Path, table: ChunkTable, vectors: EmbeddingTable, encoder: FrozenEncoder
+    data: Path, table: ChunkTable, vectors: EmbeddingTable, encoder: FrozenEncoder, count: int
 ) -> Iterator[Damage]:
-    """A sample of chunks embedded again."""
-    reader, rows = Tokenizer(data / "tokenizer"), sample_rows(len(table), EMBEDDED)
-    tokens = table.tokens[rows]
-    again = encoder.embed([reader.decode(row[row != PADDING]) for row in tokens], description="verify embeddings")
-    stored = vectors[rows]
-    norms = np.linalg.norm(again, axis=1) * np.linalg.norm(stored, axis=1)
-    cosines = np.einsum("ne,ne->n", again, stored) / np.maximum(norms, 1e-12)
-    for row, cosine in zip(rows.tolist(), cosines.tolist(), strict=True):
-        if not cosine >= LEAST_COSINE:
-            yield Damage(
-                "embeddings", _shard(table, "embeddings", row), f"row {row} has cosine {cosine:.4f} with its chunk"
-            )
+    """`count` chunks, spread over all, embedded again."""
+    reader, chosen = Tokenizer(data / "tokenizer"), sample_rows(len(table), count)
+    for start in range(0, len(chosen), ROWS):
+        rows = chosen[start : start + ROWS]
+        texts = [reader.decode(row[row != PADDING]) for row in table.tokens[rows]]
+        again, stored = encoder.embed(texts, description="verify embeddings"), vectors[rows]
+        norms = np.linalg.norm(again, axis=1) * np.linalg.norm(stored, axis=1)
+        cosines = np.einsum("ne,ne->n", again, stored) / np.maximum(norms, 1e-12)
+        for row, cosine in zip(rows.tolist(), cosines.tolist(), strict=True):
+            if not cosine >= LEAST_COSINE:
+                what = f"row {row} has cosine {cosine:.4f} with its chunk"
+                yield Damage("embeddings", _shard(table, "embeddings", row), what)
 
 
 def _check_neighbors(
@@ -156,33 +166,67 @@ def _in_order(ids, distances, *, by_distance: bool) -> np.ndarray:
 
 
 def _check_search(
-    data: Path, table: ChunkTable, vectors: EmbeddingTable, neighbors: NeighborTable
+    data: Path, table: ChunkTable, vectors: EmbeddingTable, neighbors: NeighborTable, count: int
 ) -> tuple[list[Damage], dict]:
-    """A sample of queries against exact search: equal ids where the index is exact, its recall where it is not."""
+    """`count` queries against exact search: equal ids where the index is exact, its recall where it is not.
+
+    What SCaNN misses is its recall; what it gives is at its true distance and nearest first (`_check_neighbors`), so a
+    row that misses nothing is the row of exact search.
+    """
     index = read_manifest(data / "index", "index", verify=False)
     if neighbors.rerank != "none":
         return [], {"queries_searched": 0}  # chosen by their words among more candidates than are stored
-    rows, k = sample_rows(len(table), SAMPLE), neighbors.ids.shape[1]
+    chosen, k = sample_rows(len(table), count), neighbors.ids.shape[1]
     documents = np.asarray(table.document_ids[:])
     searched = Subset(index.config["database_fraction"], table).ids(0, table.database_chunks)
     exact = PlacedSearcher(ExactSearcher(vectors[searched]), searched)
-    ids, distances = find_neighbors(exact, vectors[rows], documents[rows], documents, k)
-    there = ids != PADDING
-    farthest = np.where(there, distances, -np.inf).max(axis=1, initial=-np.inf)
-    hits = (neighbors.ids[rows] != PADDING) & (neighbors.distances[rows] <= farthest[:, None] + 1e-5)
-    recall = float(hits.sum() / max(1, there.sum()))
-    promised = index.counts["recall"]["value"]
-    facts = {"queries_searched": len(rows), "recall": recall, "recall_promised": promised}
+    hits, there, other = np.zeros(len(chosen), int), 0, []
+    for start in progress(range(0, len(chosen), QUERIES), description="verify search", unit="block"):
+        rows = chosen[start : start + QUERIES]
+        ids, distances = find_neighbors(exact, vectors[rows], documents[rows], documents, k)
+        farthest = np.where(ids != PADDING, distances, -np.inf).max(axis=1, initial=-np.inf)
+        near = (neighbors.ids[rows] != PADDING) & (neighbors.distances[rows] <= farthest[:, None] + 1e-5)
+        hits[start : start + QUERIES] = near.sum(axis=1)
+        there += int((ids != PADDING).sum())
+        other += rows[(ids != neighbors.ids[rows]).any(axis=1)].tolist()
+    recall, promised = float(hits.sum() / max(1, there)), index.counts["recall"]["value"]
+    facts = {"queries_searched": len(chosen), "rows_as_exact": len(chosen) - len(other)}
+    facts |= {"recall": recall, "recall_promised": promised}
     if index.counts["kind"] == "exact":
-        return [
-            Damage("neighbors", _shard(table, "neighbors", row), f"row {row} has other neighbors than exact search")
-            for row in rows[(ids != neighbors.ids[rows]).any(axis=1)].tolist()
-        ], facts
-    least = promised - 4 * np.sqrt(promised * (1 - promised) / max(1, there.sum())) - SLACK
-    if recall < least:
-        worst = rows[hits.sum(axis=1).argmin()]
-        what = (
-            f"recall@{k} is {recall:.3f} on a sample, but the index promises {promised:.3f}; row {worst} is the worst"
-        )
-        return [Damage("neighbors", _shard(table, "neighbors", int(worst)), what)], facts
-    return [], facts
+        what = "has other neighbors than exact search"
+        return [Damage("neighbors", _shard(table, "neighbors", row), f"row {row} {what}") for row in other], facts
+    least = promised - 4 * np.sqrt(promised * (1 - promised) / max(1, there)) - SLACK
+    if recall >= least:
+        return [], facts
+    worst = int(chosen[hits.argmin()])
+    what = f"recall@{k} is {recall:.3f} on {len(chosen):,} queries, but the index promises {promised:.3f}"
+    what += f"; row {worst} is the worst"
+    return [Damage("neighbors", _shard(table, "neighbors", worst), what)], facts
+
+
+def _check_joined(directory: Path, table: ChunkTable, neighbors: NeighborTable, facts: dict) -> Iterator[Damage]:
+    """Every sequence as a model reads it: its chunks, their stored neighbors, and after each its true next chunk.
+
+    Args:
+      facts: "joined_chunks" counts what was looked at; held-out chunks stand in two windows.
+    """
+    manifest = read_manifest(directory, "joined", verify=False)
+    size = manifest.config["shard_sequences"]
+    for split, packing in pack(table, manifest.config["sequence_length"] // table.chunk_length).items():
+        count = len(packing.chunk_ids)
+        examples = open_split(directory, split, verify=False)[0] if count else []
+        for number in progress(range(count), description=f"verify joined {split}", unit="sequence"):
+            ids, example = packing.chunk_ids[number], examples[number]
+            real = ids != PADDING
+            rows = np.where(real, ids, 0)
+            found = np.where(real[:, None], neighbors.ids[rows], PADDING)
+            expected = {
+                "tokens": np.where(real[:, None], table.tokens[rows], PADDING).reshape(-1),
+                "neighbor_ids": found,
+                "neighbor_distances": np.where(real[:, None], neighbors.distances[rows], np.inf),
+                "neighbor_tokens": table.value(found),
+            }
+            facts["joined_chunks"] += int(real.sum())
+            for name in (name for name, array in expected.items() if not np.array_equal(example[name], array)):
+                shard = f"{NAME}-{split}-{number // size:05d}-of-{-(-count // size):05d}"
+                yield Damage("joined", shard, f"{split} sequence {number} has other {name} than its chunks")

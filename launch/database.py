@@ -14,6 +14,12 @@ WORKDIR = "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke"
 
 def _verify_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("repair", False, "redo what is damaged, and nothing else", flag_values=values)
+    flags.DEFINE_boolean(
+        "all",
+        False,
+        "embed, search exactly and look up in the joined shards every chunk, not a sample; takes as long as the build",
+        flag_values=values,
+    )
 
 
 def _remove_flags(values: flags.FlagValues) -> None:
@@ -73,7 +79,8 @@ def _verify(invocation: Invocation) -> None:
         damages = check_files(data)
         if damages:
             return damages, {}
-        return check_content(data, open_encoder(data / "embeddings", encoder_directory(invocation.run.data)))
+        encoder = open_encoder(data / "embeddings", encoder_directory(invocation.run.data))
+        return check_content(data, encoder, everything=invocation.flags.all)
 
     if repair:
         with BuildLock(data):
@@ -180,8 +187,8 @@ ACTIONS = {
     "verify": (
         Verb(
             "database verify",
-            "recomputes checksums, samples embeddings and neighbors, checks the rules of neighbors and continuations; says "
-            "what is damaged and which shards to redo",
+            "recomputes checksums, samples embeddings and neighbors (--all: every one), checks the rules of neighbors and "
+            "continuations; says what is damaged and which shards to redo",
             WORKDIR,
             _verify_flags,
             reads_build=True,
