@@ -7,7 +7,8 @@
 for a laptop (configs/quickstart.py without its text) and a vocabulary of 4,096.
 Read are .txt, .jsonl and .json.gz (.gz and .zst too), .parquet, .arrow, a Hugging Face data set folder, and a TFDS data
 set directory of ArrayRecord files. Records hold the text under "text" (--config.data.sources.own.text_key) and, if you
-like, a subset name (.subset_key; the Pile: meta.pile_set_name). A store's URL needs its package (gcsfs, s3fs).
+like, a subset name (.subset_key; the Pile: meta.pile_set_name) and an id (.id_key). A store's URL needs its package
+(gcsfs, s3fs).
 Cleaning drops training documents near a held-out one, as the paper does (--config.data.near_duplicate_jaccard=0 leaves
 them); .sources.own.evaluation_titles=wiki.test.tokens those of Wikitext; WORKDIR/data/documents/dropped.jsonl lists both.
 State the license of your text: --config.data.sources.own.license="...".

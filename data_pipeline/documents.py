@@ -4,7 +4,7 @@
     lines.npy          int64 [N, 2]: where each line begins in the file, and the UTF-8 bytes of its text
     dropped.jsonl      what cleaning took from the training split, and why (empty without cleaning)
 
-The id of a document is a hash of its subset and its key (a path, a title; of a record the text itself), its split a hash
+The id of a document is a hash of its subset and its key (a path, a title; of a record its own id, or else the text itself), its split a hash
 of the id, and budgets take documents in the order of a third hash: neither changes when the sources are re-ordered or
 other documents come or go. Every document read is kept or counted under the reason it was dropped for.
 
@@ -114,6 +114,8 @@ def _relevant(source: SourceConfig) -> dict:
     """The source's config without its paths: what the files hold counts (the input's digest), not where they are."""
     facts = to_dict(source)
     del facts["path"]
+    if not facts["id_key"]:
+        del facts["id_key"]  # a build of before that key is the same
     facts["evaluation_titles"] = bool(facts["evaluation_titles"])
     return facts
 

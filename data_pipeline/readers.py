@@ -6,6 +6,7 @@ units, each a pure function of its files, so that a build goes on where it stopp
 """
 
 import hashlib
+import numbers
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Raw:
 
     subset: str
     name: str  # where it is from: for people
-    key: str  # what it is within its subset: its id comes from this, and does not change when the source is re-ordered
+    key: str  # what it is within its subset: the document's id comes from this, and does not change when the source is re-ordered
     text: str
     license: str
     dropped: str = ""  # why the reader itself leaves it out
@@ -106,9 +107,9 @@ def read_unit(name: str, source: SourceConfig, unit: Unit, limit: int) -> Iterat
         elif kind == "jsonl":
             yield from _documents(name, source, file.name, json_lines(file, limit))
         else:
-            keys = (source.text_key, source.subset_key, source.title_key)
+            keys = (source.text_key, source.subset_key, source.id_key, source.title_key)
             columns = list(dict.fromkeys(key.partition(".")[0] for key in keys if key))
-            option = f"config.data.sources.{name}.text_key (subset_key, title_key)"
+            option = f"config.data.sources.{name}.text_key (subset_key, id_key, title_key)"
             for raw in _documents(name, source, file.name, table_rows(file, columns, option)):
                 if len(raw.text) > limit:
                     raise too_large(f"{file.url}, {raw.name.rpartition(':')[2]}", limit)
@@ -161,7 +162,7 @@ def _format(name: str, source: SourceConfig, file: str = "") -> str:
 
 
 def _documents(name: str, source: SourceConfig, shown: str, records) -> Iterator[Raw]:
-    """The documents of (number, where, record); their key is their text, for rows move when a file is shuffled."""
+    """The documents of (number, where, record); their key is their id or their text, for rows move in a shuffled file."""
     for number, where, record in records:
         subset = title = ""
         if source.subset_key:
@@ -178,12 +179,30 @@ def _documents(name: str, source: SourceConfig, shown: str, records) -> Iterator
                 f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}), which is no text in any "
                 "encoding. Mend or remove this line."
             ) from None
+        if source.id_key:
+            key = _identity(record, source.id_key, where, f"config.data.sources.{name}.id_key")
         dropped = "null" if text is None else ""
         yield Raw(subset or name, f"{shown}:{number}", key, text or "", source.license, dropped, title)
 
 
+def _identity(record, dotted: str, where: str, option: str) -> str:
+    """The id of a record, a string or a whole number; StageError if it is missing, empty or anything else."""
+    value = _value(record, dotted, where, option)
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole and (not value or not isinstance(value, str)):
+        raise StageError(f"{where} has no id under {dotted!r}, but {value!r:.40}. Mend it, or leave {option} empty.")
+    return str(value)
+
+
 def _string(record, dotted: str, where: str, option: str) -> str | None:
     """record[a][b] for "a.b", None for null; StageError with the keys that are there if it is missing or no string."""
+    value = _value(record, dotted, where, option)
+    if value is not None and not isinstance(value, str):
+        raise StageError(f"{where} has no text under {dotted!r}, but {value!r:.40}. Set {option} to a key with text.")
+    return value
+
+
+def _value(record, dotted: str, where: str, option: str):
     value = record
     for part in dotted.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -192,6 +211,4 @@ def _string(record, dotted: str, where: str, option: str) -> str | None:
         value = value[part]
     if isinstance(value, bytes):
         value = decode(value, where, 0)
-    if value is not None and not isinstance(value, str):
-        raise StageError(f"{where} has no text under {dotted!r}, but {value!r:.40}. Set {option} to a key with text.")
     return value

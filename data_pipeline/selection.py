@@ -85,7 +85,7 @@ def check_ids(facts: np.ndarray, describe: Callable[[int], str]) -> None:
     if clash.any():
         first = int(np.flatnonzero(clash)[0])
         raise StageError(
-            f"Two documents have the same name but different texts (id {facts['id'][one[first]]}): "
+            f"Two documents have the same name or id but different texts (in this database {facts['id'][one[first]]}): "
             f"{describe(int(one[first]))} and {describe(int(other[first]))}. Rename one of them, or give it a subset of "
-            "its own."
+            "its own; records whose ids are no ids do without config.data.sources.NAME.id_key."
         )

@@ -109,6 +109,7 @@ class SourceConfig:
     format: str = ""  # "text" | "jsonl" | "parquet" | "arrow" | "tfds"; empty: by file name
     text_key: str = "text"  # where the text is in a record, for example data.body
     subset_key: str = ""  # where the subset name is (the Pile: meta.pile_set_name); empty: the source's name
+    id_key: str = ""  # where the id is, unique in its subset; empty: a record is what its text is
     title_key: str = ""  # where the title is; empty: the first line of the text
     split: str = ""  # TFDS: one split of the data set; empty: all of them
     evaluation_titles: str = (

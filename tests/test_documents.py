@@ -217,8 +217,61 @@ def test_two_texts_of_one_name_are_refused(tmp_path, monkeypatch):
     """Ids must tell documents apart; two files cannot share a name, so the hash is made to collide."""
     folder = made_up_text.write_folder(tmp_path / "text", 3)
     monkeypatch.setattr(documents, "document_id", lambda subset, key: 7)
-    with pytest.raises(StageError, match="have the same name but different texts .*Rename one"):
+    with pytest.raises(StageError, match="have the same name or id but different texts .*Rename one"):
         build_documents(tmp_path / "d", made_up_text.config(folder))
+
+
+def write_records(path, *records):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return SourceConfig(path=str(path.parent), id_key="id", subset_key="set")
+
+
+def test_ids_of_records(tmp_path):
+    """Two texts of one id are refused, within a file and across files; a copy is dropped and counted."""
+    one, two = made_up_text.text(1), made_up_text.text(2)
+    first = {"id": 7, "set": "a", "text": one}
+    source = write_records(tmp_path / "in" / "0.jsonl", first, first, {**first, "id": 8}, {**first, "set": "b"})
+    config = DataConfig(sources={"mine": source}, near_duplicate_jaccard=0, validation_fraction=0)
+    counts = build_documents(tmp_path / "copies", config).counts
+    assert counts["documents"] == 1 and adds_up(counts)
+    assert sum(subset["dropped"]["duplicate"] for subset in counts["subsets"].values()) == 3
+    for other in (tmp_path / "in" / "0.jsonl", tmp_path / "in" / "1.jsonl"):
+        write_records(tmp_path / "in" / "0.jsonl", first, {**first, "id": "x", "set": "b"})
+        with open(other, "a") as file:
+            file.write(json.dumps({"id": "7", "set": "a", "text": two}) + "\n")
+        message = rf"same name or id but .*: '0.jsonl:1' of subset 'a' and '{other.name}:\d' of subset 'a'. Rename"
+        with pytest.raises(StageError, match=message):
+            build_documents(tmp_path / f"d{other.name}", config)
+        without = dataclasses.replace(config, sources={"mine": dataclasses.replace(source, id_key="")})
+        found = build_documents(tmp_path / f"w{other.name}", without).counts
+        assert found["documents"] == 2 and adds_up(found), "without ids a record is what its text is"
+
+
+def test_the_id_of_a_record_outlives_its_text(tmp_path):
+    """A corrected text keeps its id and split, and the same id is another document in another subset."""
+    ids = []
+    for number, text in enumerate((made_up_text.text(1), made_up_text.text(2))):
+        rows = [{"id": "x", "set": "a", "text": text}, {"id": "x", "set": "b", "text": text + "more"}]
+        source = write_records(tmp_path / f"in{number}" / "r.jsonl", *rows)
+        build_documents(tmp_path / f"{number}", DataConfig(sources={"mine": source}, near_duplicate_jaccard=0))
+        ids.append({(d.id, d.subset, d.split) for d in read_documents(tmp_path / f"{number}")})
+    assert ids[0] == ids[1] and len({id for id, _, _ in ids[0]}) == 2
+    assert {id for id, _, _ in ids[0]} == {document_id("a", "x"), document_id("b", "x")}
+
+
+def test_files_of_one_name_in_two_folders_are_two_documents(tmp_path):
+    for number, folder in enumerate(("x", "y", "y/z")):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        (tmp_path / "in" / folder / "doc.txt").write_text(made_up_text.text(number))
+    config = DataConfig(sources={"mine": SourceConfig(path=str(tmp_path / "in"))}, near_duplicate_jaccard=0)
+    assert build_documents(tmp_path / "d", config).counts["documents"] == 3
+    assert {d.name for d in read_documents(tmp_path / "d")} == {"x/doc.txt", "y/doc.txt", "y/z/doc.txt"}
+
+
+def test_a_build_of_before_ids_is_the_same(tmp_path):
+    config = made_up_text.config(made_up_text.write_folder(tmp_path / "text"))
+    assert "id_key" not in build_documents(tmp_path / "d", config).config["sources"]["farm"]
 
 
 def test_subsets_of_the_pile(tmp_path):

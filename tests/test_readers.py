@@ -66,11 +66,17 @@ def test_nested_keys(tmp_path):
         ('{"text": 3}', {}, r"line 2 has no text under 'text', but 3"),
         ("[1]", {}, r"line 2 has no key 'text'; there is: no keys \(it is \[1\]\)"),
         ('{"text": "x"}', {"subset_key": "meta.name"}, r"line 1 has no key 'meta.name'.*Set .*mine.subset_key"),
+        ('{"text": "x", "id": null}', {"id_key": "id"}, r"line 2 has no id under 'id', but None. Mend it, or .*id_key"),
+        ('{"text": "x", "id": ""}', {"id_key": "id"}, r"line 2 has no id under 'id', but ''"),
+        ('{"text": "x", "id": true}', {"id_key": "id"}, r"line 2 has no id under 'id', but True"),
+        ('{"text": "x", "id": 1.5}', {"id_key": "id"}, r"line 2 has no id under 'id', but 1.5"),
+        ('{"text": "x"}', {"id_key": "meta.id"}, r"line 2 has no key 'meta.id'; there is: text. Set .*mine.id_key"),
         ('{"text": "\\ud800"}', {}, r"line 2 holds half of a surrogate pair \(\\ud800\)"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, options, message):
-    (tmp_path / "in.jsonl").write_text('{"text": "good"}\n' + line + "\n")
+    good = {"text": "good", "id": 1, "meta": {"id": 1}}
+    (tmp_path / "in.jsonl").write_text(json.dumps(good) + "\n" + line + "\n")
     with pytest.raises(StageError, match=message):
         read(tmp_path / "in.jsonl", **options)
 
