@@ -96,7 +96,8 @@ def read_unit(name: str, source: SourceConfig, unit: Unit, limit: int) -> Iterat
     if unit.split:
         from data_pipeline.joined import split_records
 
-        yield from _documents(name, source, unit.split, split_records(source.path, unit.split, unit.start, unit.stop))
+        records = split_records(source.path, unit.split, unit.start, unit.stop)
+        yield from _documents(name, source, unit.split, records, limit)
     for file in unit.files:
         kind = _format(name, source, file.name)
         if kind == "text":
@@ -105,15 +106,12 @@ def read_unit(name: str, source: SourceConfig, unit: Unit, limit: int) -> Iterat
             with open_file(file) as stream:
                 yield Raw(name, file.name, file.name, decode(stream.read(), file.url, 0), source.license)
         elif kind == "jsonl":
-            yield from _documents(name, source, file.name, json_lines(file, limit))
+            yield from _documents(name, source, file.name, json_lines(file, limit), limit)
         else:
             keys = (source.text_key, source.subset_key, source.id_key, source.title_key)
             columns = list(dict.fromkeys(key.partition(".")[0] for key in keys if key))
             option = f"config.data.sources.{name}.text_key (subset_key, id_key, title_key)"
-            for raw in _documents(name, source, file.name, table_rows(file, columns, option)):
-                if len(raw.text) > limit:
-                    raise too_large(f"{file.url}, {raw.name.rpartition(':')[2]}", limit)
-                yield raw
+            yield from _documents(name, source, file.name, table_rows(file, columns, option), limit)
 
 
 def source_digest(name: str, source: SourceConfig) -> str:
@@ -161,7 +159,7 @@ def _format(name: str, source: SourceConfig, file: str = "") -> str:
     return next((kind for kind, endings in ENDINGS.items() if file.endswith(endings)), "text")
 
 
-def _documents(name: str, source: SourceConfig, shown: str, records) -> Iterator[Raw]:
+def _documents(name: str, source: SourceConfig, shown: str, records, limit: int) -> Iterator[Raw]:
     """The documents of (number, where, record); their key is their id or their text, for rows move in a shuffled file."""
     for number, where, record in records:
         subset = title = ""
@@ -173,12 +171,15 @@ def _documents(name: str, source: SourceConfig, shown: str, records) -> Iterator
             title = _string(record, source.title_key, where, f"config.data.sources.{name}.title_key") or ""
         text = _string(record, source.text_key, where, f"config.data.sources.{name}.text_key")
         try:
-            key = hashlib.sha256((text or "").encode()).hexdigest()
+            content = (text or "").encode()
         except UnicodeEncodeError as error:
             raise StageError(
                 f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}), which is no text in any "
                 "encoding. Mend or remove this line."
             ) from None
+        if len(content) > limit:
+            raise too_large(where, limit)
+        key = hashlib.sha256(content).hexdigest()
         if source.id_key:
             key = _identity(record, source.id_key, where, f"config.data.sources.{name}.id_key")
         dropped = "null" if text is None else ""

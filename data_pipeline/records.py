@@ -14,6 +14,7 @@ from data_pipeline.files import BLOCK, SourceFile, open_file
 from data_pipeline.manifests import StageError
 
 JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 ROWS = 64  # of a table that are Python objects at once
 MARK = "\ufeff"  # a byte-order mark says how a file is encoded and is no part of its text
 
@@ -68,6 +69,8 @@ def _lines(file: SourceFile, limit: int) -> Iterator[bytes]:
                 stream = gzip.open(raw)
             elif file.name.endswith(".zst"):
                 stream = io.BufferedReader(_Frames(raw, zstandard.ZstdDecompressor()), BLOCK)
+            if stream is not raw and not file.bytes:
+                raise EOFError("it is empty")  # gzip and zstandard libraries take this for a file of no lines
             while line := stream.readline(limit + 1):
                 yield line
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
@@ -131,6 +134,10 @@ def table_rows(file: SourceFile, columns: list[str], option: str) -> Iterator[tu
                     for record in batch.slice(start, ROWS).select(columns).to_pylist():
                         number += 1
                         yield number, f"{file.url}, row {number:,}", record
+            if batches is not None and not whole:
+                stream.seek(-len(END), io.SEEK_END)
+                if stream.read() != END:  # the library takes a stream cut between two batches for a whole one
+                    raise EOFError("it has no end mark")
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         kind = "Parquet" if file.name.endswith(".parquet") else "Arrow"

@@ -111,7 +111,7 @@ def test_a_document_over_the_limit_is_named(tmp_path, name):
         pack = {"jsonl": bytes, "gz": gzip.compress, "zst": zstandard.compress}[name.rpartition(".")[2]]
         path.write_bytes(pack(small + line))
     source = SourceConfig(path=str(path))
-    where = "" if name == "a.txt" else ", 2" if name == "a.parquet" else ", line 2"
+    where = "" if name == "a.txt" else ", row 2" if name == "a.parquet" else ", line 2"
     with pytest.raises(
         StageError, match=rf"{name}{where} is a document of more than .*max_document_memory=4,000 bytes"
     ):
@@ -162,6 +162,8 @@ def test_a_tfds_directory(tmp_path):
         read(tmp_path, split="val")
     with pytest.raises(StageError, match="split test, example 1 has no key 'body'; there is: n, text"):
         read(tmp_path, text_key="body")
+    with pytest.raises(StageError, match="split train, example 2 is a document of more than .*max_document_memory=5 "):
+        list(read_source("mine", SourceConfig(path=str(tmp_path)), 5))
     info = tmp_path / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(StageError, match="holds tfrecord files, which need TensorFlow; only array_record is read here"):
