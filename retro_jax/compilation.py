@@ -19,7 +19,10 @@ from retro_jax.config import RunConfig, resolve, to_dict
 from retro_jax.topologies import Topology, parse_topology
 
 GIB = 2**30
-OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+OUT_OF_MEMORY = (  # the second where temporaries alone are too large
+    re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
+    re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
+)
 UNITS = {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2.0**10}
 
 
@@ -99,7 +102,7 @@ def compile_step(
 
 def parse_out_of_memory(message: str) -> tuple[float, float] | None:
     """(GiB wanted, GiB there are) of a TPU compiler's message; None where it says something else."""
-    found = OUT_OF_MEMORY.search(message)
+    found = next((match for form in OUT_OF_MEMORY if (match := form.search(message))), None)
     if found is None:
         return None
     used, used_unit, limit, limit_unit = found.groups()

@@ -156,4 +156,6 @@ def test_an_out_of_memory_message_gives_its_gigabytes():
     message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 55.71G of 15.75G hbm. Exceeded hbm capacity by 39.96G."
     assert parse_out_of_memory(message) == (55.71, 15.75)
     assert parse_out_of_memory("Used 512.00M of 1.00T hbm") == (0.5, 1024.0)
+    message = "the total memory required for HLO temporaries (73.74G) exceeds available HBM (15.75G)."
+    assert parse_out_of_memory(f"RESOURCE_EXHAUSTED: Ran out of memory on HBM, {message}") == (73.74, 15.75)
     assert parse_out_of_memory("INTERNAL: something else") is None
