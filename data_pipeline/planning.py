@@ -5,28 +5,32 @@ chunks of two numbers go through the rest, which tells what a stage costs once f
 there the work of all stages grows with the text, but for
 
     tokenizer  trained on so much text and no more
-    index      each key is compared with sqrt(S) leaves, S the keys of an index shard
-    neighbors  each chunk is searched in every index shard, of which S^0.875 keys each are looked at (leaves^0.75 leaves of
-               sqrt(S) keys), so beyond one shard the work is quadratic in the text
+    neighbors  each chunk is searched in every index shard, of which S^0.875 of its S keys are looked at (leaves^0.75 leaves
+               of sqrt(S) keys each), all of them where the search is exact; what a key takes is measured by searching all
+               leaves of the larger sample and few of them. Beyond one shard the work is quadratic in the text
 
 A plan is an extrapolation by these laws, not a measurement. What cleaning will drop is not known to it.
 """
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.bert import read_shape
-from data_pipeline.index import KEYS_A_SHARD
+from data_pipeline.embeddings import EmbeddingTable
+from data_pipeline.index import KEYS_A_SHARD, open_searcher
 from data_pipeline.manifests import StageError
 from data_pipeline.readers import read_source, source_units
+from data_pipeline.search import ExactSearcher
 from data_pipeline.tokens import training_bytes
 from retro_jax.config import RunConfig, SourceConfig
 
 TEXT_BYTES = 8_000_000  # at most, for the tokenizer and the counts
 CHUNKS = (1_500, 4_500)  # of the two samples that are embedded, indexed and searched
+QUERIES, TURNS = 1000, 5  # to time the search
 BYTES_A_NUMBER = 9.5  # of an open index shard, for each number of its keys (`data_pipeline.index.shard_bytes`)
 COMPRESSED = (".gz", ".zst", ".parquet")
 PARALLEL = ("chunks", "embeddings", "index", "neighbors", "joined")
@@ -53,6 +57,7 @@ class Rates:
     large: Sample
     width: int
     kind: str  # of the index
+    scan: float  # seconds that one more key takes in the search for one query
 
 
 def source_bytes(run: RunConfig) -> dict[str, float]:
@@ -129,6 +134,30 @@ def read_sample(data: Path) -> tuple[Sample, dict]:
     return Sample(*counts, seconds, sizes), facts
 
 
+def scan_seconds(data: Path) -> float:
+    """Seconds that one more key takes in the search for one query of a batch, from the index of a finished build."""
+    vectors = EmbeddingTable(data / "embeddings", verify=False)
+    searcher = open_searcher(data / "index", data / "embeddings")
+    queries, keys = vectors[: min(len(vectors), QUERIES)], vectors.database_chunks
+    if isinstance(searcher, ExactSearcher):
+        return _search_seconds(searcher, queries) / len(queries) / keys
+    leaves = searcher.settings.leaves
+    times = {}
+    for searched in (1, leaves):
+        searcher.settings = replace(searcher.settings, leaves_searched=searched)
+        times[searched] = _search_seconds(searcher, queries)
+    return max(0.0, times[leaves] - times[1]) / len(queries) / (keys * (1 - 1 / leaves))
+
+
+def _search_seconds(searcher, queries) -> float:
+    times = []
+    for _ in range(TURNS):
+        started = time.perf_counter()
+        searcher.search(queries, 10)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
 def chip_hours(tokens: float, encoder: Path, peak_flops: float) -> float:
     """Hours of one chip at its published rate for the matrix products of embedding: no real run is faster."""
     shape = read_shape(encoder)
@@ -153,17 +182,17 @@ def plan(rates: Rates, tokens: float, nodes: int) -> dict:
     growth = tokens / text.tokens
     chunks, keys = text.chunks * growth, text.keys * growth
     shards = max(1, math.ceil(keys / KEYS_A_SHARD))
-    powers = {"index": 0.5, "neighbors": 0.875} if rates.kind == "scann" else {"index": 0.0, "neighbors": 1.0}
+    looked_at = (keys / shards) ** (0.875 if rates.kind == "scann" else 1.0)
     stages = {}
     for stage in large.seconds:
         if stage in text.seconds:
             times = 1.0 if stage == "tokenizer" else growth
             seconds, size = text.seconds[stage] * times, text.disk_bytes[stage] * times
         else:
-            power = powers.get(stage, 0.0)
-            once, each = _line(stage, power, rates.small, large)
-            searches = shards if stage == "neighbors" else 1
-            seconds = once + each * chunks * searches * (keys / shards) ** power
+            once, each = _line(stage, rates.small, large)
+            if stage == "neighbors":
+                each = shards * (each + rates.scan * looked_at)
+            seconds = once + each * chunks
             size = large.disk_bytes[stage] * chunks / large.chunks
         parallel = nodes if stage in PARALLEL else 1
         stages[stage] = {"bytes": size, "node_hours": seconds / 3600, "wall_hours": seconds / 3600 / parallel}
@@ -179,13 +208,12 @@ def plan(rates: Rates, tokens: float, nodes: int) -> dict:
     }
 
 
-def _line(stage: str, power: float, small: Sample, large: Sample) -> tuple[float, float]:
-    """Seconds once, and for each chunk and keys^power; all of a time that did not grow counts as the work's."""
-    one, other = (sample.chunks * sample.keys**power for sample in (small, large))
-    each = (large.seconds[stage] - small.seconds[stage]) / max(1.0, other - one)
+def _line(stage: str, small: Sample, large: Sample) -> tuple[float, float]:
+    """Seconds once and for each chunk; where the larger sample was not slower, all of its time goes to its chunks."""
+    each = (large.seconds[stage] - small.seconds[stage]) / max(1, large.chunks - small.chunks)
     if each <= 0:
-        each = large.seconds[stage] / other
-    return max(0.0, large.seconds[stage] - each * other), each
+        each = large.seconds[stage] / large.chunks
+    return max(0.0, large.seconds[stage] - each * large.chunks), each
 
 
 def plan_text(found: Mapping) -> str:

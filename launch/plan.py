@@ -57,7 +57,8 @@ def measure(run: RunConfig, tokens: float = 0) -> tuple[Rates, float]:
             bytes_wanted = min(total * chunks / CHUNKS[1], text.text_bytes * chunks / text.chunks)
             sample, facts = _make(planning.sample_run(run, sizes, bytes_wanted, folder / str(chunks), model))
             samples.append(sample)
-    return Rates(text, *samples, facts["embeddings"]["width"], facts["index"]["kind"]), total
+        scan = planning.scan_seconds(folder / str(CHUNKS[1]) / "data")
+    return Rates(text, *samples, facts["embeddings"]["width"], facts["index"]["kind"], scan), total
 
 
 def _make(run: RunConfig, until: str = "joined"):

@@ -14,27 +14,24 @@ STAGES = ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors"
 LATE = STAGES[3:]
 ONE_HOUR = dict.fromkeys(STAGES, 3600.0)
 TEXT = Sample(1000, 250, 20, 16, dict.fromkeys(STAGES[:3], 3600.0), dict.fromkeys(STAGES[:3], 10))
-# 2 s once and 1 s for each chunk, or for each chunk and sqrt(keys), or for each chunk and keys^0.875
-SMALL = Sample(0, 0, 20, 16, {**ONE_HOUR, **dict(zip(LATE, (22.0, 82.0, 2 + 20 * 16**0.875, 22.0), strict=True))}, {})
 SIZES = dict.fromkeys(STAGES, 30)
-LARGE = Sample(
-    0, 0, 80, 64, {**ONE_HOUR, **dict(zip(LATE, (82.0, 642.0, 2 + 80 * 64**0.875, 82.0), strict=True))}, SIZES
-)
-RATES = Rates(TEXT, SMALL, LARGE, 384, "scann")
+SMALL = Sample(0, 0, 20, 16, {**ONE_HOUR, **dict.fromkeys(LATE, 22.0)}, {})  # 2 s once and 1 s for each chunk
+LARGE = Sample(0, 0, 80, 64, {**ONE_HOUR, **dict.fromkeys(LATE, 82.0)}, SIZES)
+RATES = Rates(TEXT, SMALL, LARGE, 384, "scann", 0.25)
 
 
 def test_stages_grow_by_their_laws():
     """A text sample of 16 keys; 2^18 times as much is 2^22 keys, two index shards."""
     once, large = plan(RATES, 250, 1), plan(RATES, 250 * 2**18, 2)
     seconds = {stage: once["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
-    assert seconds == pytest.approx(SMALL.seconds) and once["wall_hours"] * 3600 == pytest.approx(sum(seconds.values()))
+    assert seconds == pytest.approx(SMALL.seconds | {"neighbors": 2 + 20 * (1 + 0.25 * 16**0.875)})
+    assert once["wall_hours"] * 3600 == pytest.approx(sum(seconds.values()))
     chunks, growth = 20 * 2**18, 2**18
     seconds = {stage: large["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
     assert large["chunks"] == chunks and large["index_shards"] == 2
     assert seconds["tokenizer"] == 3600 and seconds["chunks"] == seconds["documents"] == 3600 * growth
-    assert seconds["embeddings"] == seconds["joined"] == pytest.approx(2 + chunks)
-    assert seconds["index"] == pytest.approx(2 + chunks * 2**10.5)
-    assert seconds["neighbors"] == pytest.approx(2 + chunks * 2 * 2 ** (21 * 0.875))
+    assert seconds["embeddings"] == seconds["index"] == seconds["joined"] == pytest.approx(2 + chunks)
+    assert seconds["neighbors"] == pytest.approx(2 + chunks * 2 * (1 + 0.25 * 2 ** (21 * 0.875)))
     assert large["stages"]["embeddings"]["wall_hours"] * 7200 == pytest.approx(2 + chunks)
     assert large["stages"]["documents"]["wall_hours"] == growth  # one process reads
     assert large["memory_a_node"] == 2**21 * 384 * 9.5
@@ -42,8 +39,10 @@ def test_stages_grow_by_their_laws():
 
 
 def test_a_time_that_does_not_grow_counts_as_work():
-    rates = Rates(TEXT, LARGE, Sample(0, 0, 160, 128, LARGE.seconds, SIZES), 384, "exact")
+    rates = Rates(TEXT, LARGE, Sample(0, 0, 160, 128, LARGE.seconds, SIZES), 384, "exact", 0.5)
     assert plan(rates, 2500, 1)["stages"]["embeddings"]["node_hours"] * 3600 == pytest.approx(82.0 * 200 / 160)
+    searched = plan(rates, 2500, 1)["stages"]["neighbors"]["node_hours"] * 3600
+    assert searched == pytest.approx(200 * (82.0 / 160 + 0.5 * 160))  # exact: all 160 keys for each of 200 chunks
 
 
 def test_no_plan_for_nothing():
