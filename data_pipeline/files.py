@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -61,10 +61,11 @@ def list_files(path: str, endings: tuple[str, ...], where: str) -> list[SourceFi
     fs, root = file_system(os.path.expanduser(shown))
 
     def find() -> tuple[str, dict]:
-        if fs.isfile(root):
+        kind = _kind(fs, root)
+        if kind == "file":
             return str(PurePosixPath(root).parent), {root: fs.info(root)}
-        if fs.isdir(root):
-            return root, {p: info for p, info in fs.find(root, detail=True).items() if p.endswith(endings)}
+        if kind == "directory":
+            return root, {p: info for p, info in _files_below(fs, root) if p.endswith(endings)}
         if not glob.has_magic(root):
             raise StageError(f"{where}.path={shown!r} does not exist; give a file, a folder or a glob.")
         fixed = PurePosixPath(root).parts
@@ -83,6 +84,30 @@ def list_files(path: str, endings: tuple[str, ...], where: str) -> list[SourceFi
         for p, info in found.items()
     ]
     return sorted(files, key=lambda file: file.name)
+
+
+def _kind(fs, path: str) -> str:
+    """ "file", "directory", or "" where nothing is there. fsspec's own `isfile` takes every failure for a no."""
+    if "file" in fs.protocol:
+        return "file" if fs.isfile(path) else "directory" if fs.isdir(path) else ""
+    try:
+        return fs.info(path)["type"]
+    except FileNotFoundError:
+        return ""
+
+
+def _files_below(fs, folder: str) -> Iterator[tuple[str, dict]]:
+    """Every file in a folder and its folders. fsspec's own `find` leaves out a folder that cannot be listed."""
+    from fsspec.spec import AbstractFileSystem
+
+    if type(fs).find is not AbstractFileSystem.find:  # the store lists all at once
+        yield from fs.find(folder, detail=True).items()
+        return
+    for info in fs.ls(folder, detail=True):
+        if info["type"] == "directory":
+            yield from _files_below(fs, info["name"])
+        else:
+            yield info["name"], info
 
 
 def attempt(call: Callable, what: str, *, tries: int = ATTEMPTS):

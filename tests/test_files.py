@@ -1,16 +1,28 @@
 """Files in a store: listed and read like local ones, again after errors, and given up with a way to go on."""
 
+import gzip
+import hashlib
+import io
 import json
+from functools import partial
 
 import fsspec
+import made_up_encoder
+import made_up_text
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from test_build import arguments, contents
 
 from data_pipeline import files
 from data_pipeline.documents import build_documents, read_documents
 from data_pipeline.files import digest_files, list_files, open_file
 from data_pipeline.manifests import StageError
 from data_pipeline.readers import read_source
+from launch import build
 from retro_jax.config import DataConfig, SourceConfig
 
 
@@ -29,7 +41,7 @@ class Flaky(MemoryFileSystem):
         cls, file = type(self), super().open(path, mode, **options)
         if mode == "rb":
             cls.opened.append(path)
-            read = file.read
+            read = partial(type(file).read, file)  # a store in memory opens one object again and again
 
             def failing(size=-1):
                 if cls.failures > 0 or (cls.broken and cls.broken in path):
@@ -51,6 +63,11 @@ def store(monkeypatch):
     monkeypatch.setattr(files.time, "sleep", Flaky.waits.append)
     Flaky.put_all = lambda contents: [Flaky().pipe(f"/{name}", content) for name, content in contents.items()]
     return Flaky
+
+
+def _raise(error):
+    if error:
+        raise error
 
 
 def lines(*texts):
@@ -116,9 +133,119 @@ def test_a_build_that_stopped_on_errors_reads_only_what_is_missing(store, tmp_pa
     assert names[0] == names[1] and ".read" not in names[0]
 
 
-def test_the_digest_of_an_object_is_what_the_store_says(store):
+PACKED = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress}
+
+
+def packed(form, texts):
+    if form in PACKED:
+        return PACKED[form](lines(*texts))
+    table, buffer = pa.table({"text": texts}), io.BytesIO()
+    if form == "parquet":
+        pq.write_table(table, buffer, row_group_size=500)
+    else:
+        with (pa.ipc.new_stream if "stream" in form else pa.ipc.new_file)(buffer, table.schema) as writer:
+            writer.write_table(table, max_chunksize=500)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", ["txt", *PACKED, "parquet", "arrow", "stream.arrow"])
+def test_every_form_is_read_through_failures_and_given_up_cleanly(store, form):
+    """A store that fails now and then costs time; one that stays away is said to, not the file to be damaged."""
+    texts = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(5000)]
+    store.put_all({f"b/a.{form}": "".join(texts).encode() if form == "txt" else packed(form, texts)})
+    source, found = SourceConfig(path="flaky://b"), []
+    for raw in read_source("s", source):
+        found.append(raw.text)
+        store.failures = 4
+    assert found == (["".join(texts)] if form == "txt" else texts)
+    for after in (0, 50) if form != "txt" else (0,):
+        store.failures, store.broken, store.waits[:] = 0, "" if after else "a.", []
+        with pytest.raises(StageError, match=rf"a.{form}, byte [0-9,]+, cannot be read: 5 attempts failed.*again"):
+            for number, _ in enumerate(read_source("s", source)):
+                store.broken = "a." if number >= after else ""
+        assert store.waits == [2.0, 4.0, 8.0, 16.0]
+
+
+@pytest.mark.parametrize("call", ["find", "info"])
+def test_a_store_that_cannot_be_listed(store, tmp_path, monkeypatch, call):
+    """Listing and fingerprints are tried again too, and nothing is begun before they are there."""
+    store.put_all({"b/0.jsonl": lines("word " * 20)})
+    config = DataConfig(sources={"s": SourceConfig(path="flaky://b")}, validation_fraction=0.0)
+    real, failures = getattr(Flaky, call), [4]
+
+    def failing(self, *arguments, **options):
+        failures[0] -= 1
+        if failures[0] >= 0:
+            raise TimeoutError("https://user:secret@store")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Flaky, call, failing)
+    whole = build_documents(tmp_path / "whole", config)
+    assert whole.counts["documents"] == 1 and store.waits[:4] == [2.0, 4.0, 8.0, 16.0]
+    failures[0] = 1000
+    with pytest.raises(StageError, match="cannot be read: 5 attempts failed, the last with TimeoutError") as caught:
+        build_documents(tmp_path / "stopped", config)
+    assert "flaky://" in str(caught.value) and "secret" not in str(caught.value)
+    assert not (tmp_path / "stopped").exists()
+    failures[0] = 0
+    assert build_documents(tmp_path / "stopped", config) == whole
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch):
+    """Here: a folder without permission, or a disk that fails, is no smaller corpus."""
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "doc.txt").write_text(name)
+    real, failures = LocalFileSystem.ls, [PermissionError("b")]
+
+    def failing(self, path, **options):
+        if path.endswith("/b") and failures:
+            raise failures[0]
+        return real(self, path, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", failing)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    with pytest.raises(PermissionError):
+        list_files(str(tmp_path / "in"), (".txt",), "w")
+    failures[0] = OSError("input/output error")
+    with pytest.raises(StageError, match="w.path=.* cannot be read: 5 attempts failed, the last with OSError"):
+        list_files(str(tmp_path / "in"), (".txt",), "w")
+    failures.clear()
+    assert [file.name for file in list_files(str(tmp_path / "in"), (".txt",), "w")] == ["a/doc.txt", "b/doc.txt"]
+
+
+def test_the_command_stops_cleanly_and_the_same_command_goes_on(store, tmp_path, monkeypatch, capsys):
+    """`retro build` from a store that goes away after the documents' first units: exit code, one message, then all stages."""
+    monkeypatch.setattr("data_pipeline.readers.UNIT_FILES", 5)
+    made_up_encoder.write(tmp_path / "encoder")
+    texts = [made_up_text.text(number, 60 + 7 * number) for number in range(24)]
+    store.put_all({f"b/{number:03d}.txt": text.encode() for number, text in enumerate(texts)})
+    (tmp_path / "text").mkdir()
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    command = arguments(tmp_path, stopped)
+    command[0] = "--config=configs/own_text.py:flaky://b"
+    store.broken = "012"
+    assert build.main(command) == 2
+    said = capsys.readouterr().err.partition("retro build: ")[2]
+    assert said.startswith("flaky:///b/012.txt, byte 0, cannot be read") and "same command again" in said
+    assert "Traceback" not in said
+    assert not (stopped / "data" / "tokenizer").exists()
+    store.broken, store.opened = "", []
+    assert build.main(command) == 0
+    assert store.opened == [f"/b/{number:03d}.txt" for number in range(10, 24)], "what was read whole is not read again"
+    assert build.main([command[0], f"--workdir={whole}", *command[2:]]) == 0
+    assert contents(stopped) == contents(whole)
+
+
+def test_the_digest_of_an_object_is_what_the_store_says(store, monkeypatch):
     store.put_all({"b/a.txt": b"one"})
-    first = digest_files(list_files("flaky://b", (".txt",), "w"))
+    listed = list_files("flaky://b", (".txt",), "w")
+    first = digest_files(listed)
+    answers = iter([TimeoutError] * 4)
+    with monkeypatch.context() as patch:
+        real = Flaky.info
+        patch.setattr(Flaky, "info", lambda self, path: _raise(next(answers, None)) or real(self, path))
+        assert digest_files(listed) == first and store.waits == [2.0, 4.0, 8.0, 16.0]
     assert digest_files(list_files("flaky://b", (".txt",), "w")) == first and store.opened == []
     store.put_all({"b/a.txt": b"two"})
     assert digest_files(list_files("flaky://b", (".txt",), "w")) != first
