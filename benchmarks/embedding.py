@@ -1,13 +1,15 @@
-"""Chunks embedded a second by the frozen encoder, against the same model in PyTorch where that is installed.
+"""Chunks embedded a second by the frozen encoder, against the same model in PyTorch and in sentence-transformers.
 
     .venv/bin/python benchmarks/embedding.py                                   # text of the wiki package
     .venv/bin/python benchmarks/embedding.py --data=runs/quickstart/data       # chunks of a finished build
-    make .venv-peer/.ready                                                     # PyTorch, for the comparison
+    make .venv-peer/.ready                                                     # the peers, for the comparison
 
 One process a side, all started and warmed up (compilation is not counted here, but reported), then they take turns
-(A B C A B C). Both sides get the same word pieces, sorted by length as each likes it best; the time is from pieces to
-vectors. GFLOP/s count the products of the real pieces, not of padding, and stand beside the rate of a plain matrix
-product of the same width in the same process. On 2 cores it takes some five minutes.
+(A B C A B C). Against plain PyTorch the time is from word pieces to vectors, the same pieces on both sides, sorted by
+length as each likes it best; against sentence-transformers it is from text to vectors, each with its own tokenizing and
+sorting, and the two must give the same vectors: every cosine over 0.999, or the run ends with an error. GFLOP/s count
+the products of the real pieces, not of padding, and stand beside the rate of a plain matrix product of the same width
+in the same process. On 2 cores it takes some ten minutes.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from data_pipeline.bert import FrozenEncoder, encoder_directory
 from retro_jax.config import DataConfig, SourceConfig
 
 HERE = Path(__file__).resolve().parent
+SAME = 0.999  # the cosine over which two vectors of a text are the same output
 CHARACTERS = 250  # of a chunk of 64 tokens, near enough, where there is no build to take chunks from
 
 
@@ -41,20 +44,27 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/embedding.json"))
     options = parser.parse_args(argv)
     directory = encoder_directory(DataConfig(encoder=options.encoder))
-    encoder = FrozenEncoder(directory)
-    ids = encoder.token_ids(texts(options.data, options.chunks))
+    encoder, chunks = FrozenEncoder(directory), texts(options.data, options.chunks)
+    ids = encoder.token_ids(chunks)
+    if not options.peer_python.exists():
+        say(f"No peers: {options.peer_python} is missing (`make .venv-peer/.ready` installs it). Our sides run alone.")
     with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "ids.npz"
-        np.savez(path, flat=np.concatenate(ids).astype(np.int32), lengths=np.array([len(row) for row in ids], np.int32))
-        sides = start(options, directory, path)
-        answers = {name: [] for name in sides}
+        folder = Path(temporary)
+        lengths = np.array([len(row) for row in ids], np.int32)
+        np.savez(folder / "ids.npz", flat=np.concatenate(ids).astype(np.int32), lengths=lengths)
+        (folder / "texts.json").write_text(json.dumps(chunks))
+        workers = start(options, directory, folder)
+        sides = asked(workers)
+        answers, loads = {name: [] for name in sides}, []
         for turn in range(options.rounds):
-            for name, side in sides.items():
-                answers[name].append(side.run())
+            loads.append(os.getloadavg()[0])
+            for name, (worker, of) in sides.items():
+                answers[name].append(worker.run(of=of))
             line = ", ".join(f"{name} {len(ids) / answers[name][-1]['step']:.0f}" for name in sides)
-            print(f"turn {turn + 1}, chunks/s: {line} (load {os.getloadavg()[0]:.1f})", file=sys.stderr, flush=True)
-        for side in sides.values():
-            side.close()
+            say(f"turn {turn + 1}, chunks/s: {line} (load before {loads[-1]:.1f})")
+        for worker in workers.values():
+            worker.close()
+        same = cosines({name: np.load(path_of(folder, name)) for name in workers if not name.startswith("torch")})
     result = {
         "date": datetime.date.today().isoformat(),
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
@@ -62,12 +72,18 @@ def main(argv: list[str]) -> None:
         "pieces_a_chunk": float(np.mean([len(row) for row in ids])),
         "threads": options.threads,
         "allocator": options.allocator,
-        "sides": {name: figures(sides[name].facts, answers[name], ids, encoder.shape) for name in sides},
+        "sides": {
+            name: figures(worker.facts, answers[name], ids, encoder.shape) for name, (worker, _) in sides.items()
+        },
+        "ratios": ratios(answers),
+        "cosines": same,
+        "load_before_turns": loads,
     }
-    result["ratios"] = ratios(answers)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({"sides": result["sides"], "ratios": result["ratios"]}, indent=1))
+    print(json.dumps({key: result[key] for key in ("sides", "ratios", "cosines")}, indent=1))
+    if worst := {pair: cosine["min"] for pair, cosine in same.items() if cosine["min"] <= SAME}:
+        raise SystemExit(f"These do not give the same vectors; their smallest cosines: {worst}")
 
 
 def texts(data: Path | None, count: int) -> list[str]:
@@ -89,16 +105,56 @@ def texts(data: Path | None, count: int) -> list[str]:
     return pieces[:count]
 
 
-def start(options: argparse.Namespace, directory: Path, path: Path) -> dict[str, Worker]:
-    shared = {"threads": options.threads, "allocator": options.allocator, "ids": str(path), "encoder": str(directory)}
-    sides = {}
+def start(options: argparse.Namespace, directory: Path, folder: Path) -> dict[str, Worker]:
+    """A process for each library and precision, warmed up; ours and sentence-transformers' leave their vectors."""
+    shared = {
+        "threads": options.threads,
+        "allocator": options.allocator,
+        "ids": str(folder / "ids.npz"),
+        "texts": str(folder / "texts.json"),
+        "encoder": str(directory),
+    }
+    scripts = {"jax": (Path(sys.executable), "jax_embedding.py")}
+    if options.peer_python.exists():
+        scripts["torch"] = (options.peer_python, "peer/embedding.py")
+        scripts["sentence-transformers"] = (options.peer_python, "peer/sentences.py")
+    workers = {}
     for precision in ("float32", "bfloat16"):
-        settings = {**shared, "precision": precision}
-        sides[f"jax {precision}"] = Worker(Path(sys.executable), HERE / "jax_embedding.py", settings, str(HERE))
-        if options.peer_python.exists():
-            script = HERE / "peer" / "embedding.py"
-            sides[f"torch {precision}"] = Worker(options.peer_python, script, settings, str(HERE))
+        for library, (python, script) in scripts.items():
+            name = f"{library} {precision}"
+            settings = {**shared, "precision": precision, "vectors": str(path_of(folder, name))}
+            say(f"starting {name}")
+            workers[name] = Worker(python, HERE / script, settings, str(HERE))
+    return workers
+
+
+def path_of(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(' ', '-')}.npy"
+
+
+def asked(workers: dict[str, Worker]) -> dict[str, tuple[Worker, str]]:
+    """The sides: what is asked of which process. Ours answers for both, so that each stands next to its peer."""
+    sides = {}
+    for name, worker in workers.items():
+        library, _, precision = name.partition(" ")
+        if library != "sentence-transformers":
+            sides[name] = (worker, "pieces")
+        if library != "torch":
+            sides[f"{library} {precision}, from text"] = (worker, "text")
     return sides
+
+
+def cosines(vectors: dict[str, np.ndarray]) -> dict:
+    """Smallest and mean cosine of ours to sentence-transformers in float32, and of each in bfloat16 to that."""
+    reference = "sentence-transformers float32" if "sentence-transformers float32" in vectors else "jax float32"
+    wide = {name: rows.astype(np.float64) for name, rows in vectors.items()}
+    wide = {name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in wide.items()}
+    found = {}
+    for name in wide:
+        if name != reference:
+            cosine = (wide[name] * wide[reference]).sum(1)
+            found[f"{name} to {reference}"] = {"min": float(cosine.min()), "mean": float(cosine.mean())}
+    return found
 
 
 def figures(facts: dict, answers: list[dict], ids, shape) -> dict:
@@ -106,11 +162,12 @@ def figures(facts: dict, answers: list[dict], ids, shape) -> dict:
     lengths = np.array([len(row) for row in ids], np.float64)
     products = 2 * shape.layers * shape.width * (4 * shape.width + 2 * shape.feed_forward)
     flops = products * lengths.sum() + 4 * shape.layers * shape.width * np.square(lengths).sum()
+    rate = flops / seconds["median"] / 1e9
     return {
         **facts,
         "chunks_a_second": {key: len(ids) / seconds[key] for key in ("median", "min")},  # "min": of the seconds
-        "gflops": flops / seconds["median"] / 1e9,
-        "share_of_matmul": flops / seconds["median"] / 1e9 / facts["matmul_gflops"],
+        "gflops": rate,
+        **({"share_of_matmul": rate / facts["matmul_gflops"]} if "matmul_gflops" in facts else {}),
         "seconds": seconds,
     }
 
@@ -118,6 +175,10 @@ def figures(facts: dict, answers: list[dict], ids, shape) -> dict:
 def ratios(answers: dict[str, list[dict]]) -> dict:
     """Seconds of the first side by those of the second, turn by turn; below 1 the first is faster."""
     pairs = [("jax bfloat16", "jax float32"), ("jax float32", "torch float32"), ("jax bfloat16", "torch bfloat16")]
+    pairs += [
+        (f"jax {precision}, from text", f"sentence-transformers {precision}, from text")
+        for precision in ("float32", "bfloat16")
+    ]
     return {
         f"{ours} / {theirs}": summary(
             [a["step"] / b["step"] for a, b in zip(answers[ours], answers[theirs], strict=True)]
@@ -125,6 +186,10 @@ def ratios(answers: dict[str, list[dict]]) -> dict:
         for ours, theirs in pairs
         if theirs in answers
     }
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Our side of embedding.py: `data_pipeline.bert` over the same word pieces every turn."""
+"""Our side of embedding.py: `data_pipeline.bert` over the same word pieces, or the same texts, every turn."""
 
+import json
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +16,15 @@ def build(settings):
     encoder = FrozenEncoder(settings["encoder"], compute_dtype=settings["precision"])
     with np.load(settings["ids"], allow_pickle=False) as stored:
         ids = [row.tolist() for row in np.split(stored["flat"], np.cumsum(stored["lengths"])[:-1])]
+    texts = json.loads(Path(settings["texts"]).read_text())
     started = time.perf_counter()
     encoder.embed_ids(ids)
     first = time.perf_counter() - started
+    np.save(settings["vectors"], encoder.embed(texts))
 
-    def step():
+    def step(of):
         started = time.perf_counter()
-        encoder.embed_ids(ids)
+        encoder.embed_ids(ids) if of == "pieces" else encoder.embed(texts)
         return {"step": time.perf_counter() - started}
 
     return {"jax": jax.__version__, "first_seconds": first, "matmul_gflops": matmul_rate(settings["precision"])}, step

@@ -21,12 +21,12 @@ ALLOCATORS = {
 }
 
 
-def serve(build: Callable[[Mapping], tuple[dict, Callable[[], dict]]]) -> None:
+def serve(build: Callable[[Mapping], tuple[dict, Callable[..., dict]]]) -> None:
     """Builds from the JSON in argv[1] and runs a step for every line read, answering each with one line of JSON.
 
     Args:
-      build: takes the settings; returns facts about the side (parameters, versions) and its step, a function of no
-        arguments that returns the seconds of its parts and the loss.
+      build: takes the settings; returns facts about the side (parameters, versions) and its step, a function of the
+        keywords given to `Worker.run` that returns the seconds of its parts and what else there is to tell.
     """
     settings = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")  # a library that prints would break the lines
@@ -35,9 +35,9 @@ def serve(build: Callable[[Mapping], tuple[dict, Callable[[], dict]]]) -> None:
     started = time.perf_counter()
     facts, step = build(settings)
     print(json.dumps({**facts, "build_seconds": time.perf_counter() - started}), file=answers, flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
         before = resource.getrusage(resource.RUSAGE_SELF)
-        answer = step()
+        answer = step(**json.loads(line))
         after = resource.getrusage(resource.RUSAGE_SELF)
         answer["page_faults"] = after.ru_minflt - before.ru_minflt
         answer["peak_rss_bytes"] = after.ru_maxrss * 1024
@@ -45,7 +45,7 @@ def serve(build: Callable[[Mapping], tuple[dict, Callable[[], dict]]]) -> None:
 
 
 class Worker:
-    """A started side; `run()` makes it take one step and returns that step's answer. `path` is its PYTHONPATH."""
+    """A started side; `run(...)` makes it take one step and returns that step's answer. `path` is its PYTHONPATH."""
 
     def __init__(self, python: Path, script: Path, settings: Mapping, path: str):
         threads = str(settings["threads"])
@@ -55,6 +55,8 @@ class Worker:
             "PYTHONPATH": path,
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "RAYON_NUM_THREADS": threads,
             "JAX_PLATFORMS": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
         }
@@ -64,8 +66,8 @@ class Worker:
         )
         self.facts = self._answer()
 
-    def run(self) -> dict:
-        self._process.stdin.write("step\n")
+    def run(self, **what) -> dict:
+        self._process.stdin.write(json.dumps(what) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
