@@ -69,15 +69,17 @@ lock: ## make requirements.lock anew from pyproject.toml (needs uv)
 
 .venv-peer/.ready: benchmarks/peer/requirements.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found; install one or give it: make PYTHON=/path/to/python3.12"; exit 1; }
-	@echo "benchmark: installing the peer, PyTorch's RETRO, into .venv-peer (log in .venv-peer/setup.log)"
+	@echo "benchmark: installing the peers into .venv-peer (log in .venv-peer/setup.log)"
 	@$(PYTHON) -m venv .venv-peer
 	@.venv-peer/bin/python -m pip install --no-deps -r benchmarks/peer/requirements.txt > .venv-peer/setup.log 2>&1 || { tail -20 .venv-peer/setup.log; exit 1; }
 	@touch $@
 
-benchmark: setup .venv-peer/.ready ## training step and encoder against PyTorch, search; writes docs/performance.md
+DATABASE ?= $(wildcard runs/database/100/data)
+benchmark: setup .venv-peer/.ready ## each part against its peers; writes docs/performance.md (DATABASE=a build's data of 100,000 chunks)
 	@$(BIN)/python benchmarks/training_step.py
 	@$(BIN)/python benchmarks/embedding.py > /dev/null
-	@$(BIN)/python benchmarks/search.py > /dev/null
+	@$(BIN)/python benchmarks/search.py $(if $(DATABASE),--data=$(DATABASE) --keys=100000) > /dev/null
+	@$(BIN)/python benchmarks/whole_path.py > /dev/null
 	@$(BIN)/python benchmarks/report.py runs/benchmarks docs/performance.md
 
 reliability: setup ## kills training at random moments and resumes it; writes docs/reliability.md

@@ -54,7 +54,8 @@ def serve_indexes(make: Callable[[str, np.ndarray, Path, dict], Index], versions
             if do == "choose":
                 return held.choose(queries["tuning"])
             if do == "profile":
-                return {"functions": profile(lambda: held.search(queries[of], k))}
+                parts = held.parts(queries[of], k) if hasattr(held, "parts") else {}
+                return {"functions": profile(lambda: held.search(queries[of], k)), "parts": parts}
             if do == "one by one":
                 rows = [queries[of][row : row + 1] for row in range(count)]
                 started = time.perf_counter()

@@ -1,6 +1,7 @@
 """Our side of search.py: SCaNN as `data_pipeline.index` builds, sets and asks it, and the exact search beside it."""
 
 import importlib.metadata
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -28,6 +29,22 @@ class Scann:
         chosen, recall = tune(self._searcher, ids, sample, self._config)
         self._searcher.settings = chosen
         return {"setting": asdict(chosen), "recall": recall}
+
+    def parts(self, queries, k) -> dict:
+        """Seconds of the library's call as we make it, each query by itself so that its answer depends on nothing else
+        (`ScannSearcher.search`), and in the library's own batches, which share work between queries."""
+        settings, seconds = self._searcher.settings, {}
+        for name, batch in (("each by itself", 1), ("in batches of 256", 256)):
+            started = time.perf_counter()
+            self._searcher._index.search_batched_parallel(
+                queries,
+                final_num_neighbors=k,
+                pre_reorder_num_neighbors=settings.reorder,
+                leaves_to_search=settings.leaves_searched,
+                batch_size=batch,
+            )
+            seconds[name] = time.perf_counter() - started
+        return seconds
 
     def set(self, **setting):
         self._searcher.settings = replace(self._searcher.settings, **setting)

@@ -4,6 +4,7 @@ import importlib.metadata
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 from worker import serve
 
@@ -26,6 +27,11 @@ def build(settings):
     made = stages(resolve(config), data)  # imports what the stages need
     del made["joined"]  # shards for training, which the peer makes while it trains
 
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(seconds) if event.endswith("backend_compile_duration") else None
+    )
+
     def step():
         seconds, holds = {}, {}
         for stage, (directory, make) in made.items():
@@ -33,7 +39,8 @@ def build(settings):
             manifest = make(directory)
             seconds[stage] = time.perf_counter() - started
             holds[stage] = describe(stage, manifest.counts, manifest.config)
-        return {"seconds": seconds, "step": sum(seconds.values()), "holds": holds, **keep(data, folder)}
+        facts = {"seconds": seconds, "step": sum(seconds.values()), "holds": holds, "compile_seconds": sum(compiled)}
+        return facts | keep(data, folder)
 
     return {"versions": {name: importlib.metadata.version(name) for name in ("jax", "scann", "sentencepiece")}}, step
 

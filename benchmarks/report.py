@@ -25,10 +25,29 @@ DIFFERENCES = """The two models are not the same function, and neither was chang
 * The peer runs eagerly, as published; ours is compiled. Neither recomputes activations, and both hold all logits.
 """
 
+WHOLE_PATH_DIFFERENCES = """The two do not do the same things, and neither was changed to:
+
+* Ours trains a SentencePiece model on the text and checks that every document's tokens give its bytes back; the peer
+  cuts with the BERT's own WordPiece vocabulary, which does not give the text back. So chunks and their number differ.
+* Ours drops short and doubled documents, holds some out of the database, writes every stage with checksums, and
+  measures the recall of its index; the peer does none of this.
+* The peer embeds the word pieces of a chunk as they were cut, with a [CLS] before each and one more before a document's
+  first, and leaves [CLS] out of the mean, which it does not scale to length 1; ours decodes a chunk to text, cuts that
+  into word pieces, and takes the mean over all, scaled to length 1.
+* The peer takes the 10 + k + 1 nearest, drops the first as the query itself, and empties those of the same document, so
+  a chunk may keep fewer than k; ours searches on until it has k of other documents.
+* The peer runs in float32, 16 chunks a batch in the order of the text.
+"""
+
 
 def main(folder: Path, page: Path) -> None:
     sections = [HEAD]
-    for name, write in (("training_step", training_step), ("embedding", embedding), ("search", search)):
+    for name, write in (
+        ("training_step", training_step),
+        ("embedding", embedding),
+        ("search", search),
+        ("whole_path", whole_path),
+    ):
         path = folder / f"{name}.json"
         if path.exists():
             sections.append(write(json.loads(path.read_text())))
@@ -85,39 +104,123 @@ def training_step(result: dict) -> str:
 
 
 def embedding(result: dict) -> str:
+    sides = result["sides"]
+    versions = next((side["versions"] for side in sides.values() if "versions" in side), {})
     lines = [
-        "## The frozen encoder against PyTorch",
+        "## The frozen encoder against PyTorch and sentence-transformers",
         "",
         f"all-MiniLM-L6-v2 on {result['chunks']:,} chunks of {result['pieces_a_chunk']:.0f} word pieces on average, "
-        f"{result['threads']} threads a side, {result['allocator']} allocator, {result['date']}. Sides take turns; the "
-        "time is from pieces to vectors. The last column is the share of the rate of one plain matrix product.",
+        f"{result['threads']} threads a side, {result['allocator']} allocator, {result['date']}"
+        f"{_loads(result)}. Sides take turns; the time is from word pieces to vectors, or from text to vectors with each "
+        f"side's own tokenizing and sorting{', ' + _versions({'versions': versions}) if versions else ''}. The last "
+        "column is the share of the rate of one plain matrix product.",
         "",
         "| side | chunks/s, median | seconds, median (minimum) | GFLOP/s | of a plain product |",
         "|---|---|---|---|---|",
     ]
-    for name, side in result["sides"].items():
+    for name, side in sides.items():
         cells = (name, f"{side['chunks_a_second']['median']:.0f}", _seconds(side["seconds"]), f"{side['gflops']:.0f}")
-        lines.append(f"| {' | '.join(cells)} | {side['share_of_matmul']:.0%} |")
-    ratios = ", ".join(f"{name} {turns['median']:.2f}" for name, turns in result["ratios"].items())
-    return "\n".join([*lines, "", f"Seconds by seconds, median over turns: {ratios}.", ""])
+        share = f"{side['share_of_matmul']:.0%}" if "share_of_matmul" in side else "-"
+        lines.append(f"| {' | '.join(cells)} | {share} |")
+    lines += [
+        "",
+        *_ratio_lines("Seconds by seconds, median over turns (below 1 the first is faster):", result["ratios"]),
+    ]
+    if result.get("cosines"):
+        lines += ["", "The vectors of the same texts:", ""]
+        for pair, cosine in result["cosines"].items():
+            lines.append(f"* {pair}: cosine at least {cosine['min']:.6f}, {cosine['mean']:.6f} on average")
+    return "\n".join([*lines, ""])
 
 
 def search(result: dict) -> str:
-    settings = result["settings"]
+    k, single = result["k"], result["single"]
     lines = [
-        "## SCaNN beside exact search",
+        "## SCaNN against exact search, Faiss and hnswlib",
         "",
-        f"{result['keys']:,} keys of width {result['width']}, {result['queries']:,} queries that are not among them, "
-        f"{result['date']}. SCaNN: {settings['leaves']} leaves, {settings['leaves_searched']} searched, "
-        f"{settings['reorder']} candidates scored exactly; built in {result['build_seconds']:.1f} s, "
-        f"{result['index_bytes'] / 2**20:.1f} MiB.",
+        f"{result['keys']:,} keys of width {result['width']} ({result['data']}), {result['queries']:,} queries that are not "
+        f"among them, {result['threads']} threads a side, {result['date']}{_loads(result)}; "
+        f"{_versions(result)}. Every index is set, on other queries, until recall@{k} reaches "
+        f'{result["target"]}: "as built" is what `retro build` itself chooses, raising its settings by halves; all others '
+        "are the fastest of a finer series. A batch is all queries at once over all threads, which is how a build asks; "
+        f"one by one is {single} queries, each a call. Bytes are of the files; in memory our search holds the keys once "
+        "more than SCaNN's files do.",
         "",
-        f"| search | queries/s | recall@{result['k']} |",
-        "|---|---|---|",
+        f"| search | set to | built in s | MiB | recall@{k} | queries/s, batch | queries/s, one by one |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, rate in result["queries_a_second"].items():
-        lines.append(f"| {name} | {rate:,.0f} | {result['recall'][name]:.3f} |")
+    for name, index in result["indexes"].items():
+        setting = ", ".join(
+            f"{key} {value}" for key, value in (index["setting"] or {}).items() if key not in ("kind", "metric")
+        )
+        built = "as above" if index["build_seconds"] is None else f"{index['build_seconds']:.1f}"
+        size = "as above" if index["bytes"] is None else f"{index['bytes'] / 2**20:.1f}"
+        rates = [f"{index['queries_a_second'][way]:,.0f}" for way in ("batch", "one by one")]
+        cells = (name, setting or "-", built, size, f"{index['recall']:.3f}", *rates)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Seconds by seconds, median over turns; below 1 SCaNN is faster.", ""]
+    lines += ["| SCaNN / other | batch | one by one |", "|---|---|---|"]
+    for pair, turns in result["ratios"]["batch"].items():
+        lines.append(f"| {pair} | {turns['median']:.2f} | {result['ratios']['one by one'][pair]['median']:.2f} |")
+    lines += ["", "Where the time of our batches goes, by Python's profiler; SCaNN's own call is one function:", ""]
+    for name, index in result["indexes"].items():
+        if "profile" not in index:
+            continue
+        functions = index["profile"]["functions"]
+        total = sum(function["seconds"] for function in functions)
+        parts = ", ".join(
+            f"{function['function'].strip('<>')} {function['seconds'] / total:.0%}" for function in functions[:3]
+        )
+        calls = ", ".join(f"{way} {seconds:.3f} s" for way, seconds in index["profile"]["parts"].items())
+        lines.append(f"* {name}: {parts}" + (f"; that call, queries {calls}" if calls else ""))
     return "\n".join([*lines, ""])
+
+
+def whole_path(result: dict) -> str:
+    sides = result["sides"]
+    lines = [
+        "## From text to neighbors against the public RETRO's preprocessing",
+        "",
+        f"{result['bytes'] / 1e6:.2f} MB of {' and '.join(result['packages'])}, {result['documents']:,} files, chunks of "
+        f"{result['chunk']} tokens, {result['k']} neighbors, all-MiniLM-L6-v2, {result['threads']} threads a side, "
+        f"{result['date']}{_loads(result)}. Each turn is a new process, so ours compiles in each; imports are not counted. "
+        f"Recall@{result['k']} is of {result['sample']:,} chunks, over each side's own vectors and by its own rule of "
+        "which chunks may be neighbors.",
+        "",
+        "| side | seconds, median (minimum) | chunks | chunks/s | MB/s | recall | left empty | peak memory GiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, side in sides.items():
+        cells = (name, _seconds(side["seconds"]), f"{side['chunks']:,}", f"{side['chunks_a_second']:.0f}")
+        cells += (f"{side['megabytes_a_second']:.3f}", f"{side['recall']:.3f}", f"{side['empty']:.1%}")
+        lines.append(f"| {' | '.join(cells)} | {side['peak_rss_bytes'] / 2**30:.1f} |")
+    lines += ["", *_ratio_lines("Seconds by seconds, median over turns (below 1 ours is faster):", result["ratios"])]
+    names = list(dict.fromkeys(stage for side in sides.values() for stage in side["stages"]))
+    lines += ["", f"| stage, median s | {' | '.join(sides)} |", f"|---|{'---|' * len(sides)}"]
+    for stage in names:
+        cells = (
+            f"{side['stages'][stage]['median']:.1f}" if stage in side["stages"] else "-" for side in sides.values()
+        )
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    compiling = ", ".join(
+        f"{side['compile_seconds']['median']:.1f} s ({name})"
+        for name, side in sides.items()
+        if "compile_seconds" in side
+    )
+    lines += ["", f"Of the embeddings' seconds XLA compiles for {compiling}.", ""]
+    for name, side in sides.items():
+        holds = "; ".join(f"{stage}: {text}" for stage, text in side["holds"].items() if text)
+        lines.append(f"* {name} ({_versions(side)}): {holds}")
+    return "\n".join([*lines, "", WHOLE_PATH_DIFFERENCES])
+
+
+def _ratio_lines(head: str, ratios: dict) -> list[str]:
+    return [head, "", *(f"* {pair}: {turns['median']:.2f}" for pair, turns in ratios.items())] if ratios else []
+
+
+def _loads(result: dict) -> str:
+    """The load average before each turn: our own sides, waiting or working, are part of it."""
+    return f", load before the turns {min(result['load_before_turns']):.1f} to {max(result['load_before_turns']):.1f}"
 
 
 def _rates(pairs: dict) -> list[str]:

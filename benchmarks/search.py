@@ -108,9 +108,8 @@ def compare(folder: Path, recall: "Recall", options: argparse.Namespace) -> dict
                     facts[name]["recall"] = recall.of("timed")
         line = ", ".join(f"{name} {answers['batch'][name][-1]:.3f}" for name in sides)
         say(f"turn {turn}, seconds a batch: {line} (load before {loads[-1]:.1f})")
-    for name, side in sides.items():
-        answer = side.run(do="profile", index=held(name), setting=facts[name]["setting"])
-        facts[name]["profile"] = answer["functions"]
+    for name in OURS:  # of the peers nothing is seen but one call
+        facts[name]["profile"] = sides[name].run(do="profile", index=held(name), setting=facts[name]["setting"])
     for worker in workers.values():
         worker.close()
     versions = {name: version for worker in workers.values() for name, version in worker.facts["versions"].items()}

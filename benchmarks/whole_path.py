@@ -130,7 +130,9 @@ def recall(folder: Path, keys: int, k: int, sample: int) -> dict:
 def figures(answers: list[dict], size: int) -> dict:
     seconds = summary([answer["step"] for answer in answers])
     last = answers[-1]
+    compiling = [answer["compile_seconds"] for answer in answers if "compile_seconds" in answer]
     return {
+        **({"compile_seconds": summary(compiling)} if compiling else {}),
         "versions": last["versions"],
         "seconds": seconds,
         "stages": {stage: summary([answer["seconds"][stage] for answer in answers]) for stage in last["seconds"]},
