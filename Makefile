@@ -55,7 +55,7 @@ test-ray: .venv-ray/.ready ## builds on a Ray cluster of several nodes on this m
 	@touch $@
 
 database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray (resumes); writes docs/database_faults.md
-	@.venv-ray/bin/python benchmarks/faults.py
+	@PYTHONPATH=tests .venv-ray/bin/python benchmarks/faults.py
 
 PERCENT ?= 100
 database-report: setup ## builds from nine subsets at five sizes (resumes; hours) and writes docs/database.md; PERCENT=1 for a small one
@@ -83,4 +83,4 @@ benchmark: setup .venv-peer/.ready ## each part against its peers; writes docs/p
 	@$(BIN)/python benchmarks/report.py runs/benchmarks docs/performance.md
 
 reliability: setup ## kills training at random moments and resumes it; writes docs/reliability.md
-	@$(BIN)/python benchmarks/reliability.py
+	@JAX_PLATFORMS=cpu PYTHONPATH=tests $(BIN)/python benchmarks/reliability.py

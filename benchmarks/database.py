@@ -18,17 +18,15 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+from database_page import page
+
+from data_pipeline.embeddings import EmbeddingTable
+from data_pipeline.index import open_searcher
+from data_pipeline.recall import Sample, sample_rows
+from data_pipeline.search import ExactSearcher
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-import numpy as np  # noqa: E402
-from database_page import page  # noqa: E402
-
-from data_pipeline.embeddings import EmbeddingTable  # noqa: E402
-from data_pipeline.index import open_searcher  # noqa: E402
-from data_pipeline.recall import Sample, sample_rows  # noqa: E402
-from data_pipeline.search import ExactSearcher  # noqa: E402
-
 SHARES = (1.0, 0.01, 0.03, 0.1, 0.3)
 STAGES = ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors", "joined")
 QUERIES = 1000

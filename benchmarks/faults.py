@@ -1,7 +1,7 @@
 """Kills at random moments over all stages of a build, locally and on a Ray cluster of this machine: are the bytes the same?
 
     make database-faults     # 30 kills; appends to runs/benchmarks/faults.jsonl, continues there, writes docs/database_faults.md
-    .venv-ray/bin/python benchmarks/faults.py --kills=2 --kinds=local --output=faults.jsonl
+    PYTHONPATH=tests .venv-ray/bin/python benchmarks/faults.py --kills=2 --kinds=local --output=faults.jsonl
 
 A fault is one of: the building process gets SIGKILL ("local"), a worker process of the cluster does ("worker"), or a node
 is taken away ("node"), at a moment drawn evenly from the time an undisturbed build takes. After a local kill the same
@@ -21,6 +21,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import made_up_encoder
+import made_up_text
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("local", "worker", "node")
@@ -127,10 +130,6 @@ def main(argv: list[str]) -> int:
     kinds = options.kinds.split(",")
     if unknown := set(kinds) - set(KINDS):
         parser.error(f"--kinds holds {sorted(unknown)[0]!r}; there is {', '.join(KINDS)}.")
-    sys.path.insert(0, str(ROOT / "tests"))
-    import made_up_encoder
-    import made_up_text
-
     options.output.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in options.output.read_text().splitlines()] if options.output.exists() else []
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,6 +1,7 @@
 """Kills training at random moments, resumes it and compares: writes docs/reliability.md.
 
-    python benchmarks/reliability.py [--kills=32] [--seed=0] [--directory=runs/reliability]
+    make reliability
+    JAX_PLATFORMS=cpu PYTHONPATH=tests .venv/bin/python benchmarks/reliability.py --kills=2 --directory=runs/reliability-2
 
 Every trial trains a tiny RETRO in a directory of its own, by `retro train` in one process or two (two devices in all). One
 process gets SIGKILL: at a time drawn from the seed after it entered a phase drawn too (a step, a save, a retrieval check),
@@ -17,22 +18,18 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from processes import differences, finish, log_path, start_run
+from training_fixture import build_data
+
+from retro_jax.checkpoints import find_fault, newest_whole
+from retro_jax.metrics import read_metrics
+from retro_jax.progress import progress
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-from processes import differences, finish, log_path, start_run  # noqa: E402
-from training_fixture import build_data  # noqa: E402
-
-from retro_jax.checkpoints import find_fault, newest_whole  # noqa: E402
-from retro_jax.metrics import read_metrics  # noqa: E402
-from retro_jax.progress import progress  # noqa: E402
-
 STEPS, EVERY = 12, 3  # of tests/tiny_run.py:small
 # A moment: the phase of the watchdog, how often a run enters it, and the longest delay after that in seconds.
 MOMENTS = {
@@ -83,7 +80,7 @@ sys.exit(main(arguments))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path, default=ROOT / "runs" / "reliability")

@@ -1,24 +1,25 @@
-"""Writes docs/scaling.md: every recipe's preflight, `python benchmarks/scaling.py runs/scaling docs/scaling.md [--no-compile]`.
+"""Writes docs/scaling.md: every recipe's preflight.
+
+    .venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/scaling.md     # or: make scaling
 
 Each row is one JSON file in the given folder; a row that is there is not compiled again, so an interrupted run
 continues. Rows for GPUs are the estimate; `--no-compile` writes the page from the rows there are.
 """
 
+import argparse
 import json
 import os
 import sys
 import time
 from pathlib import Path
 
+from launch.command import load_config
+from retro_jax.config import resolve
+from retro_jax.preflight import preflight
+from retro_jax.recipes import RECIPES, Recipe
+from retro_jax.topologies import CHIPS, parse_topology
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from launch.command import load_config  # noqa: E402
-from retro_jax.config import resolve  # noqa: E402
-from retro_jax.preflight import preflight  # noqa: E402
-from retro_jax.recipes import RECIPES, Recipe  # noqa: E402
-from retro_jax.topologies import CHIPS, parse_topology  # noqa: E402
-
 HEAD = """# Scaling
 
 Written by `make scaling`; do not edit. Every row is `retro preflight --config=configs/retro.py:SIZE --topology=SLICE` with
@@ -158,11 +159,16 @@ def database_section(folder: Path) -> str:
     return "".join(lines)
 
 
-def main(folder: Path, page: Path, compiling: bool) -> None:
-    rows, database = {}, database_section(folder)
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-compile", action="store_true", help="only the rows that were compiled before")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("page", type=Path)
+    options = parser.parse_args(argv)
+    rows, database = {}, database_section(options.folder)
     for recipe in RECIPES.values():
-        rows[recipe] = measure(recipe, compiling, folder)
-        write(rows, page, database)
+        rows[recipe] = measure(recipe, not options.no_compile, options.folder)
+        write(rows, options.page, database)
 
 
 def write(rows: dict[Recipe, dict], page: Path, database: str) -> None:
@@ -176,5 +182,4 @@ def write(rows: dict[Recipe, dict], page: Path, database: str) -> None:
 
 
 if __name__ == "__main__":
-    arguments = [word for word in sys.argv[1:] if word != "--no-compile"]
-    main(Path(arguments[0]), Path(arguments[1]), "--no-compile" not in sys.argv)
+    main(sys.argv[1:])

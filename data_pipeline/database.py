@@ -18,7 +18,7 @@ from data_pipeline.lexical import Lexical
 from data_pipeline.manifests import fingerprint, read_manifest
 from data_pipeline.neighbors import RERANKED, find_neighbors
 from data_pipeline.provenance import Provenance
-from data_pipeline.search import Searcher, merge_rows
+from data_pipeline.search import Searcher, merge_rows, search_kept
 from retro_jax.dimensions import PADDING
 
 
@@ -39,20 +39,7 @@ class KeptSearcher:
         """See `Searcher.search`."""
         if self._kept.all():
             return self._searcher.search(queries, k)
-        ids = np.full((len(queries), k), PADDING, np.int64)
-        distances = np.full((len(queries), k), np.inf, np.float32)
-        unfinished, fetch = np.arange(len(queries)), 2 * k
-        while len(unfinished):
-            fetch = min(fetch, len(self._searcher))
-            found, measured = self._searcher.search(queries[unfinished], fetch)
-            good = (found != PADDING) & self._kept[found]
-            rank = np.cumsum(good, axis=1) - 1
-            finished = (rank[:, -1] >= k - 1) | (fetch == len(self._searcher))
-            rows, columns = np.nonzero(good & (rank < k) & finished[:, None])
-            places = unfinished[rows], rank[rows, columns]
-            ids[places], distances[places] = found[rows, columns], measured[rows, columns]
-            unfinished, fetch = unfinished[~finished], 4 * fetch
-        return ids, distances
+        return search_kept(self._searcher, queries, k, lambda rows, ids: self._kept[ids])
 
 
 class Database:

@@ -30,7 +30,7 @@ from data_pipeline.manifests import (
     require_fingerprint,
     run_stage,
 )
-from data_pipeline.search import Searcher, merge_rows
+from data_pipeline.search import Searcher, merge_rows, search_kept
 from retro_jax.config import DataConfig
 from retro_jax.dimensions import PADDING
 from retro_jax.progress import progress
@@ -187,30 +187,11 @@ def find_neighbors(
 ) -> tuple[Int64[np.ndarray, "N k"], Float32[np.ndarray, "N k"]]:
     """The k nearest keys of other documents than the query's.
 
-    Fetches twice k, and four times as many for the rows whose own document took up too much of that, until k others
-    are found or the whole database has been looked at.
-
     Args:
       query_documents: document id of each query; an id that no document has (-1) keeps all.
       database_documents: document id of each key.
     """
-    ids = np.full((len(queries), k), PADDING, np.int64)
-    distances = np.full((len(queries), k), np.inf, np.float32)
-    unfinished, fetch = np.arange(len(queries)), 2 * k
-    while len(unfinished):
-        fetch = min(fetch, len(searcher))
-        found, measured = searcher.search(queries[unfinished], fetch)
-        # A missing key, -1, must not index the documents: it would be the last chunk of the database.
-        there = found != PADDING
-        documents = database_documents[np.where(there, found, 0)]
-        other = there & (documents != query_documents[unfinished, None])
-        rank = np.cumsum(other, axis=1) - 1
-        finished = (rank[:, -1] >= k - 1) | (fetch == len(searcher))
-        rows, columns = np.nonzero(other & (rank < k) & finished[:, None])
-        places = unfinished[rows], rank[rows, columns]
-        ids[places], distances[places] = found[rows, columns], measured[rows, columns]
-        unfinished, fetch = unfinished[~finished], 4 * fetch
-    return ids, distances
+    return search_kept(searcher, queries, k, lambda rows, ids: database_documents[ids] != query_documents[rows, None])
 
 
 class NeighborTable:

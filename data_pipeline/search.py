@@ -1,10 +1,10 @@
 """Nearest vectors by squared L2 distance, exactly: the measure of the paper's d(C, N) = ||BERT(C) - BERT(N)||^2 (2.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from retro_jax.dimensions import PADDING
 
@@ -109,6 +109,35 @@ class MergedSearcher:
         for part in self._parts[1:]:
             merge_rows(ids, distances, *part.search(queries, k))
         return ids, distances
+
+
+def search_kept(
+    searcher: Searcher,
+    queries: Float32[np.ndarray, "N E"],
+    k: int,
+    keep: Callable[[Int64[np.ndarray, "n"], Int64[np.ndarray, "n f"]], Bool[np.ndarray, "n f"]],
+) -> tuple[Int64[np.ndarray, "N k"], Float32[np.ndarray, "N k"]]:
+    """The k nearest keys that `keep(rows, ids)` is true for, where the ids found for each of these queries are keys.
+
+    Fetches twice k, and four times as many for the queries of which too many were not kept, until k are found or the
+    whole database has been looked at.
+    """
+    ids = np.full((len(queries), k), PADDING, np.int64)
+    distances = np.full((len(queries), k), np.inf, np.float32)
+    unfinished, fetch = np.arange(len(queries)), 2 * k
+    while len(unfinished):
+        fetch = min(fetch, len(searcher))
+        found, measured = searcher.search(queries[unfinished], fetch)
+        # A missing key, -1, must not index what `keep` looks up: it would be the last of the database.
+        there = found != PADDING
+        good = there & keep(unfinished, np.where(there, found, 0))
+        rank = np.cumsum(good, axis=1) - 1
+        finished = (rank[:, -1] >= k - 1) | (fetch == len(searcher))
+        rows, columns = np.nonzero(good & (rank < k) & finished[:, None])
+        places = unfinished[rows], rank[rows, columns]
+        ids[places], distances[places] = found[rows, columns], measured[rows, columns]
+        unfinished, fetch = unfinished[~finished], 4 * fetch
+    return ids, distances
 
 
 def check_queries(queries: Float32[np.ndarray, "N E"], width: int, k: int) -> Float32[np.ndarray, "N E"]:
