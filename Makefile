@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test test-slow test-slurm test-ray test-tpu scaling database-faults benchmark reliability database-report lock lint
+.PHONY: help setup quickstart test test-slow test-slurm test-ray test-store test-tpu scaling database-faults benchmark reliability database-report lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -52,6 +52,16 @@ test-ray: .venv-ray/.ready ## builds on a Ray cluster of several nodes on this m
 	@$(PYTHON) -m venv .venv-ray
 	@.venv-ray/bin/python -m pip install --require-hashes -r requirements.lock > .venv-ray/setup.log 2>&1 || { tail -20 .venv-ray/setup.log; exit 1; }
 	@.venv-ray/bin/python -m pip install -e '.[ray]' >> .venv-ray/setup.log 2>&1 || { tail -20 .venv-ray/setup.log; exit 1; }
+	@touch $@
+
+test-store: .venv-store/.ready ## sources in an S3 store: a server on this machine, killed half-way
+	@.venv-store/bin/python -m pytest -m store tests/test_object_store.py
+
+.venv-store/.ready: $(VENV)/.ready
+	@echo "store: installing the locked packages, s3fs and moto into .venv-store (log in .venv-store/setup.log)"
+	@$(PYTHON) -m venv .venv-store
+	@.venv-store/bin/python -m pip install --require-hashes -r requirements.lock > .venv-store/setup.log 2>&1 || { tail -20 .venv-store/setup.log; exit 1; }
+	@.venv-store/bin/python -m pip install -e '.[store]' >> .venv-store/setup.log 2>&1 || { tail -20 .venv-store/setup.log; exit 1; }
 	@touch $@
 
 database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray (resumes); writes docs/database_faults.md

@@ -1,4 +1,4 @@
-"""Our side of search.py: SCaNN as `data_pipeline.index` builds, sets and asks it, and the exact search beside it."""
+"""Our side of search.py: SCaNN as `data_pipeline.scann_search` builds, sets and asks it, and the exact search beside it."""
 
 import importlib.metadata
 import time
@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 import numpy as np
 from indexes import serve_indexes
 
-from data_pipeline.index import ScannSearcher, build_scann, choose_settings, tune
 from data_pipeline.recall import Sample
+from data_pipeline.scann_search import ScannSearcher, build_scann, choose_settings, tune
 from data_pipeline.search import ExactSearcher
 from retro_jax.config import DataConfig
 
@@ -22,7 +22,7 @@ class Scann:
         self.bytes = sum(path.stat().st_size for path in folder.iterdir())
 
     def choose(self, queries) -> dict:
-        """The settings that a build raises until the recall target is met on a sample; here the sample is `queries`."""
+        """The settings that a build finds for the recall target on a sample; here the sample is `queries`."""
         sample = Sample(queries, self._config.neighbors_stored, len(queries))
         ids = np.arange(len(self._keys)) + len(queries)  # a sample's own rows do not count, and no key is one of these
         sample.compare(ids, self._keys)

@@ -5,7 +5,7 @@
     make .venv-peer/.ready                                                # the peers; without them exact search alone
 
 Queries are chunks of the same text that are not in the database, so none finds itself: one half sets the indexes, the
-other is timed. Each index is raised on the first half until recall@k reaches the target; "SCaNN, as built" is what
+other is timed. Each index is set on the first half so that recall@k reaches the target; "SCaNN, as built" is what
 `retro build` itself would choose, "SCaNN, at the target" and the peers are the fastest of the settings in `ladders`.
 Two processes, ours and the peers', have the same threads and take turns, all indexes in one turn, a batch of all timed
 queries first and then one query at a time. With 100,000 keys and 2 cores it takes about ten minutes.
@@ -27,8 +27,8 @@ from worker import Worker, summary
 
 from data_pipeline.bert import FrozenEncoder, encoder_directory
 from data_pipeline.embeddings import COMPUTE_DTYPE, EmbeddingTable
-from data_pipeline.index import choose_kind, scann_installed
 from data_pipeline.recall import ROUNDING
+from data_pipeline.scann_search import choose_kind, scann_installed
 from data_pipeline.search import paired_distances, reference_distances
 from retro_jax.config import DataConfig
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.chunks import ChunkTable, build_chunks
-from data_pipeline.documents import PART, SPLITS, build_documents, read_documents_manifest
+from data_pipeline.documents import DocumentTable, build_documents, read_documents_manifest
 from data_pipeline.manifests import StageError, read_manifest, write_json
+from data_pipeline.selection import SPLITS
 from retro_jax.config import RunConfig, SourceConfig, resolve, to_dict
 
 REMOVED, ADDITIONS, CONFIG = "removed.json", "additions", "config.json"
@@ -78,7 +79,7 @@ def remove(data: Path, documents: Iterable[int] = (), subsets: Iterable[str] = (
     if missing := sorted(documents - set(there.tolist())):
         raise StageError(
             f"{len(missing)} of {len(documents)} documents are not in the database {data}, the first: {missing[0]}. Ids are "
-            f"those of {data}/documents/{PART}, of documents of the split 'train'. Nothing was removed."
+            f"those of {data}/documents, of documents of the split 'train'. Nothing was removed."
         )
     names = {name for table in tables for name in table.subset_names}
     if unknown := sorted(subsets - names):
@@ -162,10 +163,10 @@ def _copies(documents: Path, others: Iterable[Path]) -> frozenset[int]:
     Raises:
       StageError: an id that another document has: of one subset and path, with another text.
     """
-    mine = {record["id"]: record["sha256"] for record in _records(documents)}
+    mine = {record["id"]: record["sha256"] for record in DocumentTable(documents).records()}
     known: set[str] = set()
     for other in others:
-        for record in _records(other):
+        for record in DocumentTable(other).records():
             known.add(record["sha256"])
             if record["id"] in mine:
                 raise StageError(
@@ -173,9 +174,3 @@ def _copies(documents: Path, others: Iterable[Path]) -> frozenset[int]:
                     f"source another name, or records a subset of their own ({', '.join(SPLITS)} splits of {other} hold it)."
                 )
     return frozenset(id for id, digest in mine.items() if digest in known)
-
-
-def _records(documents: Path):
-    with open(documents / PART, encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)

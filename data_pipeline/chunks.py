@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from data_pipeline.documents import LINES, SPLITS, read_documents, read_documents_manifest
+from data_pipeline.documents import DocumentTable, read_documents_manifest
 from data_pipeline.manifests import Manifest, Shard, StageError, read_manifest, run_stage
+from data_pipeline.rows import ShardedRows
+from data_pipeline.selection import SPLITS
 from retro_jax.config import DataConfig
 from retro_jax.dimensions import PADDING
 
@@ -63,7 +65,7 @@ def build_chunks(directory: Path, config: DataConfig, chunk_length: int, documen
         name for name, count in source.counts["subsets"].items() if any(count[s]["documents"] for s in SPLITS)
     )
     trained = sum(source.counts["subsets"][name]["train"]["documents"] for name in names)
-    text_bytes = np.load(Path(documents) / LINES, allow_pickle=False)[:, 1]
+    text_bytes = DocumentTable(documents).bytes
     ranges = document_ranges(text_bytes, trained, chunk_length, config.shard_chunks)
     shards = []
     for number, (start, stop) in enumerate(ranges):
@@ -129,7 +131,7 @@ def _make(
             total["tokens"] += len(tokens) + 2
 
     batch, size = [], 0
-    for document in read_documents(documents, start, stop):
+    for document in DocumentTable(documents).read(start, stop):
         batch.append(document)
         size += len(document.text)
         if size > BATCH_BYTES:
@@ -140,56 +142,6 @@ def _make(
     for column, parts in zip(COLUMNS, (tables, ids, subsets), strict=True):
         np.save(f"{stem}.{column}.npy", np.concatenate(parts))
     return total
-
-
-class ShardedRows:
-    """The rows of several .npy files as one read-only table [N, ...], mapped into memory, never read as a whole.
-
-    Index it with a row, a slice or an integer array of any shape; the result is an ordinary array.
-    """
-
-    def __init__(self, paths: Sequence[Path]):
-        self.paths = list(paths)
-        self._parts = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
-        self._ends = np.cumsum([len(part) for part in self._parts])
-        self.shape = (int(self._ends[-1]), *self._parts[0].shape[1:])
-        self.dtype = self._parts[0].dtype
-
-    def __reduce__(self):
-        """To another process it goes as its paths."""
-        return ShardedRows, (self.paths,)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows) -> np.ndarray:
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step != 1:
-                return self[np.arange(start, stop, step)]
-            return self._range(start, max(start, stop))
-        rows = np.asarray(rows)
-        if rows.dtype == bool or not np.issubdtype(rows.dtype, np.integer):
-            raise TypeError(f"Rows are chosen by integers or a slice, but {rows.dtype} was given.")
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"Row {rows.min() if rows.min() < 0 else rows.max()} is outside of 0 to {len(self) - 1}.")
-        wanted = rows.reshape(-1).astype(np.int64)
-        found = np.empty((len(wanted), *self.shape[1:]), self.dtype)
-        part_of = np.searchsorted(self._ends, wanted, side="right")
-        for number in np.unique(part_of):
-            here = part_of == number
-            found[here] = self._parts[number][wanted[here] - (self._ends[number] - len(self._parts[number]))]
-        return found.reshape(*rows.shape, *self.shape[1:])
-
-    def _range(self, start: int, stop: int) -> np.ndarray:
-        pieces, first = [np.empty((0, *self.shape[1:]), self.dtype)], 0
-        for part in self._parts:
-            pieces.append(part[max(0, start - first) : max(0, stop - first)])
-            first += len(part)
-        return np.concatenate(pieces)
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self._range(0, len(self)).astype(dtype or self.dtype, copy=False)
 
 
 class ChunkTable:
@@ -214,7 +166,7 @@ class ChunkTable:
         self.subset_names: tuple[str, ...] = tuple(manifest.counts["subsets"])
         self.database_chunks: int = manifest.counts["database_chunks"]
         self.chunk_length: int = manifest.counts["chunk_length"]
-        self.shard_rows: tuple[int, ...] = tuple(len(part) for part in self.tokens._parts)
+        self.shard_rows: tuple[int, ...] = self.tokens.part_rows
         self.fingerprint = manifest.fingerprint
 
     def __len__(self) -> int:

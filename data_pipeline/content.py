@@ -4,7 +4,6 @@ Every check goes over the rows once, block by block, and gives damages; none cha
 and reading the joined shards take as long as the build did, so they look at a sample, or not, unless all is asked for.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from data_pipeline.bert import FrozenEncoder
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.documents import PART
+from data_pipeline.documents import DocumentTable
 from data_pipeline.embeddings import EmbeddingTable
 from data_pipeline.joined import NAME, open_split, pack
 from data_pipeline.manifests import read_manifest
@@ -80,32 +79,32 @@ def _check_chunks(data: Path, table: ChunkTable, digests: list[str]) -> Iterator
     """
     reader, first = Tokenizer(data / "tokenizer"), _first_rows(table)
     ends = np.append(first[1:], len(table))
-    with open(data / "documents" / PART, encoding="utf-8") as file:
-        documents = progress(file, description="verify text", total=len(first), unit="document")
-        for number, line in enumerate(documents):
-            record = json.loads(line)
-            digests.append(record["sha256"])
-            if number >= len(first):
-                yield Damage("chunks", "*", f"document {record['id']} has no chunk")
-                continue
-            start, end = int(first[number]), int(ends[number])
-            rows = table.tokens[start:end]
-            flat = rows.reshape(-1)
-            tokens = flat[flat != PADDING]
-            shard = _shard(table, "chunks", start)
-            if (table.document_ids[start:end] != record["id"]).any() or (start < table.database_chunks) != (
-                record["split"] == "train"
-            ):
-                yield Damage("chunks", shard, f"row {start} is not of document {record['id']} ({record['split']})")
-            elif (flat[: len(tokens)] == PADDING).any() or tokens[0] != reader.bos or tokens[-1] != reader.eos:
-                yield Damage("chunks", shard, f"rows {start} to {end - 1} are not one document from BOS to EOS")
-            elif reader.decode(tokens) != record["text"]:
-                yield Damage("chunks", shard, f"rows {start} to {end - 1} are not the text of document {record['id']}")
-            else:
-                following = np.full_like(rows, PADDING)
-                following[:-1] = rows[1:]
-                if not np.array_equal(table.value(np.arange(start, end)), np.concatenate([rows, following], axis=1)):
-                    yield Damage("chunks", shard, f"a continuation in rows {start} to {end - 1} is not the next chunk")
+    records = progress(
+        DocumentTable(data / "documents").records(), description="verify text", total=len(first), unit="document"
+    )
+    for number, record in enumerate(records):
+        digests.append(record["sha256"])
+        if number >= len(first):
+            yield Damage("chunks", "*", f"document {record['id']} has no chunk")
+            continue
+        start, end = int(first[number]), int(ends[number])
+        rows = table.tokens[start:end]
+        flat = rows.reshape(-1)
+        tokens = flat[flat != PADDING]
+        shard = _shard(table, "chunks", start)
+        if (table.document_ids[start:end] != record["id"]).any() or (start < table.database_chunks) != (
+            record["split"] == "train"
+        ):
+            yield Damage("chunks", shard, f"row {start} is not of document {record['id']} ({record['split']})")
+        elif (flat[: len(tokens)] == PADDING).any() or tokens[0] != reader.bos or tokens[-1] != reader.eos:
+            yield Damage("chunks", shard, f"rows {start} to {end - 1} are not one document from BOS to EOS")
+        elif reader.decode(tokens) != record["text"]:
+            yield Damage("chunks", shard, f"rows {start} to {end - 1} are not the text of document {record['id']}")
+        else:
+            following = np.full_like(rows, PADDING)
+            following[:-1] = rows[1:]
+            if not np.array_equal(table.value(np.arange(start, end)), np.concatenate([rows, following], axis=1)):
+                yield Damage("chunks", shard, f"a continuation in rows {start} to {end - 1} is not the next chunk")
 
 
 def _check_embeddings(

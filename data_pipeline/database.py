@@ -11,13 +11,14 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int64
 
 from data_pipeline.changes import Removed, addition_directories, read_removed
-from data_pipeline.chunks import ChunkTable, ShardedRows, values
+from data_pipeline.chunks import ChunkTable, values
 from data_pipeline.embeddings import EmbeddingTable
 from data_pipeline.index import open_searcher
 from data_pipeline.lexical import Lexical
 from data_pipeline.manifests import fingerprint, read_manifest
 from data_pipeline.neighbors import RERANKED, find_neighbors
 from data_pipeline.provenance import Provenance
+from data_pipeline.rows import ShardedRows
 from data_pipeline.search import Searcher, merge_rows, search_kept
 from retro_jax.dimensions import PADDING
 

@@ -1,47 +1,40 @@
 """Stage 1, documents: every text of every source once, with its subset, its id, its license and its split.
 
-    part-00000.jsonl   a document a line, the training split first, each split in the order of the ids
-    lines.npy          int64 [N, 2]: where each line begins in the file, and the UTF-8 bytes of its text
+    part-00000.jsonl   a document a line, the training split first, each split in the order of the ids over all parts
+    lines-00000.npy    int64 [N, 2]: where each line of the part begins, and the UTF-8 bytes of its text
     dropped.jsonl      what cleaning took from the training split, and why (empty without cleaning)
 
 The id of a document is a hash of its subset and its key (a path, a title; of a record its own id, or else the text itself), its split a hash
 of the id, and budgets take documents in the order of a third hash: neither changes when the sources are re-ordered or
 other documents come or go. Every document read is kept or counted under the reason it was dropped for.
 
-Sources are read unit by unit into `.read/`, each unit a shard of its own that a later run finds again; then what stays
-is decided on rows of facts (`data_pipeline/selection.py`) and copied, and `.read/` goes.
+Sources are read unit by unit into `.read/`, each unit a shard of its own that a later run finds again; what stays is
+decided on rows of facts (`cleaning.py`); then part after part is copied together, each a shard too, and `.read/` goes.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
+from data_pipeline.cleaning import DROPPED, PLACES, select
 from data_pipeline.manifests import Manifest, Shard, StageError, fingerprint, read_manifest, run_stage
-from data_pipeline.near_duplicates import (
-    GRAM,
-    PERMUTATIONS,
-    Signer,
-    compare_with_exact,
-    near_copies,
-    near_held_out,
-    share_by_subset,
-)
+from data_pipeline.near_duplicates import Signer
 from data_pipeline.readers import read_unit, source_digest, source_units
-from data_pipeline.selection import REASONS, Selection, check_ids
-from data_pipeline.spill import Spill, SpillWriter
+from data_pipeline.rows import ShardedRows
+from data_pipeline.spill import SpillWriter, copy_lines
 from data_pipeline.titles import read_titles, title_of
 from retro_jax.config import DataConfig, SourceConfig, to_dict
 from retro_jax.progress import progress
 
 STAGE = "documents"
-SPLITS = ("train", "validation")
-PART, LINES, DROPPED = "part-00000.jsonl", "lines.npy", "dropped.jsonl"
+PART_BYTES = 1 << 28  # after which another part begins
 
 
 @dataclass(frozen=True)
@@ -87,11 +80,53 @@ def build_documents(directory: Path, config: DataConfig) -> Manifest:
     }
     inputs = {f"source {name}": source_digest(name, source) for name, source in sources.items()}
     work = directory / ".read" / fingerprint([facts, inputs])[:16]
-    read = partial(run_stage, work, "read", facts, inputs)
-    shard = Shard("documents", [PART, LINES, DROPPED], partial(_make, config, sources, read, work))
-    manifest = run_stage(directory, STAGE, facts, inputs, [shard])
+    manifest = run_stage(directory, STAGE, facts, inputs, partial(_parts, config, sources, facts, inputs, work))
     shutil.rmtree(directory / ".read", ignore_errors=True)  # our own intermediate files
     return manifest
+
+
+def _parts(
+    config: DataConfig, sources: Mapping[str, SourceConfig], facts: dict, inputs: dict, work: Path
+) -> list[Shard]:
+    """Reads what is not read yet and decides what stays; the shards that copy it together."""
+    units = []
+    for number, (name, source) in enumerate(sources.items()):
+        for unit in source_units(name, source):
+            stem = f"{len(units):05d}"
+            make = partial(_read_unit, config, number, name, source, unit, stem)
+            units.append(Shard(stem, SpillWriter.files(stem), make))
+    counts = run_stage(work / "units", "read", facts, inputs, units, unit="unit").counts
+    make = partial(
+        select, work / "units", [unit.name for unit in units], config.near_duplicate_jaccard, sources, counts
+    )
+    found = run_stage(work / "kept", "cleaning", facts, inputs, [Shard("kept", [PLACES, DROPPED], make)]).counts
+    ranges = part_ranges(np.load(work / "kept" / PLACES, mmap_mode="r")[:, 2], PART_BYTES)
+    shards = [Shard("dropped", [DROPPED], partial(_copy_dropped, work / "kept" / DROPPED, dict(found)))]
+    for number, (start, stop) in enumerate(ranges):
+        names = [f"part-{number:05d}.jsonl", f"lines-{number:05d}.npy"]
+        shards.append(Shard(names[0].partition(".")[0], names, partial(_copy_part, work, names, start, stop)))
+    return shards
+
+
+def part_ranges(lengths: Int[np.ndarray, "D"], part_bytes: int) -> list[tuple[int, int]]:
+    """Ranges [start, stop) of documents: a part goes on until its lines reach `part_bytes`."""
+    starts = np.cumsum(lengths) - lengths
+    firsts = np.flatnonzero(np.diff(starts // part_bytes, prepend=-1)).tolist()
+    return list(zip(firsts, [*firsts[1:], len(lengths)], strict=True))
+
+
+def _copy_dropped(path: Path, counts: dict, temporary: Path) -> dict:
+    shutil.copyfile(path, temporary / DROPPED)
+    return counts
+
+
+def _copy_part(work: Path, names: Sequence[str], start: int, stop: int, temporary: Path) -> dict:
+    """One part: the lines of documents [start, stop) from the units that they were read into."""
+    places = np.load(work / "kept" / PLACES, mmap_mode="r", allow_pickle=False)[start:stop]
+    lengths, sizes = places[:, 2], places[:, 3]
+    copy_lines(work / "units", places[:, :3], temporary / names[0])
+    np.save(temporary / names[1], np.stack([np.cumsum(lengths) - lengths, sizes], axis=1))
+    return {"documents": stop - start, "bytes": int(sizes.sum())}
 
 
 def _check(config: DataConfig) -> None:
@@ -120,48 +155,44 @@ def _relevant(source: SourceConfig) -> dict:
     return facts
 
 
-def read_documents(directory: Path, start: int = 0, stop: int | None = None) -> Iterator[Document]:
-    """Yields documents `start` to `stop` of a finished stage: training split first, each split in the order of ids."""
-    offsets = np.load(Path(directory) / LINES, allow_pickle=False)[start:stop, 0]
-    with open(Path(directory) / PART, "rb") as file:
-        file.seek(int(offsets[0]) if len(offsets) else 0)
-        for _ in range(len(offsets)):
-            record = json.loads(file.readline())
+class DocumentTable:
+    """A finished documents stage. Documents are numbered in the order of its lines.
+
+    Attributes:
+      bytes: Int[np.ndarray, "D"], UTF-8 bytes of each text.
+    """
+
+    def __init__(self, directory: Path):
+        names = [file.name for file in read_manifest(directory, STAGE, verify=False).files]
+        self._parts = [Path(directory) / name for name in names if name.startswith("part-")]
+        self._lines = ShardedRows([Path(directory) / name for name in names if name.startswith("lines-")])
+        self._first = np.cumsum([0, *self._lines.part_rows])
+
+    @property
+    def bytes(self) -> Int[np.ndarray, "D"]:
+        return self._lines[:][:, 1]
+
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+        """Yields documents `start` to `stop`: training split first, each split in the order of ids."""
+        for record in self.records(start, stop):
             del record["sha256"]
             yield Document(**record)
+
+    def records(self, start: int = 0, stop: int | None = None) -> Iterator[dict]:
+        """Yields the lines of documents `start` to `stop`: the fields of `Document`, and "sha256" of the text."""
+        stop = len(self._lines) if stop is None else min(stop, len(self._lines))
+        while start < stop:
+            part = int(np.searchsorted(self._first, start, side="right")) - 1
+            end = min(stop, int(self._first[part + 1]))
+            with open(self._parts[part], "rb") as file:
+                file.seek(int(self._lines[start][0]))
+                for _ in range(start, end):
+                    yield json.loads(file.readline())
+            start = end
 
 
 def read_documents_manifest(directory: Path) -> Manifest:
     return read_manifest(directory, STAGE)
-
-
-def _make(config: DataConfig, sources: Mapping[str, SourceConfig], read, work: Path, temporary: Path) -> dict:
-    """The stage's one shard: reads what is not read yet, selects, and copies the lines that stay in their order."""
-    shards = []
-    for number, (name, source) in enumerate(sources.items()):
-        for unit in source_units(name, source):
-            stem = f"{len(shards):05d}"
-            make = partial(_read_unit, config, number, name, source, unit, stem)
-            shards.append(Shard(stem, SpillWriter.files(stem), make))
-    counts = dict(read(shards, unit="unit").counts)
-    spill = Spill(work, [shard.name for shard in shards])
-    check_ids(spill.facts, spill.describe)
-    selection = Selection(spill.facts, sources)
-    selection.drop_copies()
-    selection.drop_over_budget(validation=True)
-    selection.drop_titles()
-    near = _clean(selection, spill, config.near_duplicate_jaccard, temporary / DROPPED)
-    selection.drop_over_budget(validation=False)
-    subsets = _subset_counts(counts, selection, spill)
-    rows = np.flatnonzero(selection.kept())
-    if not len(rows):
-        raise StageError(
-            f"No document is left: {_summary(subsets)}. Give more text, or lower config.data.minimum_characters."
-        )
-    rows = rows[np.lexsort((spill.facts["id"][rows], spill.facts["validation"][rows]))]
-    lines = spill.copy(rows, temporary / PART)
-    np.save(temporary / LINES, lines)
-    return {"documents": len(rows), "bytes": int(lines[:, 1].sum()), "subsets": subsets, **near}
 
 
 def _read_unit(
@@ -209,55 +240,3 @@ def _read_unit(
 def _line(raw, identity: int, split: str, sha256: str) -> bytes:
     record = {"id": identity, "subset": raw.subset, "name": raw.name, "split": split, "license": raw.license}
     return json.dumps(record | {"sha256": sha256, "text": raw.text}, ensure_ascii=False).encode() + b"\n"
-
-
-def _clean(selection: Selection, spill: Spill, threshold: float, path: Path) -> dict:
-    """Drops training documents near a held-out one and lists what cleaning dropped; statistics for the manifest."""
-    with open(path, "w", encoding="utf-8") as listing:
-        for row in np.flatnonzero(selection.dropped("title")).tolist():
-            listing.write(json.dumps({"reason": "title", **spill.facts_of(row)}, ensure_ascii=False) + "\n")
-        if not threshold:
-            return {}
-        signatures = spill.signatures(PERMUTATIONS)
-        training, held_out = selection.rows(validation=False), selection.rows(validation=True)
-        gone = []
-        for near in near_held_out(signatures, training, held_out, threshold, spill.text):
-            gone.append(near.row)
-            what = {"reason": "near_duplicate", **spill.facts_of(near.row), "near": spill.facts_of(near.near)}
-            what |= {"estimated": near.estimated, "exact": near.exact}
-            listing.write(json.dumps(what, ensure_ascii=False) + "\n")
-    rows = np.flatnonzero(selection.kept())
-    found, pairs = near_copies(signatures, rows, threshold)
-    selection.drop(gone, "near_duplicate")
-    facts = {"jaccard": threshold, "gram": GRAM, "permutations": PERMUTATIONS, "training_dropped": len(gone)}
-    facts["subsets"] = share_by_subset(found, spill.subsets, spill.facts["subset"][rows])
-    return {"near_duplicates": {**facts, "estimate": compare_with_exact(signatures, pairs, spill.text)}}
-
-
-def _subset_counts(counts: Mapping, selection: Selection, spill: Spill) -> dict:
-    """Of each subset: licenses, documents read, kept by split, dropped by reason."""
-    subsets = {}
-    for name in sorted(counts.get("read", {})):
-        mine = spill.facts["subset"] == spill.subsets.index(name) if name in spill.subsets else np.zeros(0, bool)
-        dropped = dict.fromkeys(REASONS, 0) | counts["dropped"].get(name, {})
-        for reason in REASONS:
-            dropped[reason] += int((mine & selection.dropped(reason)).sum()) if len(mine) else 0
-        subset = {"license": "; ".join(sorted(counts["licenses"][name])), "read": counts["read"][name]}
-        for split in SPLITS:
-            held = (
-                mine & selection.kept() & (spill.facts["validation"] == (split == "validation")) if len(mine) else mine
-            )
-            size = int(spill.facts["bytes"][held].sum()) if len(mine) else 0
-            subset[split] = {"documents": int(held.sum()), "bytes": size}
-        subsets[name] = {**subset, "dropped": dropped}
-    return subsets
-
-
-def _summary(counts: Mapping) -> str:
-    return (
-        "; ".join(
-            f"{name}: {count['read']} read, dropped { ({k: n for k, n in count['dropped'].items() if n}) }"
-            for name, count in sorted(counts.items())
-        )
-        or "nothing was read"
-    )

@@ -13,9 +13,10 @@ from jaxtyping import Float32
 
 from data_pipeline.bert import FrozenEncoder
 from data_pipeline.chunks import STAGE as CHUNKS
-from data_pipeline.chunks import ChunkTable, ShardedRows
+from data_pipeline.chunks import ChunkTable
 from data_pipeline.engine import Resource, Shard
 from data_pipeline.manifests import Manifest, StageError, read_manifest, require_fingerprint, run_stage
+from data_pipeline.rows import ShardedRows
 from data_pipeline.tokens import Tokenizer
 from retro_jax.config import DataConfig
 from retro_jax.dimensions import PADDING

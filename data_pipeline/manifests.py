@@ -159,7 +159,7 @@ def run_stage(
     stage: str,
     config: Mapping,
     inputs: Mapping[str, str],
-    shards: Sequence[Shard],
+    shards: Sequence[Shard] | Callable[[], Sequence[Shard]],
     *,
     unit: str = "shard",
     counts: Mapping | None = None,
@@ -174,7 +174,8 @@ def run_stage(
       directory: the stage's own directory.
       config: everything besides the inputs that the result depends on (plain JSON).
       inputs: fingerprints of the stages read.
-      shards: the units of work, in order; the engine in use (`data_pipeline.engine`) decides where they are made.
+      shards: the units of work, in order; the engine in use (`data_pipeline.engine`) decides where they are made. A
+        function that gives them where they follow from what it reads first; it is called only if the stage is not whole.
       counts: facts known beforehand that belong into the manifest.
       last: a unit that reads the files of the others; made after them, here.
       prepare: makes what missing shards read and no other stage holds; called with up to `at_once` of them at a time.
@@ -185,14 +186,16 @@ def run_stage(
       StageError: the directory holds this stage made from another config or input; nothing is touched.
     """
     directory = Path(directory)
-    plan = json.loads(
-        json.dumps({"stage": stage, "config": config, "inputs": dict(inputs), "shards": [s.name for s in shards]})
-    )
+    plan = json.loads(json.dumps({"stage": stage, "config": config, "inputs": dict(inputs)}))
+    plan["shards"] = _planned(directory) if callable(shards) else [shard.name for shard in shards]
     _claim(directory, stage, plan, extends=extends)
     if _is_finished(directory, plan):
         return read_manifest(directory, stage)
     started = time.monotonic()
     try:
+        if callable(shards):
+            shards = shards()
+            write_json(directory / "plan.json", plan | {"shards": [shard.name for shard in shards]})
         parts = make_missing(directory, stage, shards, unit=unit, prepare=prepare, at_once=at_once)
         if last is not None:
             parts += make_missing(directory, last.name, [last], engine=InProcess())
@@ -269,6 +272,12 @@ def _remove_unfinished(directory: Path) -> None:
     """Folders of shards that were being made by a process that was killed or lost; never a result."""
     for path in directory.glob(".writing-*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _planned(directory: Path) -> list[str]:
+    """Names of the shards in the plan there; none where they are not known yet."""
+    path = directory / "plan.json"
+    return json.loads(path.read_text())["shards"] if path.exists() else []
 
 
 def _claim(directory: Path, stage: str, plan: dict, *, extends: bool) -> None:

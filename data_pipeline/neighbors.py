@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from data_pipeline.chunks import ChunkTable, ShardedRows
+from data_pipeline.chunks import ChunkTable
 from data_pipeline.embeddings import EmbeddingTable
 from data_pipeline.engine import Resource, Shard
 from data_pipeline.index import STAGE as INDEX
@@ -30,6 +30,7 @@ from data_pipeline.manifests import (
     require_fingerprint,
     run_stage,
 )
+from data_pipeline.rows import ShardedRows
 from data_pipeline.search import Searcher, merge_rows, search_kept
 from retro_jax.config import DataConfig
 from retro_jax.dimensions import PADDING

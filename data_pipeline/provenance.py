@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.documents import LINES, Document, read_documents, read_documents_manifest
+from data_pipeline.documents import Document, DocumentTable, read_documents_manifest
 from data_pipeline.manifests import StageError
 from data_pipeline.tokens import read_token_bytes
 from retro_jax.dimensions import PADDING
@@ -29,13 +29,13 @@ class Provenance:
     """
 
     def __init__(self, documents: Path, tokenizer: Path, table: ChunkTable):
-        self._directory, self._table = Path(documents), table
+        self._documents, self._table = DocumentTable(documents), table
         self._token_bytes = read_token_bytes(tokenizer)
         manifest = read_documents_manifest(documents)
         self.licenses = {name: count["license"] for name, count in manifest.counts["subsets"].items()}
         ids = np.asarray(table.document_ids[:])
         self.first_chunks = np.flatnonzero(np.diff(ids, prepend=~ids[:1]))
-        self.document_bytes = np.load(self._directory / LINES, allow_pickle=False)[:, 1]
+        self.document_bytes = self._documents.bytes
         if len(self.document_bytes) != len(self.first_chunks):
             raise StageError(
                 f"{documents} holds {len(self.document_bytes):,} documents, but the chunks are of "
@@ -52,7 +52,7 @@ class Provenance:
         return self._read(self.number(chunk))
 
     def _read_document(self, number: int) -> Document:
-        return next(read_documents(self._directory, number, number + 1))
+        return next(self._documents.read(number, number + 1))
 
     def pieces(self, chunk: int) -> list[bytes]:
         """The bytes of each token of a chunk, empty ones for BOS and EOS; joined they are the chunk's text."""

@@ -24,6 +24,7 @@ FACT = np.dtype(
         ("title", "?"),  # it is an evaluation article by its title
     ]
 )
+SPLITS = ("train", "validation")
 REASONS = ("language", "unreadable", "null", "short", "long", "duplicate", "title", "near_duplicate", "budget")
 
 

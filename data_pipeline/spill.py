@@ -4,6 +4,7 @@ Written and read in order, with one document in memory; a document is found agai
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,36 +95,32 @@ class Spill:
         facts = self.facts_of(row)
         return f"{facts['name']!r} of subset {facts['subset']!r}"
 
-    def signatures(self, permutations: int) -> UInt32[np.ndarray, "D P"]:
-        """In memory one unit at a time where there is one unit; rows of several are put together."""
-        parts = [
-            np.memmap(paths[2], np.uint32, "r").reshape(-1, permutations)
-            for paths in self._paths
-            if paths[2].stat().st_size
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.zeros((0, permutations), np.uint32)
-
-    def copy(self, rows: Int[np.ndarray, "K"], path: Path) -> Int[np.ndarray, "K 2"]:
-        """Writes the lines of the rows in that order.
-
-        Units are read front to back, each once; every line goes to its place in the output.
-
-        Returns:
-          where each line begins, and the bytes of its text.
-        """
-        lengths = self.facts["length"][rows]
-        places = np.cumsum(lengths) - lengths
-        place = np.full(len(self.facts), -1, np.int64)
-        place[rows] = places
+    def signatures(self, permutations: int, scratch: Path) -> UInt32[np.ndarray, "D P"]:
+        """Mapped into memory; those of several units are put together in a file of the folder `scratch`."""
+        path = Path(scratch) / "signatures"
         with open(path, "wb") as output:
-            for unit, paths in enumerate(self._paths):
-                first, last = self._first[unit : unit + 2].tolist()
-                with open(paths[0], "rb", BLOCK) as lines:
-                    for row in range(first, last):
-                        line = lines.read(int(self.facts["length"][row]))
-                        if place[row] >= 0:
-                            output.seek(int(place[row]))
-                            output.write(line)
-        return np.stack([places, self.facts["bytes"][rows]], axis=1)
+            for paths in self._paths:
+                with open(paths[2], "rb") as part:
+                    shutil.copyfileobj(part, output, BLOCK)
+        if not path.stat().st_size:
+            return np.zeros((0, permutations), np.uint32)
+        return np.memmap(path, np.uint32, "r").reshape(-1, permutations)
+
+    def places(self, rows: Int[np.ndarray, "K"]) -> Int[np.ndarray, "K 4"]:
+        """Of each row: its unit, where its line begins in that unit's file, the line's bytes, the bytes of its text."""
+        units = np.searchsorted(self._first, rows, side="right") - 1
+        return np.stack([units, self._offsets[rows], self.facts["length"][rows], self.facts["bytes"][rows]], axis=1)
+
+
+def copy_lines(directory: Path, places: Int[np.ndarray, "K 3"], path: Path) -> None:
+    """Writes lines, each by (unit, where it begins, bytes), one behind the other; units are read front to back."""
+    units, starts, lengths = places.T
+    targets = np.cumsum(lengths) - lengths
+    with open(path, "wb") as output:
+        for unit in np.unique(units).tolist():
+            rows = np.flatnonzero(units == unit)
+            with open(Path(directory) / SpillWriter.files(f"{unit:05d}")[0], "rb") as lines:
+                for row in rows[np.argsort(starts[rows])].tolist():
+                    lines.seek(int(starts[row]))
+                    output.seek(int(targets[row]))
+                    output.write(lines.read(int(lengths[row])))

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from data_pipeline.documents import Document, read_documents, read_documents_manifest
+from data_pipeline.documents import Document, DocumentTable, read_documents_manifest
 from data_pipeline.manifests import Manifest, Shard, StageError, file_sha256, read_manifest, run_stage
 from retro_jax.config import DataConfig
 
@@ -189,7 +189,7 @@ def training_blocks(documents: Path, limit: int) -> Iterator[str]:
     if not total:
         raise StageError("The training split has no document. Lower config.data.validation_fraction or add text.")
     threshold = min(1.0, limit / total) * 2.0**64
-    for document in read_documents(documents):
+    for document in DocumentTable(documents).read():
         if document.split != "train":
             return
         for number, block in enumerate(_blocks(document)):

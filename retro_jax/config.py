@@ -137,14 +137,16 @@ class DataConfig:
     embedding_dtype: str = "float32"  # how embeddings are stored: "float32" | "float16"
     exact_below: int = 20_000  # database chunks under which the search is exact
     index_leaves: int = 0  # SCaNN tree leaves; 0: about the square root of the number of chunks
-    index_leaves_searched: int = 0  # 0: leaves^0.75 (a third of 100, a tenth of 8000), at least 10
-    index_reorder: int = 200  # candidates that are scored exactly
+    index_leaves_searched: int = 0  # 0: the fewest that reach recall_target on a sample
+    index_reorder: int = (
+        0  # candidates that are scored exactly; 0: 3 to 100 times neighbors_stored, by what reads least
+    )
     neighbors_stored: int = 10  # k_max
     recall_sample: int = 1000  # queries on which recall against exact search is measured
     shard_chunks: int = 16_384  # chunks a shard of chunks, embeddings and neighbors
     shard_sequences: int = 1024  # sequences a joined shard
     index_shards: int = 0  # parts of the index, each built and searched alone; 0: one up to two million keys
-    recall_target: float = 0.95  # leaves searched and candidates are raised until a sample's recall@k_max reaches it
+    recall_target: float = 0.95  # of a sample's recall@k_max; leaves searched and candidates are as few as reach it
     database_fraction: float = 1.0  # share of the documents that is searched, nested: 0.1 holds all of 0.01's
     rerank: str = "none"  # "bm25": of ten times k_max nearest, those that share the rarest words come first
 

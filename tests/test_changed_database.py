@@ -10,7 +10,7 @@ from test_sample_verb import make_run
 
 import retro_jax.evaluation as evaluation
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.documents import read_documents
+from data_pipeline.documents import DocumentTable
 from launch import database, sample
 from launch.evaluate import main as evaluate_main
 
@@ -74,10 +74,12 @@ def trained_files(work):
 def test_what_was_removed_is_in_no_figure_and_no_sample(work, evaluate, capsys):
     trained, table = trained_files(work), ChunkTable(work / "data" / "chunks")
     before, ids, _, _, shown = evaluate()
-    names = {document.id: document.name for document in read_documents(work / "data" / "documents")}
+    names = {document.id: document.name for document in DocumentTable(work / "data" / "documents").read()}
     owners, counts = np.unique(table.document_ids[ids[ids >= 0]], return_counts=True)
     gone = owners[np.argsort(-counts)][:4].tolist()
-    prompt = next(document.text for document in read_documents(work / "data" / "documents") if document.id == gone[0])
+    prompt = next(
+        document.text for document in DocumentTable(work / "data" / "documents").read() if document.id == gone[0]
+    )
     asked = [f"--workdir={work}", f"--prompt={prompt[:300]}", "--config.sample.temperature=0"]
     capsys.readouterr()
     assert sample.main(asked) == 0
@@ -103,7 +105,9 @@ def test_what_was_added_is_in_the_figures_and_in_samples(work, evaluate, capsys)
     """The new text repeats held-out chunks among words of its own, so it must come first for them."""
     trained, table = trained_files(work), ChunkTable(work / "data" / "chunks")
     before, _, _, _, _ = evaluate()
-    held_out = next(document for document in read_documents(work / "data" / "documents") if document.split != "train")
+    held_out = next(
+        document for document in DocumentTable(work / "data" / "documents").read() if document.split != "train"
+    )
     (work / "new").mkdir()
     (work / "new" / "later.txt").write_text(held_out.text + made_up_text.text(9, 40), newline="")
     assert database.main(["add", f"--workdir={work}", f"--config.data.sources.news.path={work / 'new'}"]) == 0

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.chunks import COLUMNS, ChunkTable, ShardedRows, build_chunks, cut, document_ranges, values
-from data_pipeline.documents import build_documents, read_documents
+from data_pipeline.chunks import COLUMNS, ChunkTable, build_chunks, cut, document_ranges, values
+from data_pipeline.documents import DocumentTable, build_documents
 from data_pipeline.manifests import Shard, StageError, read_manifest, run_stage
+from data_pipeline.rows import ShardedRows
 from data_pipeline.tokens import Tokenizer
 from retro_jax.config import SourceConfig
 
@@ -106,7 +107,7 @@ def test_stages_lose_nothing(root, tmp_path_factory, texts):
     build_documents(tmp / "documents", config)
     build_chunks(tmp / "chunks", config, M, tmp / "documents", root / "tokenizer")
     table, tokenizer = ChunkTable(tmp / "chunks"), Tokenizer(root / "tokenizer")
-    documents = list(read_documents(tmp / "documents"))
+    documents = list(DocumentTable(tmp / "documents").read())
     assert sorted({document.text for document in documents}) == sorted(set(texts))
     for document in documents:
         assert tokens_of(table, document.id) == [BOS, *tokenizer.encode(document.text), EOS]
@@ -117,14 +118,14 @@ def test_a_large_document_is_whole(root, tmp_path):
     config = made_up_text.config(tmp_path / "big.txt", validation_fraction=0.0)
     build_documents(tmp_path / "documents", config)
     manifest = build_chunks(tmp_path / "chunks", config, M, tmp_path / "documents", root / "tokenizer")
-    (document,) = read_documents(tmp_path / "documents")
+    (document,) = DocumentTable(tmp_path / "documents").read()
     tokenizer = Tokenizer(root / "tokenizer")
     assert tokens_of(ChunkTable(tmp_path / "chunks"), document.id) == [BOS, *tokenizer.encode(document.text), EOS]
     assert manifest.counts["by_subset"]["farm"]["train"]["bytes"] == len(document.text.encode()) > 500_000
 
 
 def test_order_counts_and_types(root, table):
-    documents = list(read_documents(root / "documents"))
+    documents = list(DocumentTable(root / "documents").read())
     ids = np.asarray(table.document_ids)
     first = np.flatnonzero(np.diff(ids, prepend=-1))
     assert ids[first].tolist() == [document.id for document in documents]
@@ -261,7 +262,7 @@ def test_subsets_are_numbered_by_name(root, tmp_path):
     build_documents(tmp_path / "documents", config)
     build_chunks(tmp_path / "chunks", config, M, tmp_path / "documents", root / "tokenizer")
     table = ChunkTable(tmp_path / "chunks")
-    names = {document.id: document.subset for document in read_documents(tmp_path / "documents")}
+    names = {document.id: document.subset for document in DocumentTable(tmp_path / "documents").read()}
     assert table.subset_names == ("ant", "zebra")
     for document_id, subset in zip(np.asarray(table.document_ids), np.asarray(table.subsets), strict=True):
         assert table.subset_names[subset] == names[document_id]

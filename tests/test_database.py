@@ -12,7 +12,7 @@ from test_build import arguments, contents
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.content import check_content
 from data_pipeline.database import CurrentExamples, Database, KeptSearcher
-from data_pipeline.documents import read_documents
+from data_pipeline.documents import DocumentTable
 from data_pipeline.embeddings import EmbeddingTable, open_encoder
 from data_pipeline.joined import pack
 from data_pipeline.manifests import StageError, file_sha256
@@ -73,7 +73,7 @@ def age(path):
         (age, "chunks/manifest.json", "not that of the shards: other files -> write manifest.json anew", ""),
         (delete, "joined/manifest.json", "joined: manifest.json is missing or unreadable", ""),
         (truncate, "embeddings/.parts/embeddings-00000.json", "unreadable -> redo", "embeddings/embeddings-00000.npy"),
-        (flip, "documents/part-00000.jsonl", "documents: part-00000.jsonl was altered", "documents/*.*"),
+        (flip, "documents/part-00000.jsonl", "documents: part-00000.jsonl was altered", "documents/*-00000.*"),
         (truncate, "tokenizer/plan.json", "tokenizer: ", "tokenizer/tok*"),
     ],
 )
@@ -143,7 +143,7 @@ def test_what_breaks_a_promise_is_named(root, work, what):
         named = "row 5 has a neighbor of the query's own document"
     elif what == "text":  # another document's id on the same text
         row, id = 5, int(np.load(ids)[5, 0])
-        documents = list(read_documents(data / "documents"))
+        documents = list(DocumentTable(data / "documents").read())
         other = [document.id for document in documents].index(table.document_ids[np.array([id])][0])
         path = data / "documents" / "part-00000.jsonl"
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -269,7 +269,9 @@ def test_what_is_removed_is_never_returned(root, work, capsys):
 
 def test_mistakes_in_removing_are_named_and_change_nothing(work, capsys):
     data = work / "data"
-    held_out = next(document.id for document in read_documents(data / "documents") if document.split == "validation")
+    held_out = next(
+        document.id for document in DocumentTable(data / "documents").read() if document.split == "validation"
+    )
     for flag, named in (
         ("--documents=12", "12. Ids are those of"),
         (f"--documents={held_out}", "are not in the database"),
@@ -297,10 +299,10 @@ def test_what_is_added_counts_at_once_and_changes_no_id(root, work, capsys):
     assert {name: after[name] for name in before} == before
     now, table = Database(data), ChunkTable(data / "chunks")
     text = now.document(len(table)).text
-    assert now.document(0).text == next(read_documents(data / "documents")).text
+    assert now.document(0).text == next(DocumentTable(data / "documents").read()).text
     encoder = open_encoder(data / "embeddings", root / "encoder")
     added = ChunkTable(data / "additions/00000/chunks")
-    copy = next(d.id for d in read_documents(data / "additions/00000/documents") if d.name == "copy.txt")
+    copy = next(d.id for d in DocumentTable(data / "additions/00000/documents").read() if d.name == "copy.txt")
     pieces = b"".join(now.pieces(len(table))).decode()
     assert text.startswith(pieces)
     words = now.tokens[np.array([len(table)])]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import documents
-from data_pipeline.documents import build_documents, document_id, read_documents, split_of
+from data_pipeline.documents import DocumentTable, build_documents, document_id, split_of
 from data_pipeline.manifests import StageError, read_manifest
 from retro_jax.config import DataConfig, SourceConfig
 
@@ -29,7 +29,7 @@ def build(tmp_path, texts, name="documents", source=None, **changes):
     settings = {"minimum_characters": 0, "validation_fraction": 0.3, **changes}
     source = SourceConfig(path=str(path), **(source or {}))
     manifest = build_documents(tmp_path / name, DataConfig(sources={"mine": source}, **settings))
-    return manifest, list(read_documents(tmp_path / name))
+    return manifest, list(DocumentTable(tmp_path / name).read())
 
 
 def content(found):
@@ -112,7 +112,7 @@ def test_order_of_the_input_changes_no_split_and_no_id(tmp_path):
         sources={"mine": SourceConfig(path=str(folder), **limits)}, minimum_characters=0, validation_fraction=0.3
     )
     build_documents(tmp_path / "third", config)
-    assert content(found) == content(again) == content(read_documents(tmp_path / "third"))
+    assert content(found) == content(again) == content(DocumentTable(tmp_path / "third").read())
     assert {d.split for d in found} == {"train", "validation"}
     assert [d.split for d in found] == sorted(d.split for d in found)
     for split in ("train", "validation"):
@@ -137,7 +137,7 @@ def test_of_exact_duplicates_the_lowest_id_stays(tmp_path):
     sources = {"left": SourceConfig(path=str(tmp_path / "ab")), "right": SourceConfig(path=str(tmp_path / "ba"))}
     manifest = build_documents(tmp_path / "d", DataConfig(sources=sources, validation_fraction=0.5))
     ids = {(subset, name): document_id(subset, name) for subset in sources for name in ("a.txt", "b.txt")}
-    (document,) = read_documents(tmp_path / "d")
+    (document,) = DocumentTable(tmp_path / "d").read()
     assert (document.subset, document.name) == min(ids, key=ids.get)
     assert sum(s["dropped"]["duplicate"] for s in manifest.counts["subsets"].values()) == 3 and adds_up(manifest.counts)
 
@@ -168,10 +168,37 @@ def test_what_is_stored(tmp_path):
 def test_a_range_of_documents_is_read(tmp_path):
     _, found = build(tmp_path, [made_up_text.text(seed, 20) for seed in range(9)])
     directory = tmp_path / "documents"
-    assert list(read_documents(directory, 3, 6)) == found[3:6]
-    assert list(read_documents(directory, 8)) == found[8:] and list(read_documents(directory, 9)) == []
-    sizes = np.load(directory / "lines.npy")[:, 1]
-    assert sizes.tolist() == [len(d.text.encode()) for d in found]
+    assert list(DocumentTable(directory).read(3, 6)) == found[3:6]
+    assert list(DocumentTable(directory).read(8)) == found[8:] and list(DocumentTable(directory).read(9)) == []
+    assert DocumentTable(directory).bytes.tolist() == [len(d.text.encode()) for d in found]
+
+
+def test_parts_are_the_documents_in_one_order(tmp_path, monkeypatch):
+    """Parts of about 1,000 bytes, each begun where the lines before it reach that much; only a lost one is copied again."""
+    texts = [made_up_text.text(seed, 5 + 9 * (seed % 4)) for seed in range(40)]
+    _, whole = build(tmp_path, texts, "whole")
+    monkeypatch.setattr(documents, "PART_BYTES", 1000)
+    manifest, found = build(tmp_path, texts, "parts")
+    assert content(found) == content(whole) and manifest.counts["documents"] == len(whole)
+    parts = sorted((tmp_path / "parts").glob("part-*.jsonl"))
+    sizes = [path.stat().st_size for path in parts]
+    assert len(parts) > 5 and min(sizes) > 0 and sum(sizes) == (tmp_path / "whole" / "part-00000.jsonl").stat().st_size
+    table = DocumentTable(tmp_path / "parts")
+    assert table.bytes.tolist() == [len(d.text.encode()) for d in whole]
+    for start in range(len(whole) + 1):
+        assert list(table.read(start, start + 3)) == found[start : start + 3]
+
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("*-*")}
+    (tmp_path / "parts" / "manifest.json").unlink()
+    (tmp_path / "parts" / ".parts" / "part-00002.json").unlink()
+    assert build(tmp_path, texts, "parts") == (manifest, found)
+    redone = {path.name for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert redone == {"part-00002.jsonl", "lines-00002.npy"} and not (tmp_path / "parts" / ".read").exists()
+
+
+def test_part_ranges():
+    assert documents.part_ranges(np.array([4, 4, 4, 30, 1, 1]), 10) == [(0, 3), (3, 4), (4, 6)]
+    assert documents.part_ranges(np.array([100]), 10) == [(0, 1)]
 
 
 def test_building_twice_does_nothing_and_gives_the_same(tmp_path):
@@ -255,7 +282,7 @@ def test_the_id_of_a_record_outlives_its_text(tmp_path):
         rows = [{"id": "x", "set": "a", "text": text}, {"id": "x", "set": "b", "text": text + "more"}]
         source = write_records(tmp_path / f"in{number}" / "r.jsonl", *rows)
         build_documents(tmp_path / f"{number}", DataConfig(sources={"mine": source}, near_duplicate_jaccard=0))
-        ids.append({(d.id, d.subset, d.split) for d in read_documents(tmp_path / f"{number}")})
+        ids.append({(d.id, d.subset, d.split) for d in DocumentTable(tmp_path / f"{number}").read()})
     assert ids[0] == ids[1] and len({id for id, _, _ in ids[0]}) == 2
     assert {id for id, _, _ in ids[0]} == {document_id("a", "x"), document_id("b", "x")}
 
@@ -266,7 +293,7 @@ def test_files_of_one_name_in_two_folders_are_two_documents(tmp_path):
         (tmp_path / "in" / folder / "doc.txt").write_text(made_up_text.text(number))
     config = DataConfig(sources={"mine": SourceConfig(path=str(tmp_path / "in"))}, near_duplicate_jaccard=0)
     assert build_documents(tmp_path / "d", config).counts["documents"] == 3
-    assert {d.name for d in read_documents(tmp_path / "d")} == {"x/doc.txt", "y/doc.txt", "y/z/doc.txt"}
+    assert {d.name for d in DocumentTable(tmp_path / "d").read()} == {"x/doc.txt", "y/doc.txt", "y/z/doc.txt"}
 
 
 def test_a_build_of_before_ids_is_the_same(tmp_path):
@@ -282,4 +309,4 @@ def test_subsets_of_the_pile(tmp_path):
     source = SourceConfig(path=str(path), subset_key="meta.pile_set_name")
     manifest = build_documents(tmp_path / "d", DataConfig(sources={"pile": source}))
     assert {name: count["read"] for name, count in manifest.counts["subsets"].items()} == {"FreeLaw": 1, "Github": 2}
-    assert {(d.subset, d.text) for d in read_documents(tmp_path / "d")} == set(rows)
+    assert {(d.subset, d.text) for d in DocumentTable(tmp_path / "d").read()} == set(rows)

@@ -9,7 +9,7 @@ from evaluation_fixture import CHUNKS, MODEL, M, build
 from tiny_model import random_parameters
 
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.documents import LINES, read_documents
+from data_pipeline.documents import DocumentTable
 from data_pipeline.manifests import StageError
 from data_pipeline.tokens import read_token_bytes
 from retro_jax.batches import Batch, validation_examples
@@ -82,11 +82,11 @@ def test_trap_26_a_model_that_ignores_neighbors_shows_no_gain(parts):
 
 def test_trap_30_bytes_are_those_of_the_scored_text(held_out, parts, data):
     """Trap 30: the bytes of each held-out document's tokens are the UTF-8 bytes of its text, no more and no less."""
-    validation = [document for document in read_documents(data / "documents") if document.split == "validation"]
+    validation = [document for document in DocumentTable(data / "documents").read() if document.split == "validation"]
     sizes = np.array([len(document.text.encode()) for document in validation])
     assert held_out.bytes.sum() == sizes.sum() > 0
     check_bytes(held_out, sizes)
-    assert np.array_equal(np.load(data / "documents" / LINES)[-len(sizes) :, 1], sizes)
+    assert np.array_equal(DocumentTable(data / "documents").bytes[-len(sizes) :], sizes)
     with pytest.raises(StageError, match="document 2 has .* scored bytes"):
         check_bytes(held_out, sizes + (np.arange(len(sizes)) == 2))
     with pytest.raises(StageError, match="scored bytes"):

@@ -18,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from test_build import arguments, contents
 
 from data_pipeline import files
-from data_pipeline.documents import build_documents, read_documents
+from data_pipeline.documents import DocumentTable, build_documents
 from data_pipeline.files import digest_files, list_files, open_file
 from data_pipeline.manifests import StageError
 from data_pipeline.readers import read_source
@@ -128,7 +128,7 @@ def test_a_build_that_stopped_on_errors_reads_only_what_is_missing(store, tmp_pa
     store.broken, store.opened = "", []
     assert build_documents(tmp_path / "stopped", config) == whole
     assert store.opened == [f"/b/{n}.jsonl" for n in (2, 3, 4)]
-    assert {d.text for d in read_documents(tmp_path / "stopped")} == set(texts)
+    assert {d.text for d in DocumentTable(tmp_path / "stopped").read()} == set(texts)
     names = [sorted(p.name for p in (tmp_path / folder).iterdir()) for folder in ("whole", "stopped")]
     assert names[0] == names[1] and ".read" not in names[0]
 

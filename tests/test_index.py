@@ -10,18 +10,17 @@ from made_up_vectors import clustered, write_embeddings
 
 import data_pipeline.index as index
 from data_pipeline.embeddings import EmbeddingTable
-from data_pipeline.index import (
+from data_pipeline.index import build_index, open_searcher
+from data_pipeline.manifests import StageError, read_manifest
+from data_pipeline.recall import Sample, sample_rows
+from data_pipeline.scann_search import (
     FILES,
     IndexSettings,
     ScannSearcher,
-    build_index,
     choose_kind,
     choose_settings,
-    open_searcher,
     scann_installed,
 )
-from data_pipeline.manifests import StageError, read_manifest
-from data_pipeline.recall import Sample, sample_rows
 from data_pipeline.search import ExactSearcher
 from retro_jax.config import DataConfig
 

@@ -8,8 +8,9 @@ from made_up_vectors import clustered, write_chunks, write_embeddings
 from test_index import files
 
 import data_pipeline.index as index
+import data_pipeline.scann_search as scann_search
 from data_pipeline.embeddings import EmbeddingTable
-from data_pipeline.index import ScannSearcher, build_index, key_ranges, open_searcher
+from data_pipeline.index import build_index, key_ranges, open_searcher
 from data_pipeline.manifests import StageError, read_manifest
 from data_pipeline.neighbors import NeighborTable, build_neighbors
 from data_pipeline.search import ExactSearcher
@@ -22,7 +23,7 @@ VECTORS = clustered(KEYS + HELD_OUT)
 CONFIG = DataConfig(exact_below=1000, recall_sample=100, index_reorder=60, neighbors_stored=5)
 EXACT = dataclasses.replace(CONFIG, exact_below=10**6)
 # Few leaves searched to begin with, so that there is something to raise.
-HARD = dataclasses.replace(CONFIG, index_shards=3, recall_target=0.99, index_leaves=250, index_reorder=8)
+HARD = dataclasses.replace(CONFIG, index_shards=3, recall_target=0.99, index_leaves=250, index_reorder=0)
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +85,13 @@ def test_a_shard_reads_its_own_keys_alone(root, tmp_path, monkeypatch):
     assert max(asked) == KEYS // 4
 
 
-def test_settings_are_raised_until_the_target_is_met(root):
+def test_settings_of_a_shard_reach_the_target(root):
     """Each shard's own; what was measured is what a new search over it gives; the merged recall is no lower."""
     counts = read_manifest(root / "scann-3", "index").counts
     vectors = EmbeddingTable(root / "embeddings")
-    begin = index.choose_settings(1100, HARD)
     assert sorted(counts["shards"]) == ["index-00000", "index-00001", "index-00002"]
     for facts in counts["shards"].values():
-        assert facts["recall"] >= 0.99 and facts["leaves_searched"] > begin.leaves_searched
+        assert facts["recall"] >= 0.99 and 1 < facts["leaves_searched"] < facts["leaves"]
     assert counts["recall"]["value"] >= min(facts["recall"] for facts in counts["shards"].values())
     shard = next(part for part in index.index_shards(root / "scann-3", vectors.directory) if part[3] == 1100)
     sample = index.Sample(vectors, 5, 100)
@@ -99,24 +99,48 @@ def test_settings_are_raised_until_the_target_is_met(root):
     assert sample.recall(index.open_shard(*shard)) == counts["shards"]["index-00001"]["recall"]
 
 
+def test_no_cheaper_settings_reach_the_target(root, tmp_path):
+    """Beside trying every number of leaves with every number of candidates."""
+    config = dataclasses.replace(CONFIG, recall_target=0.97, index_leaves=60, index_reorder=0)
+    build_index(tmp_path / "index", config, root / "embeddings")
+    (shard,) = index.index_shards(tmp_path / "index", root / "embeddings")
+    searcher, vectors = index.open_shard(*shard), EmbeddingTable(root / "embeddings")
+    sample = index.Sample(vectors, 5, 100)
+    sample.compare(np.arange(KEYS), vectors[:KEYS])
+    found = searcher.settings
+
+    def cost(settings):
+        return settings.reorder + KEYS * settings.leaves_searched / settings.leaves / scann_search.CODES_A_VECTOR
+
+    costs = []
+    for factor in scann_search.CANDIDATES:
+        for leaves in range(60, 0, -1):  # the fewest from which on all reach it
+            searcher.settings = dataclasses.replace(found, reorder=5 * factor, leaves_searched=leaves)
+            if sample.recall(searcher) < 0.97:
+                break
+            fewest = searcher.settings
+        costs.append(cost(fewest))
+    assert cost(found) <= min(costs) < max(costs)
+    searcher.settings = found
+    assert sample.recall(searcher) >= 0.97
+
+
 @pytest.mark.parametrize(
-    ("change", "steps"),
+    ("change", "leaves", "reorder"),
     [
-        ({"recall_target": 0.0}, 0),
-        ({"index_leaves_searched": 2, "recall_target": 1.0}, 0),
-        ({"recall_target": 1.0}, None),
+        ({"recall_target": 0.0}, 1, 60),
+        ({"recall_target": 0.0, "index_reorder": 0}, 1, 15),
+        ({"index_leaves_searched": 2, "recall_target": 1.0}, 2, 60),
+        ({"index_leaves_searched": 2, "recall_target": 0.0}, 2, 60),
+        ({"recall_target": 1.0, "index_leaves": 20, "index_reorder": 5}, 20, 5),
     ],
 )
-def test_what_is_not_raised(root, tmp_path, change, steps):
-    """A target that is met, leaves that the user chose; and an unreachable target ends at all leaves or STEPS."""
-    config = dataclasses.replace(CONFIG, **change)
-    build_index(tmp_path / "index", config, root / "embeddings")
+def test_settings_at_the_ends(root, tmp_path, change, leaves, reorder):
+    """What the user chose stays; a target of 0 takes the least there is; all leaves are an exact search."""
+    build_index(tmp_path / "index", dataclasses.replace(CONFIG, **change), root / "embeddings")
     facts = read_manifest(tmp_path / "index", "index").counts["shards"]["index-00000"]
-    begin = index.choose_settings(KEYS, config)
-    if steps == 0:
-        assert (facts["leaves_searched"], facts["reorder"]) == (begin.leaves_searched, begin.reorder)
-    else:
-        assert facts["recall"] == 1 or facts["leaves_searched"] == facts["leaves"]
+    assert (facts["leaves_searched"], facts["reorder"]) == (leaves, reorder)
+    assert facts["recall"] >= change["recall_target"] or "index_leaves_searched" in change
 
 
 def test_more_keys_are_new_shards_beside_the_old(root, tmp_path):
@@ -186,7 +210,7 @@ def test_a_share_of_the_database_is_whole_documents_of_it(root, tmp_path, config
         nearest, _ = ExactSearcher(VECTORS[inside]).search(VECTORS[KEYS:], 5)  # held-out: no document of their own
         assert np.array_equal(inside[nearest], found[KEYS:])
     else:
-        assert isinstance(open_searcher(tmp_path / "index", root / "embeddings")._searcher, ScannSearcher)
+        assert isinstance(open_searcher(tmp_path / "index", root / "embeddings")._searcher, scann_search.ScannSearcher)
         assert manifest.counts["recall"]["value"] > 0.9
 
 

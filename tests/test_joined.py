@@ -332,7 +332,7 @@ def test_sizes_that_do_not_divide(tmp_path):
 def test_scored_targets_of_real_tokens_are_the_bytes_of_the_documents(tmp_path):
     """Trap 30: through documents, tokenizer and chunks as they are, any Unicode included."""
     from data_pipeline.chunks import ChunkTable, build_chunks
-    from data_pipeline.documents import build_documents, read_documents
+    from data_pipeline.documents import DocumentTable, build_documents
     from data_pipeline.tokens import Tokenizer, build_tokenizer
     from retro_jax.config import DataConfig, SourceConfig
 
@@ -351,7 +351,7 @@ def test_scored_targets_of_real_tokens_are_the_bytes_of_the_documents(tmp_path):
     none = Neighbors(np.full((len(table), 2), -1, np.int64), np.full((len(table), 2), np.inf, np.float32))
     build_joined(places[3], table, none, sequence_length=64, vocabulary=295, shard_sequences=50, inputs={"chunks": "c"})
     for split, text_bytes in (
-        (s, sum(len(d.text.encode()) for d in read_documents(places[0]) if d.split == s))
+        (s, sum(len(d.text.encode()) for d in DocumentTable(places[0]).read() if d.split == s))
         for s in ("train", "validation")
     ):
         examples, _ = open_split(places[3], split)

@@ -12,7 +12,7 @@ from test_build import arguments
 
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.content import check_content
-from data_pipeline.documents import read_documents
+from data_pipeline.documents import DocumentTable
 from data_pipeline.embeddings import EmbeddingTable, open_encoder
 from data_pipeline.index import open_searcher
 from data_pipeline.joined import build_joined, open_split
@@ -50,7 +50,7 @@ def data(root):
 def rows(data):
     """Of each chunk: its document, and its tokens with those of the true next chunk, made from the texts alone."""
     reader, found = Tokenizer(data / "tokenizer"), []
-    for document in read_documents(data / "documents"):
+    for document in DocumentTable(data / "documents").read():
         tokens = [reader.bos, *reader.encode(document.text), reader.eos]
         cut = [tokens[start : start + LENGTH] for start in range(0, len(tokens), LENGTH)] + [[]]
         cut = [chunk + [-1] * (LENGTH - len(chunk)) for chunk in cut]
@@ -74,7 +74,7 @@ def test_no_neighbor_is_of_the_querys_document(data, rows):
         for id in found:
             other = rows[id][0]
             assert other.split == "train" and other.id != document.id and other.text != document.text, (query, id)
-    texts = Counter(document.text for document in read_documents(data / "documents"))
+    texts = Counter(document.text for document in DocumentTable(data / "documents").read())
     assert max(texts.values()) == 1, "of copies one is left, so an id tells texts apart"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.chunks import ChunkTable, build_chunks
-from data_pipeline.documents import read_documents
+from data_pipeline.documents import DocumentTable
 from data_pipeline.manifests import (
     Shard,
     StageError,
@@ -265,7 +265,7 @@ def test_reading_changes_nothing(tmp_path):
     checksum = file_sha256(tmp_path / "chunks" / "chunks-00000.tokens.npy")
     table = ChunkTable(tmp_path / "chunks", verify=True)
     assert table.value(np.arange(len(table))).shape == (len(table), 16)
-    assert Tokenizer(tmp_path / "tokenizer").vocabulary and len(list(read_documents(tmp_path / "documents")))
+    assert Tokenizer(tmp_path / "tokenizer").vocabulary and len(list(DocumentTable(tmp_path / "documents").read()))
     with pytest.raises(ValueError, match="read-only"):
         table.tokens._parts[0][0, 0] = 7
     assert file_sha256(tmp_path / "chunks" / "chunks-00000.tokens.npy") == checksum and state(tmp_path) == before

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_documents import adds_up
 from test_source_properties import TEXT
 
-from data_pipeline.documents import build_documents, read_documents
+from data_pipeline.documents import DocumentTable, build_documents
 from data_pipeline.manifests import StageError
 from data_pipeline.readers import read_source
 from retro_jax.config import DataConfig, SourceConfig
@@ -83,7 +83,7 @@ def test_all_forms_in_one_folder_add_up(files):
         except StageError as error:
             assert "No document is left" in str(error) and not wanted
             return
-        assert adds_up(counts) and {d.text for d in read_documents(Path(folder) / "d")} == wanted
+        assert adds_up(counts) and {d.text for d in DocumentTable(Path(folder) / "d").read()} == wanted
         assert {name: count["read"] for name, count in counts["subsets"].items()} == Counter(name for name, _ in read)
         dropped = Counter()
         for count in counts["subsets"].values():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import near_duplicates
-from data_pipeline.documents import build_documents, document_id, read_documents, split_of
+from data_pipeline.documents import DocumentTable, build_documents, document_id, split_of
 from data_pipeline.manifests import StageError
 from data_pipeline.near_duplicates import Signer, band_shape, compare_with_exact, exact_jaccard, grams, near_copies
 from data_pipeline.titles import normal_title, read_titles, title_of
@@ -105,14 +105,14 @@ def test_training_documents_near_a_held_out_one_go(tmp_path):
     config, texts = corpus(tmp_path)
     manifest = build_documents(tmp_path / "d", config)
     whole = build_documents(tmp_path / "all", dataclasses.replace(config, near_duplicate_jaccard=0))
-    before = list(read_documents(tmp_path / "all"))
+    before = list(DocumentTable(tmp_path / "all").read())
     held_out = [d for d in before if d.split == "validation"]
     wanted = {
         d.id: max(by_hand(d.text, v.text) for v in held_out)
         for d in before
         if d.split == "train" and any(by_hand(d.text, v.text) >= 0.8 for v in held_out)
     }
-    after = list(read_documents(tmp_path / "d"))
+    after = list(DocumentTable(tmp_path / "d").read())
     assert {d.id for d in before} - {d.id for d in after} == set(wanted) and len(wanted) > 5
     assert [d for d in after if d.split == "validation"] == held_out
     found = listing(tmp_path / "d")
@@ -163,7 +163,7 @@ def test_cleaning_is_the_same_whatever_the_order_and_the_units(tmp_path, monkeyp
     build_documents(tmp_path / "again", again)
 
     def kept(directory):
-        return [(d.id, d.split, d.text) for d in read_documents(directory)]
+        return [(d.id, d.split, d.text) for d in DocumentTable(directory).read()]
 
     assert kept(tmp_path / "d") == kept(tmp_path / "again")
     assert {w["id"] for w in listing(tmp_path / "d")} == {w["id"] for w in listing(tmp_path / "again")}
@@ -203,7 +203,7 @@ def test_training_articles_of_the_evaluation_set_go(tmp_path):
     )
     config = DataConfig(sources={"wiki": source}, validation_fraction=0.3)
     manifest = build_documents(tmp_path / "d", config)
-    kept = {d.text: d.split for d in read_documents(tmp_path / "d")}
+    kept = {d.text: d.split for d in DocumentTable(tmp_path / "d").read()}
     expected = {}
     for n, text in enumerate(articles.values()):
         split = split_of(document_id("wiki", hashlib.sha256(text.encode()).hexdigest()), 0.3)

@@ -16,7 +16,7 @@ BUILD_EXTRA = ("scann", "sentencepiece", "tokenizers", "safetensors", "pypi_simp
 IMPORT_SITES = {
     "orbax": "retro_jax/checkpoints.py",
     "grain": "retro_jax/batches.py",
-    "scann": "data_pipeline/index.py",
+    "scann": "data_pipeline/scann_search.py",
     "jax.sharding": "retro_jax/sharding.py",
     "jax.make_mesh": "retro_jax/sharding.py",
     "tensorflow_datasets": "data_pipeline/joined.py",

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from evaluation_fixture import RUN, build, save_runs
 
-from data_pipeline.documents import read_documents
+from data_pipeline.documents import DocumentTable
 from launch import evaluate as verb
 from launch import quickstart
 from launch.evaluate import evaluate
@@ -103,7 +103,9 @@ def test_text_of_the_data_is_escaped(page, root):
     """Documents, names and licenses may hold anything; one of the texts and the license hold markup."""
     passages = json.loads((root / "passages.json").read_text())
     shown = "".join(token["text"] for passage in passages for chunk in passage["chunks"] for token in chunk["tokens"])
-    held_out = [document for document in read_documents(root / "data" / "documents") if document.split == "validation"]
+    held_out = [
+        document for document in DocumentTable(root / "data" / "documents").read() if document.split == "validation"
+    ]
     assert any("<script>" in document.text for document in held_out) and shown
     assert "<script" not in page and "CC0 &lt;b&gt;" in page and "CC0 <b>" not in page
 
@@ -126,7 +128,7 @@ def test_markup_in_every_place_that_takes_text(results):
 
 
 def test_passages_show_the_text_as_it_is(root):
-    texts = [document.text for document in read_documents(root / "data" / "documents")]
+    texts = [document.text for document in DocumentTable(root / "data" / "documents").read()]
     passages = json.loads((root / "passages.json").read_text())
     assert len(passages) == 3 and len({passage["document"] for passage in passages}) == 3
     assert {passage["subset"] for passage in passages} == {"laws", "tales"}

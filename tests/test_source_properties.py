@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.chunks import cut
-from data_pipeline.documents import build_documents, read_documents
+from data_pipeline.documents import DocumentTable, build_documents
 from data_pipeline.manifests import StageError
 from data_pipeline.readers import read_source
 from retro_jax.config import DataConfig, SourceConfig
@@ -68,7 +68,7 @@ def test_documents_in_are_documents_kept_and_dropped_with_a_reason(texts, form, 
             assert "No document is left" in str(error)
             return
         (count,) = counts["subsets"].values()
-        kept = list(read_documents(Path(folder) / "d"))
+        kept = list(DocumentTable(Path(folder) / "d").read())
         assert count["read"] == len(texts) == len(kept) + sum(count["dropped"].values())
         assert count["dropped"]["null"] == texts.count(None) and count["dropped"]["short"] == texts.count("")
         assert {d.text for d in kept} <= set(texts) and len({d.text for d in kept}) == len(kept)

@@ -11,7 +11,7 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import Document, build_documents, read_documents
+from data_pipeline.documents import Document, DocumentTable, build_documents
 from data_pipeline.manifests import StageError
 from data_pipeline.tokens import BLOCK, Tokenizer, _blocks, build_tokenizer, read_token_bytes, training_blocks
 from retro_jax.config import DataConfig
@@ -131,7 +131,7 @@ def test_only_training_documents_are_seen(tmp_path):
     folder = made_up_text.write_folder(tmp_path / "text", documents=40)
     settings = made_up_text.config(folder, validation_fraction=0.5)
     build_documents(tmp_path / "documents", settings)
-    documents = list(read_documents(tmp_path / "documents"))
+    documents = list(DocumentTable(tmp_path / "documents").read())
     seen = "".join(training_blocks(tmp_path / "documents", 10**9))
     assert {document.split for document in documents} == {"train", "validation"}
     assert seen == "".join(document.text for document in documents if document.split == "train")
