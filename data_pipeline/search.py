@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from retro_jax.dimensions import PADDING
 
 QUERIES_AT_ONCE = 1024
-KEYS_AT_ONCE = 16_384
-PAIRS_AT_ONCE = 32_768  # whose differences exist at once
+KEYS_AT_ONCE = 8192
+PAIRS_AT_ONCE = 1024  # whose differences exist at once, in the processor's cache
+CROWD = 4  # times k candidates a query, above which looking for the k-th of a block is worth its time
 
 
 class Searcher(Protocol):
@@ -62,14 +63,16 @@ class ExactSearcher:
         k = ids.shape[1]
         query_norms = np.einsum("ne,ne->n", queries, queries)
         rounding = 4 * queries.shape[1] * np.finfo(np.float32).eps * (query_norms + self._norms.max(initial=0.0))
+        doubled = -2.0 * queries  # exact, and less to write than the keys
         for start in range(0, len(self), KEYS_AT_ONCE):
             keys = self._keys[start : start + KEYS_AT_ONCE]
-            estimate = queries @ (-2.0 * keys).T
+            estimate = doubled @ keys.T  # of the distances without the queries' norms
             estimate += self._norms[start : start + KEYS_AT_ONCE]
-            estimate += query_norms[:, None]
-            last = min(k, len(keys)) - 1
-            bound = np.minimum(np.partition(estimate, last, axis=1)[:, last], distances[:, -1]) + rounding
-            rows, columns = np.nonzero(estimate <= bound[:, None])
+            near = estimate <= (distances[:, -1] - query_norms + rounding)[:, None]
+            if np.count_nonzero(near) > CROWD * near.shape[0] * k:  # the first keys, or nearer and nearer ones
+                last = min(k, len(keys)) - 1
+                near &= estimate <= (np.partition(estimate, last, axis=1)[:, last] + rounding)[:, None]
+            rows, columns = np.nonzero(near)
             measured = paired_distances(queries, rows, keys, columns)
             merge(ids, distances, rows, columns + start, measured)
 
@@ -165,7 +168,8 @@ def paired_distances(
     distances = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), PAIRS_AT_ONCE):
         block = slice(start, start + PAIRS_AT_ONCE)
-        difference = queries[rows[block]] - keys[columns[block]]
+        difference = np.take(keys, columns[block], axis=0)
+        difference -= np.take(queries, rows[block], axis=0)
         distances[block] = np.einsum("pe,pe->p", difference, difference)
     return distances
 

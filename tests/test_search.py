@@ -44,16 +44,23 @@ def test_missing_is_minus_one_at_infinity():
     assert ids.tolist() == [[0, 1, -1, -1]] and distances.tolist() == [[3, 3, np.inf, np.inf]]
 
 
-@pytest.mark.parametrize(("queries", "keys", "pairs"), [(7, 13, 5), (1, 200, 1), (64, 3, 1000)])
-def test_blocks_change_no_bit(monkeypatch, queries, keys, pairs):
+@pytest.mark.parametrize(
+    ("queries", "keys", "pairs", "crowd"), [(7, 13, 5, 4), (1, 200, 1, 0), (64, 3, 1000, 10**9), (50, 40, 64, 0)]
+)
+@pytest.mark.parametrize("nearer", [False, True])
+def test_blocks_change_no_bit(monkeypatch, queries, keys, pairs, crowd, nearer):
+    """Nor does it whether a block's k-th is looked for, with keys that come nearer and nearer too."""
     source = np.random.default_rng(0)
     table = source.normal(size=(200, 48)).astype(np.float32)
     table[40:160] = table[40] + np.float32(1e-7) * source.normal(size=(120, 48)).astype(np.float32)
     asked = np.concatenate([table[30:90], source.normal(size=(20, 48)).astype(np.float32)])
+    if nearer:
+        table = table[np.argsort(-np.square(table - table[40]).sum(1))]
     expected = ExactSearcher(table).search(asked, 10)
     monkeypatch.setattr(search, "QUERIES_AT_ONCE", queries)
     monkeypatch.setattr(search, "KEYS_AT_ONCE", keys)
     monkeypatch.setattr(search, "PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(search, "CROWD", crowd)
     found = ExactSearcher(table).search(asked, 10)
     assert np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])
     one_by_one = [ExactSearcher(table).search(query[None], 10) for query in asked]
