@@ -4,7 +4,7 @@
 
 Every build is one JSON file in the given folder; one that is there is not made again, and an interrupted one continues
 (its line then says so). The whole share comes first: its tokenizer serves the smaller ones, so that they differ in their
-text alone. Memory and processor
+text alone. At the end index and neighbors are made once more in parts of one size. Memory and processor
 time are those of the building process, sampled five times a second, stage by stage.
 """
 
@@ -29,6 +29,8 @@ from data_pipeline.search import ExactSearcher
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = (1.0, 0.01, 0.03, 0.1, 0.3)
 STAGES = ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors", "joined")
+PARTS = ((0.1, 1), (1.0, 1), (1.0, 10))  # shares, and index shards that they are searched in
+MADE_BEFORE = STAGES[:4]
 QUERIES = 1000
 
 
@@ -46,18 +48,49 @@ def main(argv: list[str]) -> None:
             path.write_text(json.dumps(row, indent=1) + "\n")
         rows.append(json.loads(path.read_text()))
         options.page.write_text(page(rows))
+    parts = []
+    for share, shards in PARTS:
+        path = options.folder / f"{options.percent * share:g}-in-{shards}.json"
+        if not path.exists():
+            row = measure_parts(options.folder, options.percent, share, shards)
+            path.write_text(json.dumps(row, indent=1) + "\n")
+        parts.append(json.loads(path.read_text()))
+        options.page.write_text(page(rows, parts))
+
+
+def measure_parts(folder: Path, percent: float, share: float, shards: int) -> dict:
+    """Index and neighbors of a finished build once more, in so many index shards, by a process that embeds nothing."""
+    workdir = folder / f"{percent * share:g}-in-{shards}"
+    (workdir / "data").mkdir(parents=True, exist_ok=True)
+    for stage in MADE_BEFORE:
+        link = workdir / "data" / stage
+        if not link.is_symlink():
+            link.symlink_to(Path("../..") / f"{percent * share:g}" / "data" / stage)
+    peaks, processor = run_and_watch(
+        [*command(folder, percent, share, workdir), f"--config.data.index_shards={shards}"]
+    )
+    index, neighbors = (json.loads((workdir / "data" / stage / "manifest.json").read_text()) for stage in STAGES[4:6])
+    return {
+        **{"percent": percent * share, "shards": shards, "keys": index["counts"]["database_chunks"]},
+        **{"recall": index["counts"]["recall"], "chunks": neighbors["counts"]["chunks"]},
+        **{"peak_bytes": peaks, "cpu_seconds": processor},
+    }
+
+
+def command(folder: Path, percent: float, share: float, workdir: Path) -> list[str]:
+    """A build, with one kind of index for all shares that can, and the tokenizer of the whole."""
+    found = [sys.executable, "-m", "launch.build", f"--config={ROOT}/configs/nine_subsets.py:{percent * share:g}"]
+    found += [f"--workdir={workdir}", "--config.data.exact_below=1000"]
+    tokenizer = folder / f"{percent:g}" / "data" / "tokenizer" / "tokenizer.model"
+    return found if share == 1 else [*found, f"--config.data.tokenizer={tokenizer}"]
 
 
 def measure(folder: Path, percent: float, share: float) -> dict:
     """The row of one build: made now, or continued."""
     workdir = folder / f"{percent * share:g}"
-    command = [sys.executable, "-m", "launch.build", f"--config={ROOT}/configs/nine_subsets.py:{percent * share:g}"]
-    command += [f"--workdir={workdir}", "--config.data.exact_below=1000"]  # one kind of index for all shares that can
-    if share < 1:
-        command.append(f"--config.data.tokenizer={folder / f'{percent:g}' / 'data' / 'tokenizer' / 'tokenizer.model'}")
     started, load = time.time(), os.getloadavg()[0]
     continued = (workdir / "data").exists()
-    peaks, processor = run_and_watch(command)
+    peaks, processor = run_and_watch(command(folder, percent, share, workdir))
     data = workdir / "data"
     row = {"percent": percent * share, "share": share, "date": time.strftime("%Y-%m-%d"), "continued": continued}
     row |= {"cores": len(os.sched_getaffinity(0)), "load_before": load, "load_after": os.getloadavg()[0]}

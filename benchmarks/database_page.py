@@ -45,6 +45,16 @@ where it falls or stays, the cost is linear or better.
 | percent of the text | MB | chunks | {stages} | peak MB |
 |---|---|---|{lines}|---|
 """
+PARTS = """
+## Memory in parts
+
+Memory of the stages above grows with the index, which they held as one shard. Here the same chunks are indexed and searched
+in index shards (`config.data.index_shards`; without it a shard has up to two million keys), one open at a time, by a process
+that embeds nothing. More shards bound the memory and cost time, since every chunk is searched in each.
+
+| percent of the text | database chunks | index shards | recall@{k} | index, processor seconds | neighbors, processor seconds | index, peak MB | neighbors, peak MB |
+|---|---|---|---|---|---|---|---|
+"""
 UNITS = {
     "documents": ("bytes", "MB/s", 1e6),
     "chunks": ("chunks", "chunks/s", 1),
@@ -52,8 +62,8 @@ UNITS = {
 }
 
 
-def page(rows: Sequence[Mapping]) -> str:
-    """The page of the builds there are; the first is the largest."""
+def page(rows: Sequence[Mapping], in_parts: Sequence[Mapping] = ()) -> str:
+    """The page of the builds there are, the first the largest, and of those made again in parts."""
     whole = rows[0]
     stages = whole["stages"]
     length = stages["chunks"]["counts"]["chunk_length"]
@@ -72,7 +82,10 @@ def page(rows: Sequence[Mapping]) -> str:
     parts += [SEARCH.format(queries=whole["search"]["queries"]), *(_search(row) for row in ordered)]
     table = GROWTH.format(stages=" | ".join(stages), lines="|".join(["---"] * len(stages)))
     parts += [table, *(_growth(row, 1) for row in ordered), "\n", table[table.index("| percent") :]]
-    return "".join([*parts, *(_growth(row, row["stages"]["documents"]["counts"]["bytes"] / 1e6) for row in ordered)])
+    parts += (_growth(row, row["stages"]["documents"]["counts"]["bytes"] / 1e6) for row in ordered)
+    if in_parts:
+        parts += [PARTS.format(k=in_parts[0]["recall"]["k"]), *(_parts(row) for row in in_parts)]
+    return "".join(parts)
 
 
 def _machine(rows) -> str:
@@ -148,3 +161,9 @@ def _growth(row: Mapping, divisor: float) -> str:
         f"| {row['percent']:g} | {stages['documents']['counts']['bytes'] / 1e6:.2f} | {stages['chunks']['counts']['chunks']:,} | "
         f"{seconds} | {max(row['peak_bytes'].values()) / 1e6:,.0f} |\n"
     )
+
+
+def _parts(row: Mapping) -> str:
+    seconds = " | ".join(f"{row['cpu_seconds'][stage]:,.1f}" for stage in ("index", "neighbors"))
+    peaks = " | ".join(f"{row['peak_bytes'][stage] / 1e6:,.0f}" for stage in ("index", "neighbors"))
+    return f"| {row['percent']:g} | {row['keys']:,} | {row['shards']} | {row['recall']['value']:.4f} | {seconds} | {peaks} |\n"
