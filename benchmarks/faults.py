@@ -4,9 +4,10 @@
     PYTHONPATH=tests .venv-ray/bin/python benchmarks/faults.py --kills=2 --kinds=local --output=faults.jsonl
 
 A fault is one of: the building process gets SIGKILL ("local"), a worker process of the cluster does ("worker"), or a node
-is taken away ("node"), at a moment drawn evenly from the time an undisturbed build takes. After a local kill the same
-command runs again; on a cluster the build goes on by itself. One line a fault: kind, moment, the stage that was running,
-whether a process died in it, whether every byte is that of the undisturbed build.
+is taken away ("node"), at a moment drawn evenly from the time an undisturbed build takes; a worker process as soon after
+it as one is at work. After a local kill the same command runs again; on a cluster the build goes on by itself. One line a
+fault: kind, moment, the stage that was running, whether a process died in it, whether every byte is that of the
+undisturbed build.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -79,9 +81,10 @@ class Cluster:
         found = []
         for entry in Path("/proc").iterdir():
             try:
-                mine = (entry / "cmdline").read_text().startswith(("ray::run", "ray::Holder"))
-                if mine and self.address in (entry / "environ").read_text():
-                    found.append(int(entry.name))
+                if (entry / "cmdline").read_text().startswith(("ray::run", "ray::Holder")):
+                    parent = re.search(r"^PPid:\s+(\d+)", (entry / "status").read_text(), re.MULTILINE)[1]
+                    if self.address in Path(f"/proc/{parent}/cmdline").read_text():  # a node of this cluster
+                        found.append(int(entry.name))
             except OSError:
                 continue
         if found:
@@ -108,8 +111,12 @@ def fault(kind: str, number: int, text: Path, work: Path, wanted: dict, seconds:
     stage, struck = running_stage(workdir / "data"), process.poll() is None
     if struck and kind == "local":
         process.kill()
+    elif struck and kind == "node":
+        struck = cluster.take_node()
     elif struck:
-        struck = cluster.kill_worker(source) if kind == "worker" else cluster.take_node()
+        while not (struck := cluster.kill_worker(source)) and process.poll() is None:
+            time.sleep(0.01)
+        stage = running_stage(workdir / "data")
     if finish(process) == -signal.SIGKILL:
         finish(start(command(text, workdir)))
     same = digest(workdir / "data") == wanted

@@ -70,7 +70,7 @@ def list_files(path: str, endings: tuple[str, ...], where: str) -> list[SourceFi
             raise StageError(f"{where}.path={shown!r} does not exist; give a file, a folder or a glob.")
         fixed = PurePosixPath(root).parts
         fixed = fixed[: next(i for i, part in enumerate(fixed) if glob.has_magic(part))]
-        return str(PurePosixPath(*fixed)), {p: i for p, i in fs.glob(root, detail=True).items() if i["type"] == "file"}
+        return str(PurePosixPath(*fixed)), _files_of_glob(fs, root)
 
     base, found = attempt(find, f"{where}.path={shown!r}")
     if not found and glob.has_magic(root):
@@ -108,6 +108,20 @@ def _files_below(fs, folder: str) -> Iterator[tuple[str, dict]]:
             yield from _files_below(fs, info["name"])
         else:
             yield info["name"], info
+
+
+def _files_of_glob(fs, pattern: str) -> dict[str, dict]:
+    """Every file that a glob matches. On a disk fsspec leaves out what cannot be listed, so each folder on the way is."""
+    parts = PurePosixPath(pattern).parts
+    for number, part in enumerate(parts) if "file" in fs.protocol else ():
+        if not glob.has_magic(part):
+            continue
+        for folder, info in fs.glob(str(PurePosixPath(*parts[:number])), detail=True).items():
+            if info["type"] == "directory":
+                _ = list(_files_below(fs, folder)) if "**" in part else fs.ls(folder)
+        if "**" in part:
+            break
+    return {path: info for path, info in fs.glob(pattern, detail=True).items() if info["type"] == "file"}
 
 
 def attempt(call: Callable, what: str, *, tries: int = ATTEMPTS):

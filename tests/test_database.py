@@ -74,6 +74,12 @@ def age(path):
         (delete, "joined/manifest.json", "joined: manifest.json is missing or unreadable", ""),
         (truncate, "embeddings/.parts/embeddings-00000.json", "unreadable -> redo", "embeddings/embeddings-00000.npy"),
         (flip, "documents/part-00000.jsonl", "documents: part-00000.jsonl was altered", "documents/*-00000.*"),
+        (
+            delete,
+            "documents/.parts/dropped.json",
+            "dropped.json is missing or unreadable -> redo dropped",
+            "documents/dropped.*",
+        ),
         (truncate, "tokenizer/plan.json", "tokenizer: ", "tokenizer/tok*"),
     ],
 )

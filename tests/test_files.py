@@ -191,8 +191,13 @@ def test_a_store_that_cannot_be_listed(store, tmp_path, monkeypatch, call):
     assert build_documents(tmp_path / "stopped", config) == whole
 
 
-def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch):
-    """Here: a folder without permission, or a disk that fails, is no smaller corpus."""
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [("in", "ab"), ("in/*/*.txt", "ab"), ("in/**/*.txt", "ab"), ("in/**", "ab"), ("*/b/*.txt", "b")],
+)
+def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch, path, names):
+    """Here: a folder without permission, or a disk that fails, is no smaller corpus, by its name or by a glob."""
+    path = f"{tmp_path}/{path}"
     for name in ("a", "b"):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "doc.txt").write_text(name)
@@ -206,12 +211,13 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(LocalFileSystem, "ls", failing)
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     with pytest.raises(PermissionError):
-        list_files(str(tmp_path / "in"), (".txt",), "w")
+        list_files(path, (".txt",), "w")
     failures[0] = OSError("input/output error")
     with pytest.raises(StageError, match="w.path=.* cannot be read: 5 attempts failed, the last with OSError"):
-        list_files(str(tmp_path / "in"), (".txt",), "w")
+        list_files(path, (".txt",), "w")
     failures.clear()
-    assert [file.name for file in list_files(str(tmp_path / "in"), (".txt",), "w")] == ["a/doc.txt", "b/doc.txt"]
+    found = [file.url for file in list_files(path, (".txt",), "w")]
+    assert found == [f"{tmp_path}/in/{name}/doc.txt" for name in names]
 
 
 def test_the_command_stops_cleanly_and_the_same_command_goes_on(store, tmp_path, monkeypatch, capsys):
