@@ -5,11 +5,13 @@ and reading the joined shards take as long as the build did, so they look at a s
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.bert import FrozenEncoder
+from data_pipeline.changes import addition_directories
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.documents import DocumentTable
 from data_pipeline.embeddings import EmbeddingTable
@@ -44,10 +46,13 @@ def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = Fals
     vectors = EmbeddingTable(data / "embeddings", verify=False)
     neighbors = NeighborTable(data / "neighbors", verify=False)
     digests = []
-    damages = list(_check_chunks(data, table, digests))
+    reader = Tokenizer(data / "tokenizer")
+    damages = list(_check_chunks(data, table, reader, digests))
     embedded, searched = (len(table) if everything else min(count, len(table)) for count in (EMBEDDED, SAMPLE))
-    damages += _check_embeddings(data, table, vectors, encoder, embedded)
+    damages += _check_embeddings(table, vectors, reader, encoder, embedded)
     facts = {"chunks": len(table), "embedded_again": embedded}
+    for directory in addition_directories(data):
+        damages += _check_addition(directory, str(directory.relative_to(data)), reader, encoder, facts, everything)
     if damages:
         return damages, facts
     digest_of = np.repeat(np.array(digests), np.diff([*_first_rows(table), len(table)]))
@@ -60,6 +65,18 @@ def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = Fals
     return damages + found, facts
 
 
+def _check_addition(
+    directory: Path, name: str, reader: Tokenizer, encoder: FrozenEncoder, facts: dict, everything: bool
+) -> list[Damage]:
+    """Chunks and vectors of what was added; it has no stored neighbors. Counts are added to those in `facts`."""
+    table, vectors = ChunkTable(directory / "chunks"), EmbeddingTable(directory / "embeddings", verify=False)
+    count = len(table) if everything else min(EMBEDDED, len(table))
+    damages = [*_check_chunks(directory, table, reader, []), *_check_embeddings(table, vectors, reader, encoder, count)]
+    facts["chunks"] += len(table)
+    facts["embedded_again"] += count
+    return [replace(damage, stage=f"{name}/{damage.stage}") for damage in damages]
+
+
 def _first_rows(table: ChunkTable) -> np.ndarray:
     ids = np.asarray(table.document_ids[:])
     return np.flatnonzero(np.diff(ids, prepend=~ids[:1]))
@@ -69,7 +86,7 @@ def _shard(table: ChunkTable, stage: str, row: int) -> str:
     return f"{stage}-{int(np.searchsorted(np.cumsum(table.shard_rows), row, side='right')):05d}"
 
 
-def _check_chunks(data: Path, table: ChunkTable, digests: list[str]) -> Iterator[Damage]:
+def _check_chunks(data: Path, table: ChunkTable, reader: Tokenizer, digests: list[str]) -> Iterator[Damage]:
     """Every document's rows, read one after the other, are its text, and its rows stand together under its id.
 
     So the row after a chunk in its document is the true next chunk, which `ChunkTable.value` is checked to give.
@@ -77,7 +94,7 @@ def _check_chunks(data: Path, table: ChunkTable, digests: list[str]) -> Iterator
     Args:
       digests: the SHA-256 of every document's text is appended here.
     """
-    reader, first = Tokenizer(data / "tokenizer"), _first_rows(table)
+    first = _first_rows(table)
     ends = np.append(first[1:], len(table))
     records = progress(
         DocumentTable(data / "documents").records(), description="verify text", total=len(first), unit="document"
@@ -108,10 +125,10 @@ def _check_chunks(data: Path, table: ChunkTable, digests: list[str]) -> Iterator
 
 
 def _check_embeddings(
-    data: Path, table: ChunkTable, vectors: EmbeddingTable, encoder: FrozenEncoder, count: int
+    table: ChunkTable, vectors: EmbeddingTable, reader: Tokenizer, encoder: FrozenEncoder, count: int
 ) -> Iterator[Damage]:
     """`count` chunks, spread over all, embedded again."""
-    reader, chosen = Tokenizer(data / "tokenizer"), sample_rows(len(table), count)
+    chosen = sample_rows(len(table), count)
     for start in range(0, len(chosen), ROWS):
         rows = chosen[start : start + ROWS]
         texts = [reader.decode(row[row != PADDING]) for row in table.tokens[rows]]

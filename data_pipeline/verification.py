@@ -132,8 +132,8 @@ def set_up_repair(data: Path, stage: str, damages: list[Damage]) -> str | None:
     if any(damage.shard == ALL for damage in damages):
         if not directory.exists():
             return None
-        number = sum(1 for _ in Path(data).glob(f"{stage}.damaged-*"))
-        aside = directory.with_name(f"{stage}.damaged-{number}")
+        number = sum(1 for _ in directory.parent.glob(f"{directory.name}.damaged-*"))
+        aside = directory.with_name(f"{directory.name}.damaged-{number}")
         directory.rename(aside)
         return str(aside)
     for damage in damages:

@@ -89,6 +89,7 @@ def _verify(invocation: Invocation) -> None:
             damages, facts = look()
             if damages:
                 repair_files(invocation, data, damages)
+                redo_additions(invocation, data, damages)
     damages, facts = look()
     if damages:
         lines = "\n  ".join(str(damage) for damage in damages)
@@ -124,15 +125,18 @@ def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> No
             fingerprints[stage] = made
 
 
-def redo_additions(invocation: Invocation, data: Path) -> None:
-    """Redoes what is damaged of the additions."""
+def redo_additions(invocation: Invocation, data: Path, known: Sequence = ()) -> None:
+    """Redoes what is damaged of the additions; with `known` as in `repair_files` also what was made from that."""
     from data_pipeline.bert import encoder_directory
-    from data_pipeline.changes import addition_directories, make_addition
-    from data_pipeline.verification import check_files, set_up_repair
+    from data_pipeline.changes import STAGES, addition_directories, make_addition
+    from data_pipeline.verification import ALL, Damage, check_files, set_up_repair
 
     for directory in addition_directories(data):
         folder = f"{directory.relative_to(data)}/"
-        damages = [damage for damage in check_files(data) if damage.stage.startswith(folder)]
+        damages = [damage for damage in (*check_files(data), *known) if damage.stage.startswith(folder)]
+        if wrong := [STAGES.index(damage.stage.removeprefix(folder)) for damage in damages if damage in known]:
+            later = STAGES[min(wrong) + 1 :]
+            damages += [Damage(f"{folder}{stage}", ALL, "it was made from wrong content") for stage in later]
         for damage in damages:
             print(f"repair: {damage}", file=sys.stderr, flush=True)
             set_up_repair(data, damage.stage, [damage])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_build import arguments, contents
 
+from data_pipeline.changes import make_addition
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.content import check_content
 from data_pipeline.database import CurrentExamples, Database, KeptSearcher
@@ -184,18 +185,23 @@ def test_what_breaks_a_promise_is_named(root, work, what):
     assert any(line.endswith(f"redo {shard}") for line in found)
 
 
+def renew_checksums(path):
+    """In the books of a shard that is one file, or one with its distances."""
+    stage = path.parent
+    for book in (stage / ".parts" / f"{path.name.partition('.')[0]}.json", stage / "manifest.json"):
+        facts = json.loads(book.read_text())
+        for file in facts["files"]:
+            if file["name"] == path.name:
+                file["sha256"] = file_sha256(path)
+        book.write_text(json.dumps(facts))
+
+
 def test_wrong_content_under_right_checksums_is_redone_too(root, work, capsys):
     """As if a machine had miscalculated before the checksum was taken."""
     before = contents(work)
     data = work / "data"
     edit(data / IDS, lambda array: array[0].__setitem__(0, array[1, 0]))
-    part, manifest = data / "neighbors/.parts/neighbors-00001.json", data / "neighbors/manifest.json"
-    for path in (part, manifest):
-        facts = json.loads(path.read_text())
-        for file in facts["files"]:
-            if file["name"] == IDS.split("/")[1]:
-                file["sha256"] = file_sha256(data / IDS)
-        path.write_text(json.dumps(facts))
+    renew_checksums(data / IDS)
     shutil.rmtree(data / "joined")
     assert build.main([f"--config={'configs/own_text.py:' + str(root / 'text')}", *arguments(root, work)[1:]]) == 0
     capsys.readouterr()
@@ -327,5 +333,14 @@ def test_what_is_added_counts_at_once_and_changes_no_id(root, work, capsys):
     assert "additions/00000/embeddings: embeddings-00000.npy was altered" in capsys.readouterr().err
     assert database.main(["verify", "--repair", f"--workdir={work}"]) == 0
     assert contents(work) == after
+    path = data / "additions/00000/embeddings/embeddings-00000.npy"  # wrong under right checksums
+    edit(path, lambda array: array.__setitem__(0, -array[0]))
+    renew_checksums(path)
+    shutil.rmtree(data / "additions/00000/index")
+    make_addition(data, data / "additions/00000", root / "encoder")
+    assert database.main(["verify", f"--workdir={work}"]) == 2
+    assert "additions/00000/embeddings: row 0 has cosine" in capsys.readouterr().err
+    assert database.main(["verify", "--repair", f"--workdir={work}"]) == 0
+    assert {name: content for name, content in contents(work).items() if ".damaged-" not in name} == after
     assert database.main(["info", f"--workdir={work}"]) == 0
     assert "1 additions of" in capsys.readouterr().out
