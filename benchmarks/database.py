@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
 def measure_parts(folder: Path, percent: float, share: float, shards: int) -> dict:
     """Index and neighbors of a finished build once more, in so many index shards, by a process that embeds nothing."""
     workdir = folder / f"{percent * share:g}-in-{shards}"
+    continued = (workdir / "data" / "index").exists()
     (workdir / "data").mkdir(parents=True, exist_ok=True)
     for stage in MADE_BEFORE:
         link = workdir / "data" / stage
@@ -71,7 +72,12 @@ def measure_parts(folder: Path, percent: float, share: float, shards: int) -> di
     )
     index, neighbors = (json.loads((workdir / "data" / stage / "manifest.json").read_text()) for stage in STAGES[4:6])
     return {
-        **{"percent": percent * share, "shards": shards, "keys": index["counts"]["database_chunks"]},
+        **{
+            "percent": percent * share,
+            "shards": shards,
+            "continued": continued,
+            "keys": index["counts"]["database_chunks"],
+        },
         **{"recall": index["counts"]["recall"], "chunks": neighbors["counts"]["chunks"]},
         **{"peak_bytes": peaks, "cpu_seconds": processor},
     }

@@ -166,4 +166,5 @@ def _growth(row: Mapping, divisor: float) -> str:
 def _parts(row: Mapping) -> str:
     seconds = " | ".join(f"{row['cpu_seconds'][stage]:,.1f}" for stage in ("index", "neighbors"))
     peaks = " | ".join(f"{row['peak_bytes'][stage] / 1e6:,.0f}" for stage in ("index", "neighbors"))
-    return f"| {row['percent']:g} | {row['keys']:,} | {row['shards']} | {row['recall']['value']:.4f} | {seconds} | {peaks} |\n"
+    shards = f"{row['shards']} (continued)" if row["continued"] else row["shards"]
+    return f"| {row['percent']:g} | {row['keys']:,} | {shards} | {row['recall']['value']:.4f} | {seconds} | {peaks} |\n"

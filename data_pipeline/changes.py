@@ -134,7 +134,8 @@ def make_addition(data: Path, directory: Path, encoder: Path) -> dict[str, int]:
     stored = read_manifest(data / "embeddings", EMBEDDINGS, verify=False).config["embedding_dtype"]
     open_encoder(data / "embeddings", encoder)  # refuses another encoder
     config = replace(config, embedding_dtype=stored)
-    others = [path / "documents" for path in (data, *addition_directories(data)) if path != directory]
+    earlier = [path for path in addition_directories(data) if path < directory]  # a later copy goes for this one
+    others = [path / "documents" for path in (data, *earlier)]
     at = {stage: directory / stage for stage in STAGES}
     count = build_documents(at["documents"], config).counts["documents"]
     copies = _copies(at["documents"], others)

@@ -10,12 +10,13 @@ changes no id.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
-from data_pipeline.documents import DocumentTable, read_documents_manifest
+from data_pipeline.documents import DocumentTable, read_documents_manifest, read_lines
 from data_pipeline.manifests import Manifest, Shard, StageError, read_manifest, run_stage
 from data_pipeline.rows import ShardedRows
 from data_pipeline.selection import SPLITS
@@ -65,15 +66,13 @@ def build_chunks(directory: Path, config: DataConfig, chunk_length: int, documen
         name for name, count in source.counts["subsets"].items() if any(count[s]["documents"] for s in SPLITS)
     )
     trained = sum(source.counts["subsets"][name]["train"]["documents"] for name in names)
-    text_bytes = DocumentTable(documents).bytes
+    texts = DocumentTable(documents)
+    text_bytes = texts.bytes
     ranges = document_ranges(text_bytes, trained, chunk_length, config.shard_chunks)
     shards = []
     for number, (start, stop) in enumerate(ranges):
         stem = f"chunks-{number:05d}"
-
-        def make(temporary: Path, stem=stem, start=start, stop=stop) -> dict:
-            return _make(temporary / stem, documents, reader, chunk_length, names, start, stop)
-
+        make = partial(_make, stem, texts.lines(start, stop), stop - start, reader, chunk_length, names)
         shards.append(Shard(stem, [f"{stem}.{column}.npy" for column in COLUMNS], make))
     return run_stage(
         directory,
@@ -100,11 +99,11 @@ def document_ranges(
 
 
 def _make(
-    stem: Path, documents: Path, tokenizer, chunk_length: int, names: Sequence[str], start: int, stop: int
+    stem: str, lines: Sequence, documents: int, tokenizer, chunk_length: int, names: Sequence[str], temporary: Path
 ) -> dict:
-    """Writes the three columns of the rows of documents `start` to `stop`."""
+    """Writes the three columns of the rows of so many documents (`DocumentTable.lines`)."""
     tables, ids, subsets = [], [], []
-    total: dict = {"chunks": 0, "database_chunks": 0, "documents": stop - start, "tokens": 0, "by_subset": {}}
+    total: dict = {"chunks": 0, "database_chunks": 0, "documents": documents, "tokens": 0, "by_subset": {}}
 
     def flush(batch):
         encoded = tokenizer.encode_all([document.text for document in batch])
@@ -131,7 +130,7 @@ def _make(
             total["tokens"] += len(tokens) + 2
 
     batch, size = [], 0
-    for document in DocumentTable(documents).read(start, stop):
+    for document in read_lines(lines):
         batch.append(document)
         size += len(document.text)
         if size > BATCH_BYTES:
@@ -140,7 +139,7 @@ def _make(
     if batch:
         flush(batch)
     for column, parts in zip(COLUMNS, (tables, ids, subsets), strict=True):
-        np.save(f"{stem}.{column}.npy", np.concatenate(parts))
+        np.save(temporary / f"{stem}.{column}.npy", np.concatenate(parts))
     return total
 
 

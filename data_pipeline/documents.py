@@ -77,6 +77,7 @@ def build_documents(directory: Path, config: DataConfig) -> Manifest:
         "minimum_characters": config.minimum_characters,
         "validation_fraction": config.validation_fraction,
         "near_duplicate_jaccard": config.near_duplicate_jaccard,
+        "part_bytes": PART_BYTES,
     }
     inputs = {f"source {name}": source_digest(name, source) for name, source in sources.items()}
     work = directory / ".read" / fingerprint([facts, inputs])[:16]
@@ -109,7 +110,7 @@ def _parts(
 
 
 def part_ranges(lengths: Int[np.ndarray, "D"], part_bytes: int) -> list[tuple[int, int]]:
-    """Ranges [start, stop) of documents: a part goes on until its lines reach `part_bytes`."""
+    """Ranges [start, stop) of documents: another part with the first line that begins behind a multiple of `part_bytes`."""
     starts = np.cumsum(lengths) - lengths
     firsts = np.flatnonzero(np.diff(starts // part_bytes, prepend=-1)).tolist()
     return list(zip(firsts, [*firsts[1:], len(lengths)], strict=True))
@@ -174,21 +175,36 @@ class DocumentTable:
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
         """Yields documents `start` to `stop`: training split first, each split in the order of ids."""
-        for record in self.records(start, stop):
-            del record["sha256"]
-            yield Document(**record)
+        return read_lines(self.lines(start, stop))
 
-    def records(self, start: int = 0, stop: int | None = None) -> Iterator[dict]:
-        """Yields the lines of documents `start` to `stop`: the fields of `Document`, and "sha256" of the text."""
-        stop = len(self._lines) if stop is None else min(stop, len(self._lines))
+    def records(self) -> Iterator[dict]:
+        """Yields the lines of all documents: the fields of `Document`, and "sha256" of the text."""
+        return _records(self.lines())
+
+    def lines(self, start: int = 0, stop: int | None = None) -> list[tuple[Path, int, int]]:
+        """Where the lines of documents `start` to `stop` are: (file, the first's offset, how many)."""
+        stop, found = len(self._lines) if stop is None else min(stop, len(self._lines)), []
         while start < stop:
             part = int(np.searchsorted(self._first, start, side="right")) - 1
             end = min(stop, int(self._first[part + 1]))
-            with open(self._parts[part], "rb") as file:
-                file.seek(int(self._lines[start][0]))
-                for _ in range(start, end):
-                    yield json.loads(file.readline())
+            found.append((self._parts[part], int(self._lines[start][0]), end - start))
             start = end
+        return found
+
+
+def read_lines(lines: Sequence[tuple[Path, int, int]]) -> Iterator[Document]:
+    """Yields the documents of `DocumentTable.lines`: what a shard reads, without opening a table of all parts."""
+    for record in _records(lines):
+        del record["sha256"]
+        yield Document(**record)
+
+
+def _records(lines: Sequence[tuple[Path, int, int]]) -> Iterator[dict]:
+    for path, offset, count in lines:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            for _ in range(count):
+                yield json.loads(file.readline())
 
 
 def read_documents_manifest(directory: Path) -> Manifest:

@@ -114,7 +114,7 @@ def _files_of_glob(fs, pattern: str) -> dict[str, dict]:
     """Every file that a glob matches. On a disk fsspec leaves out what cannot be listed, so each folder on the way is."""
     parts = PurePosixPath(pattern).parts
     for number, part in enumerate(parts) if "file" in fs.protocol else ():
-        if not glob.has_magic(part):
+        if not glob.has_magic("/".join(parts[: number + 1])):
             continue
         for folder, info in fs.glob(str(PurePosixPath(*parts[:number])), detail=True).items():
             if info["type"] == "directory":

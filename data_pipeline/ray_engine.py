@@ -75,7 +75,7 @@ class RayEngine:
             )
 
     def map(self, function: Callable, shards: Sequence[Shard]) -> Iterator[tuple[int, dict]]:
-        """See `Engine.map`. The only shard of a stage is made here if it needs no resource: it may be a stage of stages."""
+        """See `Engine.map`. The only shard of a stage is made here if it needs no resource: sending it gains nothing."""
         if len(shards) == 1 and shards[0].resource is None:
             yield 0, function(shards[0], None)
             return

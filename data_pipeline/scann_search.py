@@ -79,11 +79,11 @@ def choose_settings(keys: int, config: DataConfig) -> IndexSettings:
             f"config.data.index_leaves_searched={searched} must be from 1 to the number of leaves, {leaves}; "
             f"0 takes the fewest that reach config.data.recall_target."
         )
-    if 0 < config.index_reorder < config.neighbors_stored:
+    if config.index_reorder and config.index_reorder < config.neighbors_stored:
         raise ValueError(
             f"config.data.index_reorder={config.index_reorder} candidates cannot give "
-            f"config.data.neighbors_stored={config.neighbors_stored} neighbors; take some ten times as many, or 0 for as "
-            f"many as config.data.recall_target needs."
+            f"config.data.neighbors_stored={config.neighbors_stored} neighbors; take some ten times as many, or 0 to "
+            f"leave it to config.data.recall_target."
         )
     return IndexSettings("scann", leaves, searched, config.index_reorder or CANDIDATES[0] * config.neighbors_stored)
 
@@ -95,8 +95,8 @@ def scann_installed() -> bool:
 def tune(searcher: "ScannSearcher", ids, sample: Sample, config: DataConfig) -> tuple[IndexSettings, float]:
     """The settings that read the least and whose recall on the sample reaches the target, and that recall.
 
-    Of many and of few candidates scored exactly, each with the fewest leaves that do; leaves that the user has chosen
-    stay, and candidates too. Nothing here depends on a clock: every build chooses the same. All leaves are an exact
+    Of many and of few candidates scored exactly, each with the fewest leaves that do. Leaves that the user has chosen
+    stay, with 20 times the neighbors as candidates; candidates that the user has chosen stay too. Nothing here depends on a clock: every build chooses the same. All leaves are an exact
     search, which always does.
     """
     begin = searcher.settings

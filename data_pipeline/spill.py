@@ -58,16 +58,16 @@ class Spill:
 
     def __init__(self, directory: Path, stems: Sequence[str]):
         self._paths = [[Path(directory) / name for name in SpillWriter.files(stem)] for stem in stems]
-        parts, names = [], []
-        for _, facts, _, subsets in self._paths:
+        sizes = [paths[1].stat().st_size // FACT.itemsize for paths in self._paths]
+        self.subsets: list[str] = []
+        self.facts = np.empty(sum(sizes), FACT)
+        self._first = np.cumsum([0, *sizes])
+        for (_, facts, _, subsets), start, stop in zip(self._paths, self._first[:-1], self._first[1:], strict=True):
             part = np.fromfile(facts, FACT)
             local = json.loads(subsets.read_text())
-            names += [name for name in local if name not in names]
-            part["subset"] = np.array([names.index(name) for name in local], np.uint32)[part["subset"]]
-            parts.append(part)
-        self.subsets: list[str] = names
-        self.facts = np.concatenate(parts) if parts else np.zeros(0, FACT)
-        self._first = np.cumsum([0, *map(len, parts)])
+            self.subsets += [name for name in local if name not in self.subsets]
+            part["subset"] = np.array([self.subsets.index(name) for name in local], np.uint32)[part["subset"]]
+            self.facts[start:stop] = part
         # Each line's place in the file of its unit.
         ends = np.cumsum(self.facts["length"])
         starts = ends - self.facts["length"]

@@ -131,15 +131,17 @@ def redo_additions(invocation: Invocation, data: Path, known: Sequence = ()) -> 
     from data_pipeline.changes import STAGES, addition_directories, make_addition
     from data_pipeline.verification import ALL, Damage, check_files, set_up_repair
 
+    files = check_files(data)
     for directory in addition_directories(data):
         folder = f"{directory.relative_to(data)}/"
-        damages = [damage for damage in (*check_files(data), *known) if damage.stage.startswith(folder)]
+        damages = [damage for damage in (*files, *known) if damage.stage.startswith(folder)]
         if wrong := [STAGES.index(damage.stage.removeprefix(folder)) for damage in damages if damage in known]:
             later = STAGES[min(wrong) + 1 :]
             damages += [Damage(f"{folder}{stage}", ALL, "it was made from wrong content") for stage in later]
         for damage in damages:
             print(f"repair: {damage}", file=sys.stderr, flush=True)
-            set_up_repair(data, damage.stage, [damage])
+            if moved := set_up_repair(data, damage.stage, [damage]):
+                print(f"repair: what was there is kept in {moved}", file=sys.stderr, flush=True)
         if damages:
             make_addition(data, directory, encoder_directory(invocation.run.data))
 

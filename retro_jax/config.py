@@ -139,7 +139,7 @@ class DataConfig:
     index_leaves: int = 0  # SCaNN tree leaves; 0: about the square root of the number of chunks
     index_leaves_searched: int = 0  # 0: the fewest that reach recall_target on a sample
     index_reorder: int = (
-        0  # candidates that are scored exactly; 0: 3 to 100 times neighbors_stored, by what reads least
+        0  # candidates scored exactly; 0: 3 to 100 times neighbors_stored, as reads least (20 if leaves are given)
     )
     neighbors_stored: int = 10  # k_max
     recall_sample: int = 1000  # queries on which recall against exact search is measured

@@ -342,5 +342,16 @@ def test_what_is_added_counts_at_once_and_changes_no_id(root, work, capsys):
     assert "additions/00000/embeddings: row 0 has cosine" in capsys.readouterr().err
     assert database.main(["verify", "--repair", f"--workdir={work}"]) == 0
     assert {name: content for name, content in contents(work).items() if ".damaged-" not in name} == after
+    # A later addition with the same text: its copy goes, and repairing the first takes nothing more away.
+    gone = json.loads((data / "removed.json").read_text())["documents"]
+    (work / "later").mkdir()
+    shutil.copy(folder / "000.txt", work / "later" / "same.txt")
+    assert database.main(["add", f"--workdir={work}", f"--config.data.sources.later.path={work / 'later'}"]) == 0
+    then = json.loads((data / "removed.json").read_text())["documents"]
+    assert len(then) == len(gone) + 1
+    flip(data / "additions/00000/embeddings/embeddings-00000.npy")
+    assert database.main(["verify", "--repair", f"--workdir={work}"]) == 0
+    assert json.loads((data / "removed.json").read_text())["documents"] == then
+    capsys.readouterr()
     assert database.main(["info", f"--workdir={work}"]) == 0
-    assert "1 additions of" in capsys.readouterr().out
+    assert "2 additions of" in capsys.readouterr().out

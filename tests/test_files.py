@@ -193,7 +193,14 @@ def test_a_store_that_cannot_be_listed(store, tmp_path, monkeypatch, call):
 
 @pytest.mark.parametrize(
     ("path", "names"),
-    [("in", "ab"), ("in/*/*.txt", "ab"), ("in/**/*.txt", "ab"), ("in/**", "ab"), ("*/b/*.txt", "b")],
+    [
+        ("in", "ab"),
+        ("in/*/*.txt", "ab"),
+        ("in/**/*.txt", "ab"),
+        ("in/**", "ab"),
+        ("*/b/*.txt", "b"),
+        ("*/*/doc.txt", "ab"),
+    ],
 )
 def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch, path, names):
     """Here: a folder without permission, or a disk that fails, is no smaller corpus, by its name or by a glob."""

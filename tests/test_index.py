@@ -74,6 +74,7 @@ def test_leaves_follow_the_size(keys, leaves, searched):
     [
         ({"index_leaves": 6000}, "config.data.index_leaves=6000; take at most 5000"),
         ({"index_leaves": 10, "index_leaves_searched": 11}, "index_leaves_searched=11 must be from 1 to .* 10"),
+        ({"index_reorder": -5}, "index_reorder=-5 candidates cannot give config.data.neighbors_stored=10"),
         ({"index_reorder": 5}, "index_reorder=5 candidates cannot give config.data.neighbors_stored=10"),
     ],
 )

@@ -22,7 +22,7 @@ DOCUMENTS = np.repeat(np.arange(100, 100 + (KEYS + HELD_OUT) // 12), 12)
 VECTORS = clustered(KEYS + HELD_OUT)
 CONFIG = DataConfig(exact_below=1000, recall_sample=100, index_reorder=60, neighbors_stored=5)
 EXACT = dataclasses.replace(CONFIG, exact_below=10**6)
-# Few leaves searched to begin with, so that there is something to raise.
+# So many leaves that one does not reach the target.
 HARD = dataclasses.replace(CONFIG, index_shards=3, recall_target=0.99, index_leaves=250, index_reorder=0)
 
 
