@@ -41,12 +41,12 @@ def serve_indexes(make: Callable[[str, np.ndarray, Path, dict], Index], versions
         queries = {of: np.load(folder / f"{of}.npy") for of in ("tuning", "timed")}
         indexes = {}
 
-        def step(do, index, of="timed", setting=None, count=0, options=None):
+        def step(do, index, of="timed", setting=None, count=0):
             if do == "build":
                 place = folder / index.replace(" ", "-")
                 place.mkdir()
                 started = time.perf_counter()
-                indexes[index] = make(index, keys, place, settings | (options or {}))
+                indexes[index] = make(index, keys, place, settings)
                 return {"seconds": time.perf_counter() - started, "bytes": indexes[index].bytes}
             held = indexes[index]
             if setting is not None:

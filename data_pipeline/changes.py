@@ -133,7 +133,7 @@ def make_addition(data: Path, directory: Path, encoder: Path) -> dict[str, int]:
     base = read_manifest(data / "chunks", "chunks", verify=False)
     stored = read_manifest(data / "embeddings", EMBEDDINGS, verify=False).config["embedding_dtype"]
     open_encoder(data / "embeddings", encoder)  # refuses another encoder
-    config = replace(config, embedding_dtype=stored)
+    config = replace(config, embedding_dtype=stored, database_fraction=1.0, index_shards=0)  # all of it, however small
     earlier = [path for path in addition_directories(data) if path < directory]  # a later copy goes for this one
     others = [path / "documents" for path in (data, *earlier)]
     at = {stage: directory / stage for stage in STAGES}

@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from data_pipeline.documents import DocumentTable, read_documents_manifest, read_lines
 from data_pipeline.manifests import Manifest, Shard, StageError, read_manifest, run_stage
-from data_pipeline.rows import ShardedRows
+from data_pipeline.rows import ShardedRows, first_rows
 from data_pipeline.selection import SPLITS
 from retro_jax.config import DataConfig
 from retro_jax.dimensions import PADDING
@@ -170,6 +170,10 @@ class ChunkTable:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def first_chunks(self) -> Int[np.ndarray, "D"]:
+        """The first chunk of each document, in table order."""
+        return first_rows(self.document_ids[:])
 
     def value(self, ids: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape R"]:
         """[N, F] of chunks, R = 2M; see `values`."""

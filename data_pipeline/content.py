@@ -55,7 +55,7 @@ def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = Fals
         damages += _check_addition(directory, str(directory.relative_to(data)), reader, encoder, facts, everything)
     if damages:
         return damages, facts
-    digest_of = np.repeat(np.array(digests), np.diff([*_first_rows(table), len(table)]))
+    digest_of = np.repeat(np.array(digests), np.diff([*table.first_chunks(), len(table)]))
     damages += _check_neighbors(table, vectors, neighbors, digest_of)
     found, exact = _check_search(data, table, vectors, neighbors, searched)
     facts |= {"neighbors": int((neighbors.ids[:] != PADDING).sum()), **exact}
@@ -77,11 +77,6 @@ def _check_addition(
     return [replace(damage, stage=f"{name}/{damage.stage}") for damage in damages]
 
 
-def _first_rows(table: ChunkTable) -> np.ndarray:
-    ids = np.asarray(table.document_ids[:])
-    return np.flatnonzero(np.diff(ids, prepend=~ids[:1]))
-
-
 def _shard(table: ChunkTable, stage: str, row: int) -> str:
     return f"{stage}-{int(np.searchsorted(np.cumsum(table.shard_rows), row, side='right')):05d}"
 
@@ -94,7 +89,7 @@ def _check_chunks(data: Path, table: ChunkTable, reader: Tokenizer, digests: lis
     Args:
       digests: the SHA-256 of every document's text is appended here.
     """
-    first = _first_rows(table)
+    first = table.first_chunks()
     ends = np.append(first[1:], len(table))
     records = progress(
         DocumentTable(data / "documents").records(), description="verify text", total=len(first), unit="document"

@@ -9,7 +9,6 @@ Index shards are built alone, searched alone, and their answers merged by (dista
 it is and why, what each shard's settings are, and the recall@k: the share of the true k nearest that is found.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
 
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.embeddings import EmbeddingTable
@@ -40,20 +38,18 @@ from data_pipeline.subset import IDS, Subset
 from retro_jax.config import DataConfig
 
 STAGE = "index"
+BYTES_A_NUMBER = 9.5  # of an open index shard, for each number of its keys
 KEYS_A_SHARD = 1 << 21  # of 384 numbers: about 9 GB of memory to build and 8 to search
 
 
-def build_index(
-    directory: Path, config: DataConfig, embeddings: Path, chunks: Path | None = None, *, append: bool = False
-) -> Manifest:
+def build_index(directory: Path, config: DataConfig, embeddings: Path, chunks: Path | None = None) -> Manifest:
     """Builds the index over the database and measures its recall.
 
     Args:
       embeddings, chunks: directories of these stages; chunks are read where config.data.database_fraction is below 1.
-      append: the index there is over the first keys of these embeddings: its files stay, new ones cover the others.
 
     Raises:
-      StageError: an empty database, embeddings that are not whole, or (append) other keys than those indexed.
+      StageError: an empty database, or embeddings that are not whole.
       ValueError: settings that cannot be meant.
     """
     directory, vectors = Path(directory), EmbeddingTable(embeddings)
@@ -65,9 +61,7 @@ def build_index(
             f"config.data.validation_fraction or give more text in config.data.sources."
         )
     subset = Subset(config.database_fraction, None if chunks is None else ChunkTable(chunks))
-    ranges = _ranges(directory, vectors.database_chunks, config.index_shards, append=append)
-    if append:
-        _check_indexed_keys(directory, vectors, subset)
+    ranges = key_ranges(vectors.database_chunks, config.index_shards)
     sizes = [len(subset.ids(start, stop)) for start, stop in ranges]
     kind, why = choose_kind(sum(sizes), min(sizes), config, installed=scann_installed())
     if kind == "scann":
@@ -92,49 +86,24 @@ def build_index(
         {"embeddings": vectors.fingerprint},
         shards,
         counts={"kind": kind, "why": why, "database_chunks": sum(sizes)},
-        last=Shard(f"recall-{len(ranges)}", [], partial(_measure, directory, config, vectors, subset, ranges)),
-        extends=append,
+        last=Shard("recall", [], partial(_measure, directory, config, vectors, subset, ranges)),
     )
 
 
-def key_ranges(start: int, stop: int, shards: int) -> list[list[int]]:
-    """Rows [start, stop) in `shards` contiguous ranges of nearly one size; 0: as many as KEYS_A_SHARD wants.
+def key_ranges(rows: int, shards: int) -> list[list[int]]:
+    """Rows [0, rows) in `shards` contiguous ranges of nearly one size; 0: as many as KEYS_A_SHARD wants.
 
     Raises:
       ValueError: more ranges than rows.
     """
-    shards = shards or -(-(stop - start) // KEYS_A_SHARD)
-    if not 1 <= shards <= stop - start:
+    shards = shards or -(-rows // KEYS_A_SHARD)
+    if not 1 <= shards <= rows:
         raise ValueError(
-            f"An index shard holds at least one key, but config.data.index_shards={shards} and there are "
-            f"{stop - start:,} keys; take 0 for one shard up to {KEYS_A_SHARD:,} keys."
+            f"An index shard holds at least one key, but config.data.index_shards={shards} and there are {rows:,} keys; "
+            f"take 0 for one shard up to {KEYS_A_SHARD:,} keys."
         )
-    edges = [start + (stop - start) * number // shards for number in range(shards + 1)]
+    edges = [rows * number // shards for number in range(shards + 1)]
     return [[first, end] for first, end in zip(edges[:-1], edges[1:], strict=True)]
-
-
-def _ranges(directory: Path, rows: int, shards: int, *, append: bool) -> list[list[int]]:
-    """The ranges of the index there where they fit, with more behind them for appended rows; else new ones."""
-    path = directory / "plan.json"
-    found = json.loads(path.read_text())["config"].get("ranges") if path.exists() else None
-    if found and found[-1][1] == rows:
-        return found
-    if found and append and found[-1][1] < rows:
-        return found + key_ranges(found[-1][1], rows, 0)
-    return key_ranges(0, rows, shards)
-
-
-def _check_indexed_keys(directory: Path, vectors: EmbeddingTable, subset: Subset) -> None:
-    """Raises StageError unless the rows that are indexed already still have the vectors they were indexed with."""
-    manifest = read_manifest(directory, STAGE)
-    for name, (start, stop) in zip(sorted(manifest.counts["shards"]), manifest.config["ranges"], strict=False):
-        found = _digest(subset.keys(vectors, start, stop)[1]) if stop <= vectors.database_chunks else "none"
-        require_fingerprint(
-            f"range of rows {start:,} to {stop:,} of {vectors.directory} for {directory}/{name}",
-            found,
-            manifest.counts["shards"][name]["sha256"],
-            "Only rows behind those indexed may be new; build the index anew in another --workdir.",
-        )
 
 
 def _make(
@@ -144,7 +113,7 @@ def _make(
     folder = temporary / name
     folder.mkdir()
     ids, keys = subset.keys(vectors, start, stop)
-    facts = {"keys": len(keys), "sha256": _digest(keys)}
+    facts = {"keys": len(keys)}
     if kind == "exact":
         subset.save(folder, ids)
         return {"shards": {name: facts | asdict(IndexSettings("exact"))}}
@@ -171,10 +140,6 @@ def _measure(
         searcher = PlacedSearcher(_open(directory / name, keys, facts), ids)
         found = sample.search(searcher, found)
     return {"recall": sample.report(found)}
-
-
-def _digest(keys: Float32[np.ndarray, "N E"]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(keys).data).hexdigest()
 
 
 def open_searcher(directory: Path, embeddings: Path) -> Searcher:
@@ -207,7 +172,7 @@ def index_shards(directory: Path, embeddings: Path) -> list[tuple]:
 
 def shard_bytes(vectors: EmbeddingTable, facts: Mapping) -> int:
     """About the memory that an open index shard takes: its keys here and in SCaNN, and their codes."""
-    return int(9.5 * facts["keys"] * vectors.width)
+    return int(BYTES_A_NUMBER * facts["keys"] * vectors.width)
 
 
 def open_shard(folder: Path, vectors: EmbeddingTable, facts: Mapping, start: int, stop: int) -> Searcher:

@@ -102,7 +102,7 @@ def pack(table, chunks: int) -> dict[str, Packing]:
       chunks: C, chunks of a sequence.
     """
     document_ids, subsets = np.asarray(table.document_ids[:]), np.asarray(table.subsets[:])
-    edge = np.flatnonzero(np.diff(document_ids, prepend=~document_ids[:1]))  # the first chunk of each document
+    edge = table.first_chunks()
     lengths = np.diff(edge, append=len(document_ids))
     packings = {}
     for split in SPLITS:

@@ -164,7 +164,6 @@ def run_stage(
     unit: str = "shard",
     counts: Mapping | None = None,
     last: Shard | None = None,
-    extends: bool = False,
     prepare: Callable[[Sequence[Shard]], None] | None = None,
     at_once: int = 0,
 ) -> Manifest:
@@ -179,8 +178,6 @@ def run_stage(
       counts: facts known beforehand that belong into the manifest.
       last: a unit that reads the files of the others; made after them, here.
       prepare: makes what missing shards read and no other stage holds; called with up to `at_once` of them at a time.
-      extends: the finished stage there may have fewer shards and `config["ranges"]`, and other inputs: its shards stay
-        as they are, and the rest is made.
 
     Raises:
       StageError: the directory holds this stage made from another config or input; nothing is touched.
@@ -188,8 +185,8 @@ def run_stage(
     directory = Path(directory)
     plan = json.loads(json.dumps({"stage": stage, "config": config, "inputs": dict(inputs)}))
     plan["shards"] = _planned(directory) if callable(shards) else [shard.name for shard in shards]
-    _claim(directory, stage, plan, extends=extends)
-    if _is_finished(directory, plan):
+    _claim(directory, stage, plan)
+    if (directory / "manifest.json").exists():
         return read_manifest(directory, stage)
     started = time.monotonic()
     try:
@@ -223,18 +220,6 @@ def run_stage(
         {**{k: plan[k] for k in ("stage", "config", "inputs")}, "versions": versions, "counts": total, "files": files},
     )
     return read_manifest(directory, stage, verify=False)
-
-
-def _is_finished(directory: Path, plan: Mapping) -> bool:
-    """Whether the manifest there is that of the plan. Of a stage that is being extended it is still the earlier one."""
-    path = directory / "manifest.json"
-    if not path.exists():
-        return False
-    try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        return True  # `read_manifest` says what to do
-    return all(found[key] == plan[key] for key in ("config", "inputs"))
 
 
 def make_missing(
@@ -280,7 +265,7 @@ def _planned(directory: Path) -> list[str]:
     return json.loads(path.read_text())["shards"] if path.exists() else []
 
 
-def _claim(directory: Path, stage: str, plan: dict, *, extends: bool) -> None:
+def _claim(directory: Path, stage: str, plan: dict) -> None:
     """Writes plan.json, or checks that the one there is this plan. A plan of which nothing was made yet is replaced."""
     path = directory / "plan.json"
     if not path.exists():
@@ -292,12 +277,7 @@ def _claim(directory: Path, stage: str, plan: dict, *, extends: bool) -> None:
     if not (directory / "manifest.json").exists() and not any((directory / ".parts").glob("*.json")):
         write_json(path, plan)  # a first attempt failed, for example on a file that has been mended since
         return
-    differences = _differences(found, plan)
-    grown = all(line.startswith(("shards ", "inputs.", "config.ranges ")) for line in differences)
-    if extends and grown and plan["shards"][: len(found["shards"])] == found["shards"]:
-        write_json(path, plan)
-        return
-    differing = ", ".join(differences) or "its layout"
+    differing = ", ".join(_differences(found, plan)) or "its layout"
     raise StageError(
         f"{directory} holds the stage '{found.get('stage')}' made from another config or input; what differs: {differing}. "
         f"Nothing was changed. Use another --workdir, or move {directory} away yourself to have it made anew."

@@ -4,10 +4,12 @@ Some text goes through the real documents, tokenizer and chunks, which says how 
 chunks of two numbers go through the rest, which tells what a stage costs once from what it costs for each chunk. From
 there the work of all stages grows with the text, but for
 
+    documents  a tenth of the work, choosing what stays, is of one process whatever the cluster
     tokenizer  trained on so much text and no more
-    neighbors  each chunk is searched in every index shard, of which S^0.875 of its S keys are looked at (leaves^0.75 leaves
-               of sqrt(S) keys each), all of them where the search is exact; what a key takes is measured by searching all
-               leaves of the larger sample and few of them. Beyond one shard the work is quadratic in the text
+    neighbors  each chunk is searched in every index shard, in as many leaves as reach the recall target on the larger sample
+               (the number hardly grows with the keys) of sqrt(S) of its S keys each, in all keys where the search is exact;
+               what a key takes is measured by searching nearly all leaves of the larger sample and one of them. Beyond one
+               shard the work is quadratic in the text
 
 A plan is an extrapolation by these laws, not a measurement. What cleaning will drop is not known to it.
 """
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from data_pipeline.bert import read_shape
 from data_pipeline.embeddings import EmbeddingTable
-from data_pipeline.index import KEYS_A_SHARD, open_searcher
+from data_pipeline.index import BYTES_A_NUMBER, KEYS_A_SHARD, open_searcher
 from data_pipeline.manifests import StageError
 from data_pipeline.readers import read_source, source_units
 from data_pipeline.search import ExactSearcher
@@ -31,9 +33,9 @@ from retro_jax.config import RunConfig, SourceConfig
 TEXT_BYTES = 8_000_000  # at most, for the tokenizer and the counts
 CHUNKS = (1_500, 4_500)  # of the two samples that are embedded, indexed and searched
 QUERIES, TURNS = 1000, 5  # to time the search
-BYTES_A_NUMBER = 9.5  # of an open index shard, for each number of its keys (`data_pipeline.index.shard_bytes`)
 COMPRESSED = (".gz", ".zst", ".parquet")
-PARALLEL = ("chunks", "embeddings", "index", "neighbors", "joined")
+PARALLEL = ("documents", "chunks", "embeddings", "lexical", "index", "neighbors", "joined")
+CHOOSING = 0.1  # of the documents stage, measured on nine subsets: duplicates, budgets, near duplicates
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ class Rates:
     small: Sample
     large: Sample
     width: int
-    kind: str  # of the index
+    leaves: int  # searched in an index shard; 0: the search is exact
     scan: float  # seconds that one more key takes in the search for one query
+    index_shards: int = 0  # 0: as many as the keys need
+    fraction: float = 1.0  # of the database that is searched
 
 
 def source_bytes(run: RunConfig) -> dict[str, float]:
@@ -71,7 +75,7 @@ def source_bytes(run: RunConfig) -> dict[str, float]:
         units = source_units(name, source)
         if source.package:
             size = sum(len(raw.text.encode()) for raw in read_source(name, source) if not raw.dropped)
-        elif any(not unit.files or unit.files[0].name.endswith(COMPRESSED) for unit in units):
+        elif any(not unit.files or any(file.name.endswith(COMPRESSED) for file in unit.files) for unit in units):
             raise StageError(
                 f"The text of config.data.sources.{name} is not measured by its files; give --plan_tokens."
             )
@@ -111,7 +115,12 @@ def sample_run(run: RunConfig, sizes: Mapping[str, float], wanted: float, folder
         vocabulary = min(vocabulary, TEXT_BYTES // 500)
     sources = {"sample": SourceConfig(path=str(path), subset_key="subset")}
     data = replace(
-        run.data, sources=sources, directory=str(folder / "data"), tokenizer=tokenizer, database_fraction=1.0
+        run.data,
+        sources=sources,
+        directory=str(folder / "data"),
+        tokenizer=tokenizer,
+        database_fraction=1.0,
+        index_shards=0,
     )
     return replace(run, data=data, model=replace(run.model, vocabulary=vocabulary))
 
@@ -142,11 +151,11 @@ def scan_seconds(data: Path) -> float:
     if isinstance(searcher, ExactSearcher):
         return _search_seconds(searcher, queries) / len(queries) / keys
     leaves = searcher.settings.leaves
-    times = {}
-    for searched in (1, leaves):
+    times = []
+    for searched in (1, leaves - 1):  # all leaves would be an exact search
         searcher.settings = replace(searcher.settings, leaves_searched=searched)
-        times[searched] = _search_seconds(searcher, queries)
-    return max(0.0, times[leaves] - times[1]) / len(queries) / (keys * (1 - 1 / leaves))
+        times.append(_search_seconds(searcher, queries))
+    return max(0.0, times[1] - times[0]) / len(queries) / (keys * (leaves - 2) / leaves)
 
 
 def _search_seconds(searcher, queries) -> float:
@@ -180,9 +189,9 @@ def plan(rates: Rates, tokens: float, nodes: int) -> dict:
         )
     text, large = rates.text, rates.large
     growth = tokens / text.tokens
-    chunks, keys = text.chunks * growth, text.keys * growth
-    shards = max(1, math.ceil(keys / KEYS_A_SHARD))
-    looked_at = (keys / shards) ** (0.875 if rates.kind == "scann" else 1.0)
+    chunks, keys = text.chunks * growth, text.keys * growth * rates.fraction
+    shards = rates.index_shards or max(1, math.ceil(keys / KEYS_A_SHARD))
+    looked_at = min(1.0, rates.leaves / math.sqrt(keys / shards)) * keys / shards if rates.leaves else keys / shards
     stages = {}
     for stage in large.seconds:
         if stage in text.seconds:
@@ -192,10 +201,12 @@ def plan(rates: Rates, tokens: float, nodes: int) -> dict:
             once, each = _line(stage, rates.small, large)
             if stage == "neighbors":
                 each = shards * (each + rates.scan * looked_at)
-            seconds = once + each * chunks
-            size = large.disk_bytes[stage] * chunks / large.chunks
-        parallel = nodes if stage in PARALLEL else 1
-        stages[stage] = {"bytes": size, "node_hours": seconds / 3600, "wall_hours": seconds / 3600 / parallel}
+            share = rates.fraction if stage == "index" else 1.0
+            seconds = once + each * chunks * share
+            size = large.disk_bytes[stage] * chunks * share / large.chunks
+        alone = {"documents": CHOOSING}.get(stage, 0.0) if stage in PARALLEL else 1.0
+        wall = seconds / 3600 * (alone + (1 - alone) / nodes)
+        stages[stage] = {"bytes": size, "node_hours": seconds / 3600, "wall_hours": wall}
     held = math.ceil(shards / nodes) * keys / shards * rates.width * BYTES_A_NUMBER
     return {
         "tokens": tokens,

@@ -22,7 +22,6 @@ class Provenance:
     Attributes:
       first_chunks: Int[np.ndarray, "D"], the first chunk of each document, in table order.
       document_bytes: Int[np.ndarray, "D"], the UTF-8 bytes of each document's text.
-      licenses: by subset.
 
     Raises:
       StageError: documents that are not those the chunks were cut from.
@@ -31,10 +30,8 @@ class Provenance:
     def __init__(self, documents: Path, tokenizer: Path, table: ChunkTable):
         self._documents, self._table = DocumentTable(documents), table
         self._token_bytes = read_token_bytes(tokenizer)
-        manifest = read_documents_manifest(documents)
-        self.licenses = {name: count["license"] for name, count in manifest.counts["subsets"].items()}
-        ids = np.asarray(table.document_ids[:])
-        self.first_chunks = np.flatnonzero(np.diff(ids, prepend=~ids[:1]))
+        read_documents_manifest(documents)  # whole
+        self.first_chunks = table.first_chunks()
         self.document_bytes = self._documents.bytes
         if len(self.document_bytes) != len(self.first_chunks):
             raise StageError(
@@ -64,7 +61,3 @@ class Provenance:
         content = self.document(chunk).text.encode()
         start = int(ends[0] - sizes[-1, 0])
         return [content[a:b] for a, b in zip([start, *ends[: count - 1].tolist()], ends[:count].tolist(), strict=True)]
-
-    def text(self, chunk: int) -> str:
-        """The text of a chunk; a character cut by its ends is U+FFFD."""
-        return b"".join(self.pieces(chunk)).decode("utf-8", errors="replace")

@@ -170,13 +170,8 @@ def _documents(name: str, source: SourceConfig, shown: str, records, limit: int)
         if source.title_key:
             title = _string(record, source.title_key, where, f"config.data.sources.{name}.title_key") or ""
         text = _string(record, source.text_key, where, f"config.data.sources.{name}.text_key")
-        try:
-            content = (text or "").encode()
-        except UnicodeEncodeError as error:
-            raise StageError(
-                f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}), which is no text in any "
-                "encoding. Mend or remove this line."
-            ) from None
+        content = _encoded(text or "", where)
+        _encoded(subset + title, where)
         if len(content) > limit:
             raise too_large(where, limit)
         key = hashlib.sha256(content).hexdigest()
@@ -192,7 +187,19 @@ def _identity(record, dotted: str, where: str, option: str) -> str:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole and (not value or not isinstance(value, str)):
         raise StageError(f"{where} has no id under {dotted!r}, but {value!r:.40}. Mend it, or leave {option} empty.")
+    _encoded(str(value), where)
     return str(value)
+
+
+def _encoded(text: str, where: str) -> bytes:
+    """UTF-8; StageError where there is none."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise StageError(
+            f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}), which is no text in any "
+            "encoding. Mend or remove this line."
+        ) from None
 
 
 def _string(record, dotted: str, where: str, option: str) -> str | None:

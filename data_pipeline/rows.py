@@ -1,9 +1,10 @@
-"""The rows of several .npy files as one table."""
+"""Rows of chunks: several .npy files as one table, and where documents begin in a column of their ids."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 
 class ShardedRows:
@@ -55,3 +56,8 @@ class ShardedRows:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self._range(0, len(self)).astype(dtype or self.dtype, copy=False)
+
+
+def first_rows(document_ids: Int[np.ndarray, "N"]) -> Int[np.ndarray, "D"]:
+    """The first row of each document, where rows of one document stand together."""
+    return np.flatnonzero(np.diff(document_ids, prepend=~document_ids[:1]))

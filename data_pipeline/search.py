@@ -127,7 +127,7 @@ def search_kept(
     """
     ids = np.full((len(queries), k), PADDING, np.int64)
     distances = np.full((len(queries), k), np.inf, np.float32)
-    unfinished, fetch = np.arange(len(queries)), 2 * k
+    unfinished, fetch = np.arange(len(queries) if len(searcher) else 0), 2 * k
     while len(unfinished):
         fetch = min(fetch, len(searcher))
         found, measured = searcher.search(queries[unfinished], fetch)

@@ -20,8 +20,10 @@ STAGES = ("documents", "tokenizer", "chunks", "embeddings", "lexical", "index", 
 
 
 def stages_of(data: Path) -> list[str]:
-    """The stages that the build in `data` has: `lexical` is there where neighbors are re-ranked."""
-    return [stage for stage in STAGES if stage != "lexical" or (Path(data) / stage).exists()]
+    """The stages that the build in `data` has: `lexical` where neighbors are re-ranked."""
+    plan = _read(Path(data) / "neighbors" / "plan.json") or {}
+    ranked = (Path(data) / "lexical").exists() or "lexical" in plan.get("inputs", {})
+    return [stage for stage in STAGES if stage != "lexical" or ranked]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,6 @@ def check_stage(data: Path, stage: str, fingerprints: Mapping[str, str]) -> tupl
     if stale := [name for name, found in plan["inputs"].items() if fingerprints.get(name, found) != found]:
         return [Damage(stage, ALL, f"it was made from another '{', '.join(stale)}' than there is")], None
     damages, files, counts = [], [], {}
-    # What was made after all shards; an index that was appended to keeps the earlier ones.
     more = sorted(
         {path.stem for path in (directory / ".parts").glob("*.json")} - set(plan["shards"])
     )  # made after them

@@ -106,6 +106,7 @@ def keep_config(run: RunConfig, data: Path) -> None:
 
 def stages(run: RunConfig, data: Path) -> dict[str, tuple[Path, Callable]]:
     """Directory and maker of each stage, in order. Imports wait until a stage runs: help and mistakes answer without jax."""
+    from data_pipeline.bert import encoder_directory
     from data_pipeline.chunks import ChunkTable, build_chunks
     from data_pipeline.documents import build_documents
     from data_pipeline.embeddings import build_embeddings
@@ -114,7 +115,6 @@ def stages(run: RunConfig, data: Path) -> dict[str, tuple[Path, Callable]]:
     from data_pipeline.lexical import build_lexical
     from data_pipeline.manifests import require_fingerprint
     from data_pipeline.neighbors import NeighborTable, build_neighbors
-    from data_pipeline.packages import encoder_directory
     from data_pipeline.tokens import build_tokenizer
 
     config, model = run.data, run.model
@@ -124,8 +124,7 @@ def stages(run: RunConfig, data: Path) -> dict[str, tuple[Path, Callable]]:
     at |= {name: own / name for name in ("index", "neighbors", "joined")}
 
     def embeddings(directory):
-        encoder = Path(config.encoder) if config.encoder else encoder_directory()
-        return build_embeddings(directory, config, at["chunks"], at["tokenizer"], encoder)
+        return build_embeddings(directory, config, at["chunks"], at["tokenizer"], encoder_directory(config))
 
     def neighbors(directory):
         words = at["lexical"] if lexical else None
@@ -164,12 +163,18 @@ def stages(run: RunConfig, data: Path) -> dict[str, tuple[Path, Callable]]:
     return {name: (at[name], make[name]) for name in make if name != "lexical" or lexical}
 
 
+def database_directory(data: Path, fraction: float) -> Path:
+    """The data directory of a share of the database: one beside the stages of the whole (or `data`, which is one)."""
+    name = f"subset-{fraction:g}"
+    return data if fraction == 1 or data.name == name else data / name
+
+
 def _view(data: Path, fraction: float, shared: Sequence[str]) -> Path:
     """Where index, neighbors and joined shards go: a share of the database has its own beside the rest, in a directory
     that is a data directory of its own (config.data.directory) by links to what all shares have in common."""
-    if fraction == 1:
+    view = database_directory(data, fraction)
+    if view == data:
         return data
-    view = data / f"subset-{fraction:g}"
     view.mkdir(parents=True, exist_ok=True)
     for name in shared:
         if not (view / name).is_symlink():

@@ -257,11 +257,13 @@ def config_of_build(workdir: Path) -> ConfigDict:
     Raises:
       ValueError: no build was finished there.
     """
-    path = Path(workdir) / "data" / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{workdir} holds no finished build with a config.json, so --config is needed: that of the build."
-        )
+    data = Path(workdir) / "data"
+    whole = data / "config.json"
+    paths = [whole] if whole.is_file() else sorted(data.glob("subset-*/config.json"))
+    if len(paths) != 1:
+        found = f"{len(paths)} shares of a database" if paths else "no finished build with a config.json"
+        raise ValueError(f"{workdir} holds {found}, so --config is needed: that of the build.")
+    path = paths[0]
     config = ConfigDict(to_dict(resolve(json.loads(path.read_text()))))
     for section in (config.data.sources, config.train.subset_weights):
         section.unlock()

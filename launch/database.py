@@ -41,8 +41,15 @@ def usage() -> str:
     return "\n".join([*lines, *(f"  retro {verb.name} {verb.example}" for verb, _ in ACTIONS.values())])
 
 
+def directory_of(invocation: Invocation) -> Path:
+    """The data directory; of a share of the database its own."""
+    from launch.build import database_directory
+
+    return database_directory(invocation.data_directory, invocation.run.data.database_fraction)
+
+
 def _info(invocation: Invocation) -> None:
-    print(info(invocation.data_directory))
+    print(info(directory_of(invocation)))
 
 
 def info(data: Path) -> str:
@@ -73,7 +80,7 @@ def _verify(invocation: Invocation) -> None:
     from data_pipeline.manifests import StageError
     from data_pipeline.verification import check_files
 
-    data, repair = invocation.data_directory, invocation.flags.repair
+    data, repair = directory_of(invocation), invocation.flags.repair
 
     def look():
         damages = check_files(data)
@@ -86,11 +93,12 @@ def _verify(invocation: Invocation) -> None:
         with BuildLock(data):
             repair_files(invocation, data)
             redo_additions(invocation, data)
-            damages, facts = look()
-            if damages:
-                repair_files(invocation, data, damages)
-                redo_additions(invocation, data, damages)
     damages, facts = look()
+    if damages and repair:  # under right checksums
+        with BuildLock(data):
+            repair_files(invocation, data, damages)
+            redo_additions(invocation, data, damages)
+        damages, facts = look()
     if damages:
         lines = "\n  ".join(str(damage) for damage in damages)
         raise StageError(
@@ -151,7 +159,7 @@ def _remove(invocation: Invocation) -> None:
     from data_pipeline.database import Database
     from data_pipeline.lock import BuildLock
 
-    values, data = invocation.flags, invocation.data_directory
+    values, data = invocation.flags, directory_of(invocation)
     with BuildLock(data):
         counts = remove(data, read_ids(values.documents), values.source)
     print(
@@ -179,7 +187,7 @@ def _add(invocation: Invocation) -> None:
     from data_pipeline.database import Database
     from data_pipeline.lock import BuildLock
 
-    run, data = invocation.run, invocation.data_directory
+    run, data = invocation.run, directory_of(invocation)
     with BuildLock(data):
         counts = add(data, run, new_sources(data, run.data.sources), encoder_directory(run.data))
     print(

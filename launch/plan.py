@@ -58,7 +58,9 @@ def measure(run: RunConfig, tokens: float = 0) -> tuple[Rates, float]:
             sample, facts = _make(planning.sample_run(run, sizes, bytes_wanted, folder / str(chunks), model))
             samples.append(sample)
         scan = planning.scan_seconds(folder / str(CHUNKS[1]) / "data")
-    return Rates(text, *samples, facts["embeddings"]["width"], facts["index"]["kind"], scan), total
+    leaves = facts["index"]["shards"]["index-00000"]["leaves_searched"]
+    shards, fraction = run.data.index_shards, run.data.database_fraction
+    return Rates(text, *samples, facts["embeddings"]["width"], leaves, scan, shards, fraction), total
 
 
 def _make(run: RunConfig, until: str = "joined"):

@@ -4,6 +4,8 @@ import json
 import zlib
 from collections.abc import Callable
 
+from retro_jax.hosts import HostsError
+
 
 def share(value):
     """The JSON value of process 0, on every process; all must call it at the same point."""

@@ -11,7 +11,7 @@ scored once, the first one included):
     shuffled  with the neighbors of another chunk of the batch
     oracle    the nearest neighbor replaced by the chunk and its own true continuation: a cheat, and an upper bound
 
-A model that uses what it retrieves orders them oracle < on < random, shuffled ~ off (TRAPS 26).
+A model that uses what it retrieves orders them oracle < on < random, shuffled ~ off.
 """
 
 import math
@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from data_pipeline.joined import pack
 from data_pipeline.manifests import StageError
+from data_pipeline.rows import first_rows
 from retro_jax.batches import Batch, make_batch, random_neighbors
 from retro_jax.config import ModelConfig
 from retro_jax.dimensions import PADDING
@@ -263,7 +264,7 @@ class _Books:
 def text_tokens(tokens: Int[np.ndarray, "N M"], document_ids: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N M"]:
     """1 on every token of whole documents but BOS (their first), EOS (their last) and padding."""
     text = (tokens != PADDING).astype(np.int8)
-    starts = np.flatnonzero(np.diff(document_ids, prepend=~document_ids[:1]))
+    starts = first_rows(document_ids)
     ends = np.append(starts[1:], len(tokens)) - 1
     text[starts, 0] = 0
     text[ends, (tokens[ends] != PADDING).sum(axis=1) - 1] = 0
@@ -271,7 +272,7 @@ def text_tokens(tokens: Int[np.ndarray, "N M"], document_ids: Int[np.ndarray, "N
 
 
 def check_bytes(held_out: HeldOut, document_bytes: Int[np.ndarray, "D"]) -> None:
-    """Raises StageError where the scored bytes of a document are not the UTF-8 bytes of its text (TRAPS 30)."""
+    """Raises StageError where the scored bytes of a document are not the UTF-8 bytes of its text."""
     found = np.bincount(held_out.documents, weights=held_out.bytes.sum(axis=1), minlength=len(document_bytes))
     if len(found) != len(document_bytes) or (found != document_bytes).any():
         wrong = int(np.flatnonzero(found[: len(document_bytes)] != document_bytes[: len(found)])[:1].sum())

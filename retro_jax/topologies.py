@@ -29,7 +29,9 @@ class Chip:
     memory_bandwidth: float  # bytes
     link_bandwidth: float  # bytes out of the device over all its links, one way
     compiles: bool = True  # whether a compiler for it works without it
-    live_scores: int = LIVE_SCORES  # set so that the estimate meets the most that docs/scaling.md found
+    live_scores: int = (
+        LIVE_SCORES  # fitted to what the compiler said in docs/scaling.md; within a quarter for most sizes
+    )
 
     def slice_name(self) -> str:
         return self.name + ":" + {1: "8", 2: "16x16", 3: "8x8x4"}[self.dimensions]

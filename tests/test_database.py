@@ -16,7 +16,7 @@ from data_pipeline.database import CurrentExamples, Database, KeptSearcher
 from data_pipeline.documents import DocumentTable
 from data_pipeline.embeddings import EmbeddingTable, open_encoder
 from data_pipeline.joined import pack
-from data_pipeline.manifests import StageError, file_sha256
+from data_pipeline.manifests import StageError, file_sha256, read_manifest
 from data_pipeline.neighbors import NeighborTable, find_neighbors
 from data_pipeline.search import ExactSearcher
 from launch import build, database
@@ -277,6 +277,56 @@ def test_what_is_removed_is_never_returned(root, work, capsys):
         real = chunk_ids[number] != -1
         assert np.array_equal(found[real], ids[chunk_ids[number][real] - table.database_chunks])
         assert np.array_equal(example["tokens"], examples[number]["tokens"])
+
+
+def test_a_database_without_a_document_finds_nothing(work, capsys):
+    assert database.main(["remove", f"--workdir={work}", "--source=own"]) == 0
+    ids, distances = Database(work / "data").neighbors(np.arange(3), 2)
+    assert ids.tolist() == [[-1, -1]] * 3 and np.isinf(distances).all()
+
+
+def test_a_share_of_the_database_has_changes_of_its_own(root, tmp_path, capsys):
+    """All by --workdir alone; index shards are those of the build, not of what is added."""
+    work = tmp_path / "run"
+    flags = ("--config.data.database_fraction=0.5", "--config.data.index_shards=3")
+    assert build.main(arguments(root, work, *flags)) == 0
+    before = contents(work)
+    assert database.main(["verify", f"--workdir={work}"]) == 0
+    made_up_text.write_folder(tmp_path / "new", documents=2, seed=5)
+    assert database.main(["add", f"--workdir={work}", f"--config.data.sources.new.path={tmp_path / 'new'}"]) == 0
+    assert "added 2 documents" in capsys.readouterr().out
+    share = work / "data" / "subset-0.5"
+    now = Database(share)
+    assert now.facts()["additions"] == 1 and not (work / "data" / "additions").exists()
+    added = ChunkTable(share / "additions/00000/chunks")
+    assert len(read_manifest(share / "additions/00000/index", "index").config["ranges"]) == 1
+    assert len(now) == read_manifest(share / "index", "index").counts["database_chunks"] + len(added)
+    assert {name: content for name, content in contents(work).items() if "additions" not in name} == before
+    flip(next(share.glob("neighbors/*.ids.npy")))
+    assert database.main(["verify", f"--workdir={work}"]) == 2
+    assert database.main(["verify", "--repair", f"--workdir={work}"]) == 0
+    assert database.main(["remove", f"--workdir={work}", "--source=new"]) == 0
+    assert {name: content for name, content in contents(work).items() if "additions" not in name} == {
+        **before,
+        "data/subset-0.5/removed.json": (share / "removed.json").read_bytes(),
+    }
+    assert database.main(["info", f"--workdir={work}"]) == 0
+    other = ("--config.data.database_fraction=0.25",)
+    assert build.main(arguments(root, work, *other)) == 0
+    capsys.readouterr()
+    assert database.main(["info", f"--workdir={work}"]) == 2
+    assert "holds 2 shares of a database, so --config is needed" in capsys.readouterr().err
+
+
+def test_a_lost_stage_of_words_is_missed(root, tmp_path, capsys):
+    work = tmp_path / "run"
+    assert build.main(arguments(root, work, "--config.data.rerank=bm25")) == 0
+    before = contents(work)
+    shutil.rmtree(work / "data" / "lexical")
+    assert database.main(["verify", f"--workdir={work}"]) == 2
+    assert "lexical: " in capsys.readouterr().err
+    assert database.main(["verify", "--repair", f"--workdir={work}"]) == 0
+    assert contents(work) == before
 
 
 def test_mistakes_in_removing_are_named_and_change_nothing(work, capsys):

@@ -205,3 +205,23 @@ def test_a_run_without_one_of_its_hosts_writes_nothing(root):
     assert finish(running)[0] == 2
     assert "did not join within 2 s: process 1 (process 1 of 2)" in log_path(workdir, 0).read_text()
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize("error", [ValueError("another config"), OSError("No space left on device")])
+def test_an_error_of_the_first_process_is_one_everywhere(monkeypatch, error):
+    """With its words; on the first itself as it was raised."""
+    import jax
+
+    sent = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(agreement, "share", lambda value: sent.append(value) or sent[0])
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with pytest.raises(type(error), match=str(error)):
+        agreement.on_first(fail)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(HostsError, match=str(error)):
+        agreement.on_first(lambda: pytest.fail("the second process acts too"))

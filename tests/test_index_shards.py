@@ -5,13 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 from made_up_vectors import clustered, write_chunks, write_embeddings
-from test_index import files
 
 import data_pipeline.index as index
 import data_pipeline.scann_search as scann_search
 from data_pipeline.embeddings import EmbeddingTable
 from data_pipeline.index import build_index, key_ranges, open_searcher
-from data_pipeline.manifests import StageError, read_manifest
+from data_pipeline.manifests import read_manifest
 from data_pipeline.neighbors import NeighborTable, build_neighbors
 from data_pipeline.search import ExactSearcher
 from data_pipeline.subset import in_subset
@@ -42,11 +41,11 @@ def neighbors(root, name, config):
 
 
 def test_ranges_to_look_at():
-    assert key_ranges(0, 10, 3) == [[0, 3], [3, 6], [6, 10]]
-    assert key_ranges(10, 12, 0) == [[10, 12]]
-    assert [stop - start for start, stop in key_ranges(0, 5 << 20, 0)] == [1747626, 1747627, 1747627]
+    assert key_ranges(10, 3) == [[0, 3], [3, 6], [6, 10]]
+    assert key_ranges(2, 0) == [[0, 2]]
+    assert [stop - start for start, stop in key_ranges(5 << 20, 0)] == [1747626, 1747627, 1747627]
     with pytest.raises(ValueError, match="config.data.index_shards=3 and there are 2 keys; take 0"):
-        key_ranges(0, 2, 3)
+        key_ranges(2, 3)
 
 
 @pytest.mark.parametrize("shards", [2, 7])
@@ -141,50 +140,6 @@ def test_settings_at_the_ends(root, tmp_path, change, leaves, reorder):
     facts = read_manifest(tmp_path / "index", "index").counts["shards"]["index-00000"]
     assert (facts["leaves_searched"], facts["reorder"]) == (leaves, reorder)
     assert facts["recall"] >= change["recall_target"] or "index_leaves_searched" in change
-
-
-def test_more_keys_are_new_shards_beside_the_old(root, tmp_path):
-    """The old files stay byte for byte; the search is over all; killed half-way, the same call continues."""
-    some = 2200
-    write_embeddings(tmp_path / "first", VECTORS[:some], some)
-    config = dataclasses.replace(CONFIG, index_shards=2)
-    build_index(tmp_path / "index", config, tmp_path / "first")
-    before = {path: path.read_bytes() for path in (tmp_path / "index").glob("index-*/*")}
-    write_embeddings(tmp_path / "more", VECTORS, KEYS)
-
-    def dying(*arguments):
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "build_scann", dying)
-        with pytest.raises(KeyboardInterrupt):
-            build_index(tmp_path / "index", config, tmp_path / "more", append=True)
-    manifest = build_index(tmp_path / "index", config, tmp_path / "more", append=True)
-    assert manifest.config["ranges"] == [[0, 1100], [1100, 2200], [2200, 3300]]
-    assert all(path.read_bytes() == content for path, content in before.items()) and len(before) == 14
-    assert manifest.counts["database_chunks"] == KEYS and manifest.counts["recall"]["value"] > 0.9
-    again = files(tmp_path / "index")
-    build_index(tmp_path / "index", config, tmp_path / "more")  # as `retro build` would: nothing to do
-    assert files(tmp_path / "index") == again
-    ids, _ = open_searcher(tmp_path / "index", tmp_path / "more").search(VECTORS[2500:2510], 1)
-    assert ids[:, 0].tolist() == list(range(2500, 2510))
-
-
-def test_other_old_keys_or_settings_are_not_appended_to(root, tmp_path):
-    write_embeddings(tmp_path / "first", VECTORS[:2200], 2200)
-    build_index(tmp_path / "index", CONFIG, tmp_path / "first")
-    before = files(tmp_path / "index")
-    changed = VECTORS.copy()
-    changed[7, 0] += 1e-3
-    write_embeddings(tmp_path / "changed", changed, KEYS)
-    with pytest.raises(StageError, match="range of rows 0 to 2,200 of .* does not match"):
-        build_index(tmp_path / "index", CONFIG, tmp_path / "changed", append=True)
-    with pytest.raises(StageError, match=r"config.reorder \(there 60, now 50\)"):
-        config = dataclasses.replace(CONFIG, index_reorder=50)
-        build_index(tmp_path / "index", config, root / "embeddings", append=True)
-    with pytest.raises(StageError, match="what differs"):
-        build_index(tmp_path / "index", CONFIG, root / "embeddings")
-    assert files(tmp_path / "index") == before
 
 
 def test_subsets_are_nested_and_of_their_size():

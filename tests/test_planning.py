@@ -1,14 +1,19 @@
 """`retro build --plan`: laws of growth on figures to look at, and a plan against the build that it is for."""
 
 import json
+from dataclasses import replace
 
 import made_up_encoder
 import made_up_text
 import pytest
+from made_up_vectors import clustered, write_embeddings
 from test_build import arguments
 
+from data_pipeline import planning
+from data_pipeline.index import build_index
 from data_pipeline.planning import Rates, Sample, chip_hours, plan
 from launch.build import main
+from retro_jax.config import DataConfig
 
 STAGES = ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors", "joined")
 LATE = STAGES[3:]
@@ -17,32 +22,43 @@ TEXT = Sample(1000, 250, 20, 16, dict.fromkeys(STAGES[:3], 3600.0), dict.fromkey
 SIZES = dict.fromkeys(STAGES, 30)
 SMALL = Sample(0, 0, 20, 16, {**ONE_HOUR, **dict.fromkeys(LATE, 22.0)}, {})  # 2 s once and 1 s for each chunk
 LARGE = Sample(0, 0, 80, 64, {**ONE_HOUR, **dict.fromkeys(LATE, 82.0)}, SIZES)
-RATES = Rates(TEXT, SMALL, LARGE, 384, "scann", 0.25)
+RATES = Rates(TEXT, SMALL, LARGE, 384, 2, 0.25)
 
 
 def test_stages_grow_by_their_laws():
     """A text sample of 16 keys; 2^18 times as much is 2^22 keys, two index shards."""
     once, large = plan(RATES, 250, 1), plan(RATES, 250 * 2**18, 2)
     seconds = {stage: once["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
-    assert seconds == pytest.approx(SMALL.seconds | {"neighbors": 2 + 20 * (1 + 0.25 * 16**0.875)})
+    assert seconds == pytest.approx(SMALL.seconds | {"neighbors": 2 + 20 * (1 + 0.25 * 2 * 4)})
     assert once["wall_hours"] * 3600 == pytest.approx(sum(seconds.values()))
     chunks, growth = 20 * 2**18, 2**18
     seconds = {stage: large["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
     assert large["chunks"] == chunks and large["index_shards"] == 2
     assert seconds["tokenizer"] == 3600 and seconds["chunks"] == seconds["documents"] == 3600 * growth
     assert seconds["embeddings"] == seconds["index"] == seconds["joined"] == pytest.approx(2 + chunks)
-    assert seconds["neighbors"] == pytest.approx(2 + chunks * 2 * (1 + 0.25 * 2 ** (21 * 0.875)))
+    assert seconds["neighbors"] == pytest.approx(2 + chunks * 2 * (1 + 0.25 * 2 * 2**10.5))
     assert large["stages"]["embeddings"]["wall_hours"] * 7200 == pytest.approx(2 + chunks)
-    assert large["stages"]["documents"]["wall_hours"] == growth  # one process reads
+    assert large["stages"]["documents"]["wall_hours"] == pytest.approx(growth * (0.1 + 0.9 / 2))  # one process chooses
+    assert large["stages"]["tokenizer"]["wall_hours"] == 1
     assert large["memory_a_node"] == 2**21 * 384 * 9.5
     assert large["stages"]["chunks"]["bytes"] == 10 * growth and large["stages"]["joined"]["bytes"] == 30 * chunks / 80
 
 
 def test_a_time_that_does_not_grow_counts_as_work():
-    rates = Rates(TEXT, LARGE, Sample(0, 0, 160, 128, LARGE.seconds, SIZES), 384, "exact", 0.5)
+    rates = Rates(TEXT, LARGE, Sample(0, 0, 160, 128, LARGE.seconds, SIZES), 384, 0, 0.5)
     assert plan(rates, 2500, 1)["stages"]["embeddings"]["node_hours"] * 3600 == pytest.approx(82.0 * 200 / 160)
     searched = plan(rates, 2500, 1)["stages"]["neighbors"]["node_hours"] * 3600
     assert searched == pytest.approx(200 * (82.0 / 160 + 0.5 * 160))  # exact: all 160 keys for each of 200 chunks
+
+
+def test_a_share_in_given_shards():
+    """A quarter of 2^16 times the keys, in four index shards of 2^16 keys: 2^8 keys a leaf, two leaves."""
+    found = plan(replace(RATES, index_shards=4, fraction=0.25), 250 * 2**16, 1)
+    assert found["index_shards"] == 4 and found["memory_a_node"] == 4 * 2**16 * 384 * 9.5
+    chunks = 20 * 2**16
+    seconds = {stage: found["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
+    assert seconds["index"] == pytest.approx(2 + chunks / 4) and seconds["embeddings"] == pytest.approx(2 + chunks)
+    assert seconds["neighbors"] == pytest.approx(2 + chunks * 4 * (1 + 0.25 * 2 * 2**8))
 
 
 def test_no_plan_for_nothing():
@@ -81,3 +97,31 @@ def test_a_plan_says_what_it_cannot_take(tmp_path, capsys):
     assert "abacus is not known; take one of" in capsys.readouterr().err
     assert main([*flags, "--plan_nodes=0"]) == 2
     assert "--plan_nodes=0" in capsys.readouterr().err
+
+
+def test_what_a_key_takes_is_measured_in_scann(tmp_path, monkeypatch):
+    """Trying all leaves would be an exact search, which costs another time."""
+    write_embeddings(tmp_path / "embeddings", clustered(1600), 1500)
+    build_index(tmp_path / "index", DataConfig(exact_below=0, recall_sample=50), tmp_path / "embeddings")
+    searched = []
+
+    def seconds(searcher, queries):
+        searched.append(searcher.settings.leaves_searched)
+        return 1.0 + searched[-1]
+
+    monkeypatch.setattr(planning, "_search_seconds", seconds)
+    a_key = planning.scan_seconds(tmp_path)
+    leaves = round(1500**0.5)
+    assert searched == [1, leaves - 1]
+    assert a_key == pytest.approx((leaves - 2) / 1000 / (1500 * (leaves - 2) / leaves))
+
+
+def test_a_plan_in_index_shards_and_of_packed_files(tmp_path, capsys):
+    made_up_encoder.write(tmp_path / "encoder")
+    made_up_text.write_folder(tmp_path / "text", documents=24)
+    flags = arguments(tmp_path, tmp_path / "run", "--plan", "--json", "--config.data.index_shards=3")
+    assert main(flags) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["index_shards"] == 3
+    (tmp_path / "text" / "z.jsonl.gz").write_bytes(b"packed")
+    assert main(flags) == 2
+    assert "is not measured by its files; give --plan_tokens" in capsys.readouterr().err

@@ -72,10 +72,13 @@ def test_nested_keys(tmp_path):
         ('{"text": "x", "id": 1.5}', {"id_key": "id"}, r"line 2 has no id under 'id', but 1.5"),
         ('{"text": "x"}', {"id_key": "meta.id"}, r"line 2 has no key 'meta.id'; there is: text. Set .*mine.id_key"),
         ('{"text": "\\ud800"}', {}, r"line 2 holds half of a surrogate pair \(\\ud800\)"),
+        ('{"text": "x", "id": "\\ud801"}', {"id_key": "id"}, r"line 2 holds half of a surrogate pair \(\\ud801\)"),
+        ('{"text": "x", "name": "\\ud802"}', {"subset_key": "name"}, r"line 2 holds half of a surrogate pair"),
+        ('{"text": "x", "name": "\\ud803"}', {"title_key": "name"}, r"line 2 holds half of a surrogate pair"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, options, message):
-    good = {"text": "good", "id": 1, "meta": {"id": 1}}
+    good = {"text": "good", "id": 1, "name": "a", "meta": {"id": 1}}
     (tmp_path / "in.jsonl").write_text(json.dumps(good) + "\n" + line + "\n")
     with pytest.raises(StageError, match=message):
         read(tmp_path / "in.jsonl", **options)
