@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from data_pipeline.manifests import Manifest, Shard, StageError, read_manifest, run_stage
+from data_pipeline.rows import first_rows
 from retro_jax.dimensions import PADDING
 
 NAME = "retro_joined"
@@ -102,7 +103,7 @@ def pack(table, chunks: int) -> dict[str, Packing]:
       chunks: C, chunks of a sequence.
     """
     document_ids, subsets = np.asarray(table.document_ids[:]), np.asarray(table.subsets[:])
-    edge = table.first_chunks()
+    edge = first_rows(document_ids)
     lengths = np.diff(edge, append=len(document_ids))
     packings = {}
     for split in SPLITS:
