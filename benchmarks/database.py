@@ -29,7 +29,7 @@ from data_pipeline.search import ExactSearcher
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = (1.0, 0.01, 0.03, 0.1, 0.3)
 STAGES = ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors", "joined")
-PARTS = ((0.1, 1), (1.0, 1), (1.0, 10))  # shares, and index shards that they are searched in
+PARTS = ((0.1, 1), (1.0, 10))  # shares, and index shards that they are searched in
 MADE_BEFORE = STAGES[:4]
 QUERIES = 1000
 

@@ -29,14 +29,14 @@ def test_stages_grow_by_their_laws():
     """A text sample of 16 keys; 2^18 times as much is 2^22 keys, two index shards."""
     once, large = plan(RATES, 250, 1), plan(RATES, 250 * 2**18, 2)
     seconds = {stage: once["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
-    assert seconds == pytest.approx(SMALL.seconds | {"neighbors": 2 + 20 * (1 + 0.25 * 2 * 4)})
+    assert seconds == pytest.approx(SMALL.seconds | {"neighbors": 2 + 20 * (1 + 0.25 * 2 * (16 / 64) ** 0.2 * 4)})
     assert once["wall_hours"] * 3600 == pytest.approx(sum(seconds.values()))
     chunks, growth = 20 * 2**18, 2**18
     seconds = {stage: large["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
     assert large["chunks"] == chunks and large["index_shards"] == 2
     assert seconds["tokenizer"] == 3600 and seconds["chunks"] == seconds["documents"] == 3600 * growth
     assert seconds["embeddings"] == seconds["index"] == seconds["joined"] == pytest.approx(2 + chunks)
-    assert seconds["neighbors"] == pytest.approx(2 + chunks * 2 * (1 + 0.25 * 2 * 2**10.5))
+    assert seconds["neighbors"] == pytest.approx(2 + chunks * 2 * (1 + 0.25 * 2 * (2**21 / 64) ** 0.2 * 2**10.5))
     assert large["stages"]["embeddings"]["wall_hours"] * 7200 == pytest.approx(2 + chunks)
     assert large["stages"]["documents"]["wall_hours"] == pytest.approx(growth * (0.1 + 0.9 / 2))  # one process chooses
     assert large["stages"]["tokenizer"]["wall_hours"] == 1
@@ -58,7 +58,7 @@ def test_a_share_in_given_shards():
     chunks = 20 * 2**16
     seconds = {stage: found["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
     assert seconds["index"] == pytest.approx(2 + chunks / 4) and seconds["embeddings"] == pytest.approx(2 + chunks)
-    assert seconds["neighbors"] == pytest.approx(2 + chunks * 4 * (1 + 0.25 * 2 * 2**8))
+    assert seconds["neighbors"] == pytest.approx(2 + chunks * 4 * (1 + 0.25 * 2 * (2**16 / 64) ** 0.2 * 2**8))
 
 
 def test_no_plan_for_nothing():
