@@ -40,7 +40,8 @@ GROWTH = """
 Processor seconds of a stage (all threads; other work on the machine does not count) at shares of the same text; each smaller
 one is a part of the larger. The smaller ones use the tokenizer of the largest, so that stage only copies it; and every share
 reads all sources whole, since a share is a budget, so the documents stage costs much the same. Below, the same for each MB:
-where it falls or stays, the cost is linear or better.
+where it falls or stays, the cost is linear or better. Neighbors rise: a leaf of the index holds sqrt(keys) keys, and more
+leaves are searched for one recall as the keys grow (about keys^0.2), so a query looks at keys^0.7 of them.
 
 | percent of the text | MB | chunks | {stages} | peak MB |
 |---|---|---|{lines}|---|
@@ -166,5 +167,5 @@ def _growth(row: Mapping, divisor: float) -> str:
 def _parts(row: Mapping) -> str:
     seconds = " | ".join(f"{row['cpu_seconds'][stage]:,.1f}" for stage in ("index", "neighbors"))
     peaks = " | ".join(f"{row['peak_bytes'][stage] / 1e6:,.0f}" for stage in ("index", "neighbors"))
-    shards = f"{row['shards']} (continued)" if row["continued"] else row["shards"]
+    shards = f"{row['shards']} (continued)" if row.get("continued") else row["shards"]
     return f"| {row['percent']:g} | {row['keys']:,} | {shards} | {row['recall']['value']:.4f} | {seconds} | {peaks} |\n"
