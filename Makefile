@@ -31,11 +31,12 @@ test-slow: setup ## tests that take minutes
 test-slurm: setup ## launch/slurm.sh under a real SLURM of two nodes on this machine (Debian's slurmctld, slurmd, munge)
 	@$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
-.venv-tpu/.ready: $(VENV)/.ready
-	@echo "tpu: installing the locked packages and libtpu into .venv-tpu (log in .venv-tpu/setup.log)"
-	@$(PYTHON) -m venv .venv-tpu
-	@.venv-tpu/bin/python -m pip install --require-hashes -r requirements.lock > .venv-tpu/setup.log 2>&1 || { tail -20 .venv-tpu/setup.log; exit 1; }
-	@.venv-tpu/bin/python -m pip install -e '.[tpu]' >> .venv-tpu/setup.log 2>&1 || { tail -20 .venv-tpu/setup.log; exit 1; }
+# The locked packages and an extra that is not in the lock.
+.venv-tpu/.ready .venv-ray/.ready .venv-store/.ready: .venv-%/.ready: $(VENV)/.ready
+	@echo "$*: installing the locked packages and the extra [$*] into .venv-$* (log in .venv-$*/setup.log)"
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install --require-hashes -r requirements.lock > .venv-$*/setup.log 2>&1 || { tail -20 .venv-$*/setup.log; exit 1; }
+	@.venv-$*/bin/python -m pip install -e '.[$*]' >> .venv-$*/setup.log 2>&1 || { tail -20 .venv-$*/setup.log; exit 1; }
 	@touch $@
 
 test-tpu: .venv-tpu/.ready ## tests that compile for absent TPUs
@@ -47,22 +48,8 @@ scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hou
 test-ray: .venv-ray/.ready ## builds on a Ray cluster of several nodes on this machine, with processes and nodes killed
 	@.venv-ray/bin/python -m pytest -m ray tests/test_ray_engine.py
 
-.venv-ray/.ready: $(VENV)/.ready
-	@echo "ray: installing the locked packages and Ray into .venv-ray (log in .venv-ray/setup.log)"
-	@$(PYTHON) -m venv .venv-ray
-	@.venv-ray/bin/python -m pip install --require-hashes -r requirements.lock > .venv-ray/setup.log 2>&1 || { tail -20 .venv-ray/setup.log; exit 1; }
-	@.venv-ray/bin/python -m pip install -e '.[ray]' >> .venv-ray/setup.log 2>&1 || { tail -20 .venv-ray/setup.log; exit 1; }
-	@touch $@
-
 test-store: .venv-store/.ready ## sources in an S3 store: a server on this machine, killed half-way
 	@.venv-store/bin/python -m pytest -m store tests/test_object_store.py
-
-.venv-store/.ready: $(VENV)/.ready
-	@echo "store: installing the locked packages, s3fs and moto into .venv-store (log in .venv-store/setup.log)"
-	@$(PYTHON) -m venv .venv-store
-	@.venv-store/bin/python -m pip install --require-hashes -r requirements.lock > .venv-store/setup.log 2>&1 || { tail -20 .venv-store/setup.log; exit 1; }
-	@.venv-store/bin/python -m pip install -e '.[store]' >> .venv-store/setup.log 2>&1 || { tail -20 .venv-store/setup.log; exit 1; }
-	@touch $@
 
 database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray (resumes); writes docs/database_faults.md
 	@PYTHONPATH=tests .venv-ray/bin/python benchmarks/faults.py
