@@ -114,7 +114,7 @@ def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> No
     Args:
       known: damages to redo besides those of the files.
     """
-    from data_pipeline.verification import check_stage, set_up_repair, stages_of
+    from data_pipeline.verification import check_stage, stages_of
     from launch.build import stages
 
     fingerprints: dict[str, str] = {}
@@ -122,10 +122,7 @@ def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> No
         damages, made = check_stage(data, stage, fingerprints)
         damages += [damage for damage in known if damage.stage == stage]
         if damages:
-            for line in dict.fromkeys(map(str, damages)):
-                print(f"repair: {line}", file=sys.stderr, flush=True)
-            if moved := set_up_repair(data, stage, damages):
-                print(f"repair: what was there is kept in {moved}", file=sys.stderr, flush=True)
+            take_out(data, stage, damages)
             directory, make = stages(invocation.run, data)[stage]
             make(directory)
             made = check_stage(data, stage, fingerprints)[1]
@@ -133,11 +130,21 @@ def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> No
             fingerprints[stage] = made
 
 
+def take_out(data: Path, stage: str, damages: Sequence) -> None:
+    """`set_up_repair`, and what it does is said."""
+    from data_pipeline.verification import set_up_repair
+
+    for line in dict.fromkeys(map(str, damages)):
+        print(f"repair: {line}", file=sys.stderr, flush=True)
+    if moved := set_up_repair(data, stage, damages):
+        print(f"repair: what was there is kept in {moved}", file=sys.stderr, flush=True)
+
+
 def redo_additions(invocation: Invocation, data: Path, known: Sequence = ()) -> None:
     """Redoes what is damaged of the additions; with `known` as in `repair_files` also what was made from that."""
     from data_pipeline.bert import encoder_directory
     from data_pipeline.changes import STAGES, addition_directories, make_addition
-    from data_pipeline.verification import ALL, Damage, check_files, set_up_repair
+    from data_pipeline.verification import ALL, Damage, check_files
 
     files = check_files(data)
     for directory in addition_directories(data):
@@ -146,10 +153,8 @@ def redo_additions(invocation: Invocation, data: Path, known: Sequence = ()) -> 
         if wrong := [STAGES.index(damage.stage.removeprefix(folder)) for damage in damages if damage in known]:
             later = STAGES[min(wrong) + 1 :]
             damages += [Damage(f"{folder}{stage}", ALL, "it was made from wrong content") for stage in later]
-        for damage in damages:
-            print(f"repair: {damage}", file=sys.stderr, flush=True)
-            if moved := set_up_repair(data, damage.stage, [damage]):
-                print(f"repair: what was there is kept in {moved}", file=sys.stderr, flush=True)
+        for stage in dict.fromkeys(damage.stage for damage in damages):
+            take_out(data, stage, [damage for damage in damages if damage.stage == stage])
         if damages:
             make_addition(data, directory, encoder_directory(invocation.run.data))
 
