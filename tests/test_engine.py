@@ -111,7 +111,7 @@ def test_two_builds_in_one_directory(tmp_path, capsys):
     data = tmp_path / "run" / "data"
     child = subprocess.Popen([sys.executable, "-c", HOLD, str(data)], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "held\n"
-    with pytest.raises(StageError, match=rf"process {child.pid} on {os.uname().nodename} is building there"):
+    with pytest.raises(StageError, match=rf"process {child.pid} on {os.uname().nodename} does so now"):
         BuildLock(data).__enter__()
     made_up_text.write_folder(tmp_path / "text", documents=2)
     assert main(arguments(tmp_path, tmp_path / "run")) == 2

@@ -1,0 +1,110 @@
+"""One writer at a time: a file that the system keeps locked for as long as the process lives.
+
+The lock is flock's. A killed process loses it with its life, so a file that was left behind stops nobody. It holds on one
+machine, and between machines on storage whose locks reach all of them: NFS from version 3 on, Lustre mounted with `flock`,
+GPFS, CephFS. A bucket that is mounted as a folder (gcsfuse) locks within one machine only. On storage without any locks
+the work goes on, with a line that says so.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+from pathlib import Path
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class FileLock:
+    """`with FileLock(path, ...): ...`; the file is removed in the end, with the folders that were made for it and are empty.
+
+    `content`, which the file holds, says which process has the lock.
+
+    Args:
+      path: of the file that is locked.
+      rule: first words of the refusal: what only one process may do, and where.
+      remedy: its last words.
+    """
+
+    error = ValueError  # what a refusal is
+
+    def __init__(self, path: Path, rule: str, remedy: str):
+        self.path, self._rule, self._remedy = Path(path), rule, remedy
+        self.content = f"{socket.gethostname()} {os.getpid()}"
+        self._made: list[Path] = []
+
+    def acquire(self) -> None:
+        """Raises `error` where another process has the lock, or where the file cannot be written."""
+        folder = self.path.parent
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            while not self._take():
+                pass  # its holder ended and removed it between our opening and locking
+        except OSError as error:
+            raise self.error(
+                f"{folder} cannot be written to ({error.strerror}). Give another --workdir, or mend the rights or the "
+                f"storage."
+            ) from None
+
+    def _take(self) -> bool:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file = open(self.path, "a+")
+        except FileNotFoundError:
+            if self.path.is_symlink():
+                raise
+            return False  # the holder removed the folder as well
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise self._refusal() from None
+            if error.errno not in NO_LOCKS:
+                raise
+            print(
+                f"lock: the storage of {self.path.parent} has no file locks ({error.strerror}); see to it yourself that no "
+                f"other process writes there.",
+                file=sys.stderr,
+            )
+        if not (self.path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())):
+            self._file.close()
+            return False
+        self._file.truncate(0)
+        self._file.write(self.content)
+        self._file.flush()
+        return True
+
+    def _refusal(self) -> ValueError:
+        with self._file as file:
+            file.seek(0)
+            host, _, process = file.read().partition(" ")
+        return self.error(
+            f"{self._rule}, but process {process or '?'} on {host or 'another machine'} does so now. {self._remedy}"
+        )
+
+    def release(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._file.close()
+        for folder in self._made:
+            try:
+                folder.rmdir()
+            except OSError:
+                return  # it holds something
+
+    def __enter__(self) -> "FileLock":
+        self.acquire()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.release()
+
+
+def lock_directory(directory: Path, verb: str) -> FileLock:
+    """The lock of one verb of `retro` in a directory: DIRECTORY/VERB.lock."""
+    directory = Path(directory).absolute()
+    return FileLock(
+        directory / f"{verb}.lock",
+        f"One `retro {verb}` at a time may write into {directory}",
+        "Wait for it or stop it, then run the same command again; or give another --workdir.",
+    )
