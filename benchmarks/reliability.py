@@ -25,9 +25,9 @@ from pathlib import Path
 from processes import differences, finish, log_path, start_run
 from training_fixture import build_data
 
-from retro_jax.checkpoints import find_fault, newest_whole
 from retro_jax.metrics import read_metrics
 from retro_jax.progress import progress
+from retro_jax.whole import find_fault, newest_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 12, 3  # of tests/tiny_run.py:small

@@ -91,8 +91,9 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
     Raises:
       StageError: a model that was trained with another tokenizer, database or shards than those in `data`.
     """
-    from retro_jax.checkpoints import load_fingerprints, newest_whole
+    from retro_jax.checkpoints import load_fingerprints
     from retro_jax.run_directory import fingerprints
+    from retro_jax.whole import newest_whole
 
     current = fingerprints(data)
     steps = {}

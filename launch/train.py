@@ -22,6 +22,12 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("processes", None, "how many processes (--hosts=flags)", flag_values=values)
     flags.DEFINE_integer("process", None, "number of this process, from 0 (--hosts=flags)", flag_values=values)
     flags.DEFINE_float("join_timeout", JOIN_TIMEOUT, "seconds to wait for all processes", flag_values=values)
+    flags.DEFINE_boolean(
+        "restart",
+        False,
+        "begin at step 0 where no whole checkpoint of a run is left (nothing is deleted)",
+        flag_values=values,
+    )
     flags.DEFINE_string("profile", "", "START:STOP, steps to trace into WORKDIR/profile", flag_values=values)
 
 
@@ -64,7 +70,7 @@ def _train(invocation: Invocation) -> None:
     from retro_jax.training import train  # here: after the allocator is set, and --help need not wait for jax
 
     try:
-        train(invocation.run, invocation.workdir, chosen.profile)
+        train(invocation.run, invocation.workdir, chosen.profile, chosen.restart)
     except Preempted:
         leave_together()
         raise

@@ -1,66 +1,41 @@
 """Checkpoints: parameters, optimizer, data iterator and identity, whole or not there. The only file that imports orbax.
 
     RUN/checkpoints/STEP/            written by orbax under another name and renamed when complete
-    RUN/checkpoints/STEP.whole.json  sizes and SHA-256 of its files, written last: a checkpoint is whole iff they fit
+    RUN/checkpoints/STEP.whole.json  sizes and SHA-256 of its files, written last (whole.py)
 
-A save copies the state and returns; files are written while training goes on. Nothing is deleted, unless
+A save copies the state and returns; files are written while training goes on. It counts when it was read back: every
+array is opened as a restore would open it, and every file is read for its checksum. Nothing is deleted, unless
 `keep_checkpoints` asks for it: a broken checkpoint that stands in the way of a new one is renamed. A save that fails for
 want of space or rights is told and done without; the next one tries again.
 
 With several processes each writes its own shards, and orbax renames when all have; process 0 alone looks for whole
-checkpoints, writes listings and prunes.
+checkpoints, reads back, writes listings and prunes.
 """
 
 import concurrent.futures
-import errno
 import json
-import re
-import shutil
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from data_pipeline.manifests import file_sha256, write_json
+from data_pipeline.manifests import write_json
 from retro_jax.agreement import on_first
-from retro_jax.config import RunConfig, completed, resolve
+from retro_jax.config import RunConfig, completed
+from retro_jax.identity import differing_fields
 from retro_jax.models.retro import Retro, abstract_model, merge
+from retro_jax.plain_path import plain_path
+from retro_jax.run_directory import read_config
 from retro_jax.sharding import on_one_device
+from retro_jax.storage import storage_fault
 from retro_jax.train_state import TrainState
-
-# What may change between two runs that continue each other: none of it changes the numbers' meaning.
-FREE_FIELDS = {
-    "train.mesh",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.retrieval_check_every",
-    "train.peak_flops",
-    "train.initialize_from",
-    "train.stall_seconds",
-    "train.on_spike",
-    "train.spike_factor",
-    "train.spike_window",
-    "train.retrieval_alarm_checks",
-    "train.wandb_project",
-    "model.remat",
-    "model.scan",
-    "model.loss_block",
-}
-
-STORAGE_ERRORS = {
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG", "ENOTDIR", "ESTALE")
-}
-# What tensorstore and gRPC say of them, for they give no number.
-STORAGE_WORDS = re.compile(
-    "No space left on device|Disk quota exceeded|Read-only file system|Permission denied|Input/output error|"
-    "File too large|Not a directory"
-)
+from retro_jax.whole import find_fault, listing, make_way, newest_whole, prune, read_facts, require_whole, whole_path
 
 
 class Checkpoints:
@@ -70,17 +45,32 @@ class Checkpoints:
       directory: RUN/checkpoints.
       identity: {"config": {"model", "train"}, "fingerprints": {...}} of this run, plain JSON; a checkpoint of another
         identity is refused.
-      keep: how many of the newest to keep; 0 keeps all.
+      keep: how many of the newest whole ones to keep; 0 keeps all.
+      every: with `keep`, the newest multiple of it is kept as well: a run that rolls back goes there; 0: none.
+      saved: called on process 0 with the step of every checkpoint that has become whole.
     """
 
     faults = 0
 
-    def __init__(self, directory: Path, identity: Mapping, keep: int = 0):
+    def __init__(
+        self,
+        directory: Path,
+        identity: Mapping,
+        keep: int = 0,
+        every: int = 0,
+        saved: Callable[[int], None] = lambda step: None,
+    ):
+        if keep < 0:
+            raise ValueError(
+                f"config.train.keep_checkpoints is how many to keep, 0 for all, but is {keep}; set it to 0 or more."
+            )
         self.directory = Path(directory).absolute()
         self.identity = json.loads(json.dumps(identity))
-        self.keep = keep
+        self.keep, self.every, self.saved = keep, every, saved
         self.stalled = 0.0  # seconds that callers waited here
         self.fault = ""  # why storage did not take the last save
+        self._plain = plain_path(self.directory)
+        self._verified: set[int] = set()  # steps whose checksums were compared
         self._thread = ThreadPoolExecutor(1)
         self._pending: tuple[int, Future] | None = None
 
@@ -92,33 +82,37 @@ class Checkpoints:
         """
         self.wait()
         started = time.perf_counter()
-        path = self.directory / str(step)
-        parts = {
-            "params": state.params,
-            "optimizer": {"step": state.step, "opt_state": state.opt_state},
-            "run": {"identity": self.identity, **facts},
-        }
+        arrays = {"params": state.params, "optimizer": {"step": state.step, "opt_state": state.opt_state}}
+        expected = {part: _shapes(tree) for part, tree in arrays.items()}
+        run = {"identity": self.identity, "step": step, **facts}
         try:
-            on_first(lambda: _make_way(path))
+            on_first(lambda: make_way(self.directory / str(step)))
             with _context():
-                response = ocp.save_checkpointables_async(path, parts)
-            self._pending = step, self._thread.submit(self._finish, response, path)
+                response = ocp.save_checkpointables_async(self._plain / str(step), {**arrays, "run": run})
+            self._pending = step, self._thread.submit(self._finish, response, step, expected)
         except Exception as error:
             self._pass_over(step, error)
         self.stalled += time.perf_counter() - started
 
-    def _finish(self, response, path: Path) -> None:
+    def _finish(self, response, step: int, expected: Mapping) -> None:
         response.result()
         if jax.process_index() == 0:
-            write_json(whole_path(path), _listing(path))
-            self._prune()
+            path = self.directory / str(step)
+            for part, shapes in expected.items():
+                _require_readable(self._plain / str(step), part, shapes, path)
+            write_json(whole_path(path), listing(path))
+            if fault := find_fault(path, checksums=False):
+                raise ValueError(f"The checkpoint {path} was saved, but {fault}; this is a mistake of the program.")
+            self._verified.add(step)
+            self.saved(step)
+            if self.keep:
+                self._prune(step)
 
-    def _prune(self) -> None:
-        if self.keep:
-            for step in steps(self.directory)[: -self.keep]:
-                if whole_path(self.directory / str(step)).exists():
-                    whole_path(self.directory / str(step)).unlink()
-                    shutil.rmtree(self.directory / str(step))
+    def _prune(self, step: int) -> None:
+        try:
+            prune(self.directory, self.keep, step, self._verified, self.every)
+        except OSError as error:
+            print(f"\ncheckpoint: an old one could not be deleted ({error}).", file=sys.stderr, flush=True)
 
     def wait(self) -> None:
         """Returns when the last save is on disk, or storage refused it (`fault`)."""
@@ -176,20 +170,28 @@ class Checkpoints:
 
         Raises:
           ValueError: the checkpoint belongs to another config, tokenizer or database; every differing field is named.
+            Or it cannot be loaded, though it is whole.
         """
         step = on_first(lambda: newest_whole(self.directory, at_most))
         if step is None:
             return None
+        self._verified.add(step)
         path = self.directory / str(step)
-        with _context():
-            facts = ocp.load_checkpointables(path, {"run": None})["run"]
+        facts = read_facts(path)
         self._require_identity(path, facts.pop("identity"))
+        facts.pop("step", None)
         wanted = {
             "params": abstract.params,
             "optimizer": {"step": abstract.step, "opt_state": abstract.opt_state},
         }
-        parts = ocp.load_checkpointables(path, wanted)
-        return TrainState(parts["optimizer"]["step"], parts["params"], parts["optimizer"]["opt_state"]), facts
+        parts = _load(path, wanted)
+        state = TrainState(parts["optimizer"]["step"], parts["params"], parts["optimizer"]["opt_state"])
+        if int(state.step) != step:
+            raise ValueError(
+                f"{path} holds step {int(state.step)}: it is a copy under another name. Move it and "
+                f"{whole_path(path).name} out of {self.directory}, then run the same command again."
+            )
+        return state, facts
 
     def _require_identity(self, path: Path, found: Mapping) -> None:
         fields = differing_fields(completed(found["config"]), self.identity["config"])
@@ -210,98 +212,55 @@ def _context() -> ocp.Context:
     return context
 
 
-def differing_fields(found: Mapping, wanted: Mapping, prefix: str = "") -> list[str]:
-    """One line per leaf of nested dicts that differs and matters (`FREE_FIELDS` do not)."""
-    lines = []
-    for key in sorted(set(found) | set(wanted)):
-        one, other, where = found.get(key), wanted.get(key), f"{prefix}{key}"
-        if where in FREE_FIELDS:
-            continue
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            lines += differing_fields(one, other, f"{where}.")
-        elif one != other:
-            lines.append(f"{where} (there {one!r:.60}, now {other!r:.60})")
-    return lines
+def _shapes(tree) -> dict[str, tuple]:
+    """(shape, dtype) of each array by its path in the tree; orbax's description of a checkpoint gives the same."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(leaf.shape), str(leaf.dtype))
+        for path, leaf in leaves
+    }
 
 
-def steps(directory: Path) -> list[int]:
-    """Steps with a checkpoint directory, whole or not, rising."""
-    return sorted(int(path.name) for path in Path(directory).glob("*") if path.name.isdigit() and path.is_dir())
+def _require_readable(plain: Path, part: str, expected: Mapping, path: Path) -> None:
+    """Opens each array of a part as a restore would, and counts the pieces that all processes have written.
 
-
-def newest_whole(directory: Path, at_most: int | None = None) -> int | None:
-    """The newest step (up to `at_most`) whose checkpoint is whole; newer ones that are not are named on standard error."""
-    directory = Path(directory)
-    for path in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
-        print(f"checkpoint: {path} was never finished; it is passed over.", file=sys.stderr)
-    for step in reversed(steps(directory)):
-        if at_most is not None and step > at_most:
-            continue
-        fault = find_fault(directory / str(step))
-        if fault is None:
-            return step
-        print(f"checkpoint: step {step} is not whole ({fault}); going back to an older one.", file=sys.stderr)
-    return None
-
-
-def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint directory, or None where it is whole."""
-    if not whole_path(path).exists():
-        return f"{whole_path(path).name} was not written"
-    listing = json.loads(whole_path(path).read_text())
-    for name, facts in listing.items():
-        file = path / name
-        if not file.exists():
-            return f"{name} is missing"
-        if file.stat().st_size != facts["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes of {facts['bytes']}"
-        if file_sha256(file) != facts["sha256"]:
-            return f"{name} was altered"
-    return None
-
-
-def whole_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.whole.json")
-
-
-def _listing(path: Path) -> dict:
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    return {str(file.relative_to(path)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files}
-
-
-def _make_way(path: Path) -> None:
-    """The directory for checkpoints; what stands at `path` already is renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return
-    number = 0
-    while (aside := path.with_name(f"{path.name}.broken-{number}")).exists():
-        number += 1
-    path.rename(aside)
-    whole_path(path).unlink(missing_ok=True)
-    print(f"checkpoint: {path} stood in the way of a new save; it was renamed to {aside.name}.", file=sys.stderr)
-
-
-def storage_fault(error: BaseException | None) -> str | None:
-    """What storage refused (space, rights, the device), by error number or by a library's words; None: another error."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
-            return error.strerror
-        if found := STORAGE_WORDS.search(str(error)):
-            return found[0]
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def read_config(run_directory: Path) -> RunConfig:
-    """The config a run directory was made with."""
-    path = Path(run_directory) / "config.json"
-    if not path.exists():
+    Raises:
+      ValueError: an array or a piece is not there.
+    """
+    with _context():
+        found = ocp.checkpointables_metadata(plain).metadata.get(part)
+    problem = "" if found is not None and _shapes(found) == expected else f"the arrays of {part} are not those saved"
+    if not problem:
+        pieces = sum(
+            1
+            + math.prod(
+                -(-size // piece) for size, piece in zip(leaf.shape, leaf.storage_metadata.write_shape, strict=True)
+            )
+            for leaf in jax.tree.leaves(found)
+        )  # a piece has a key, and an array one more
+        store = tensorstore.KvStore.open({"driver": "ocdbt", "base": {"driver": "file", "path": f"{plain / part}/"}})
+        there = len(store.result().list().result())
+        problem = "" if there == pieces else f"{part} holds {there} of {pieces} pieces"
+    if problem:
         raise ValueError(
-            f"{run_directory} is not a run directory: it has no config.json. Train there first with "
-            f"`retro train --workdir={run_directory} --config=...`, or give another directory."
+            f"The checkpoint {path} was written, but it cannot be restored: {problem}. Those that have a whole.json are not "
+            f"affected. Look at the storage, then run the same command again; it goes on from the newest of them."
         )
-    return resolve(json.loads(path.read_text()))
+
+
+def _load(path: Path, wanted: Mapping) -> dict:
+    """The parts of a whole checkpoint, as `wanted` describes them."""
+    try:
+        return ocp.load_checkpointables(plain_path(path.parent) / path.name, wanted)
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        raise ValueError(
+            f"The checkpoint {path} is whole, but orbax cannot load it ({_first_line(error)}). It was written by the "
+            f"versions that {path.parent.parent / 'versions.json'} names; install those."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def load_params(run_directory: Path, step: int | None = None) -> tuple[dict, RunConfig, int]:
@@ -312,24 +271,11 @@ def load_params(run_directory: Path, step: int | None = None) -> tuple[dict, Run
     """
     directory = Path(run_directory).absolute()
     run = read_config(directory)
-    fault = None
-    if step is None:
-        step = newest_whole(directory / "checkpoints")
-    else:
-        fault = find_fault(directory / "checkpoints" / str(step))
-    if step is None or fault:
-        raise ValueError(
-            f"{directory} has no whole checkpoint{f' at step {step} ({fault})' if fault else ''}; run `retro train` "
-            f"with this --workdir, or ask for one of the steps {steps(directory / 'checkpoints')}."
-        )
+    step = require_whole(directory, step)
     _, params = abstract_model(run.model)
     place = on_one_device()
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), params)
-    return (
-        ocp.load_checkpointables(directory / "checkpoints" / str(step), {"params": wanted})["params"],
-        run,
-        step,
-    )
+    return _load(directory / "checkpoints" / str(step), {"params": wanted})["params"], run, step
 
 
 def load_model(run_directory: Path, step: int | None = None) -> tuple[Retro, RunConfig, int]:
@@ -340,6 +286,4 @@ def load_model(run_directory: Path, step: int | None = None) -> tuple[Retro, Run
 
 def load_fingerprints(run_directory: Path, step: int) -> dict[str, str]:
     """Fingerprints of the tokenizer, database and joined shards that a whole checkpoint was trained with."""
-    with _context():
-        facts = ocp.load_checkpointables(Path(run_directory).absolute() / "checkpoints" / str(step), {"run": None})
-    return facts["run"]["identity"]["fingerprints"]
+    return read_facts(Path(run_directory) / "checkpoints" / str(step))["identity"]["fingerprints"]

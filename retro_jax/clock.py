@@ -1,6 +1,5 @@
 """Speed of a run: tokens a second, utilization, what the loop waited for, memory, and how well time was spent."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from data_pipeline.manifests import write_json
 from retro_jax.config import RunConfig
 from retro_jax.flops import flops_per_token, measured_peak
 from retro_jax.sharding import Mesh
+from retro_jax.side_files import read_object, set_aside
 
 # What a record holds of this machine and not of the model: two runs may differ in it.
 OF_THE_MACHINE = (
@@ -37,12 +37,24 @@ class Clock:
         self.tokens_a_step = run.train.batch * run.model.sequence_length
         self.peak = (run.train.peak_flops or measured_peak(run.model.compute_dtype)) * mesh.devices.size
         self.path = Path(workdir) / "seconds.json"
-        found = json.loads(self.path.read_text()) if self.path.exists() else {"seconds": 0.0}
+        found = self._read()
         self.earlier, self.step = found["seconds"], step
         self.step_seconds = found.get("step_seconds", 0.0) * min(1.0, step / max(found.get("step", 0), 1))
         self.started = time.perf_counter()
         self.compile_seconds = self.stalled_before = 0.0
         self.restart()
+
+    def _read(self) -> dict:
+        """What seconds.json says of the starts before; nothing where it is not there or damaged."""
+        try:
+            found = read_object(self.path) or {"seconds": 0.0}
+            if not all(isinstance(value, int | float) for value in found.values()) or "seconds" not in found:
+                raise ValueError(f"{self.path} is damaged (it holds {found!r:.60}).")
+            return found
+        except ValueError as error:
+            if jax.process_index() == 0:
+                set_aside(self.path, str(error), "time is counted from 0 again")
+            return {"seconds": 0.0}
 
     def restart(self) -> None:
         """What went by since the last record (a check, compilation) is not a step's time."""

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import socket
 import sys
 import time
@@ -16,6 +17,7 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from data_pipeline.manifests import atomic_path
+from retro_jax.side_files import free_name
 
 
 class MetricWriter:
@@ -27,7 +29,7 @@ class MetricWriter:
     """
 
     def __init__(self, directory: Path, step: int, also=None):
-        self.path = Path(directory) / "metrics.jsonl"
+        self.path = Path(directory).absolute() / "metrics.jsonl"  # tensorboardX takes gs:... for a bucket
         self.path.touch()
         self.records: list[dict] = []
         self.also = also  # has write(step, record) and close()
@@ -107,23 +109,53 @@ class NoWriter:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The records of a metrics.jsonl; a last line cut short by a kill is left out."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """The records of a metrics.jsonl; a last line cut short by a kill is left out.
+
+    So are lines that are no records, with a word on standard error: a figure that is lost is no reason to read none.
+    """
+    records, damaged = parse_metrics(Path(path).read_bytes())
+    if damaged:
+        print(f"metrics: {path} {describe_damage(damaged)}; left out.", file=sys.stderr)
+    return [record for _, record in records]
+
+
+def parse_metrics(content: bytes) -> tuple[list[tuple[bytes, dict]], list[int]]:
+    """([(line, record)], numbers of the lines that are no record, from 1); a last line without its end is neither."""
+    records, damaged = [], []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+            if type(record["step"]) is not int:
+                raise ValueError
+            records.append((line, record))
+        except (ValueError, TypeError, KeyError):
+            damaged.append(number)
+    return records, damaged
+
+
+def describe_damage(damaged: list[int]) -> str:
+    return f"has {len(damaged)} damaged line(s), the first is line {damaged[0]}"
 
 
 def _abandon_after(path: Path, step: int) -> None:
-    text = path.read_text(encoding="utf-8")
-    lines = text.split("\n")[:-1]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    lost = [line for line in lines if json.loads(line)["step"] > step]
+    content = path.read_bytes()
+    records, damaged = parse_metrics(content)
+    kept = b"".join(line + b"\n" for line, record in records if record["step"] <= step)
+    lost = b"".join(line + b"\n" for line, record in records if record["step"] > step)
+    if damaged:
+        aside = free_name(path, "damaged")
+        shutil.copyfile(path, aside)
+        print(f"metrics: {path} {describe_damage(damaged)}; taken out, and all kept in {aside.name}.", file=sys.stderr)
     if lost:
-        with open(path.with_name("metrics.abandoned.jsonl"), "a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lost)
+        with open(path.with_name("metrics.abandoned.jsonl"), "a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")  # behind a line that a kill cut short
+            file.write(lost)
+    if kept != content:
         with atomic_path(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    elif not text.endswith("\n") and text:
-        os.truncate(path, len("".join(f"{line}\n" for line in kept).encode()))  # a line that a kill cut short
+            temporary.write_bytes(kept)
 
 
 def _plain(value):

@@ -5,19 +5,20 @@ step 0 is the baseline, with retrieval On or Off. With `config.train.trainable="
 and Off stays the baseline for good; "all" trains everything from there.
 """
 
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 
-from retro_jax.checkpoints import load_params
+from retro_jax.checkpoints import load_fingerprints, load_params
 from retro_jax.config import RunConfig
 from retro_jax.models.retro import zero_cca_outputs
 from retro_jax.optimizer import flatten, group, unflatten
+from retro_jax.run_directory import read_config
 from retro_jax.sharding import Mesh
 from retro_jax.train_state import TrainState, create_state, initial_params
+from retro_jax.whole import require_whole
 
 DECODER_FIELDS = ("vocabulary", "layers", "width", "heads", "head_dim", "feed_forward")
 
@@ -30,19 +31,25 @@ def initial_state(
     Raises:
       ValueError: a retrofit of what is no RETRO model, or from a decoder of another shape or tokenizer.
     """
+    check_start(run, fingerprints)
+    if not run.train.initialize_from:
+        return create_state(run, optimizer, mesh)
+    base, _, _ = load_params(Path(run.train.initialize_from))
+    return create_state(run, optimizer, mesh, graft(initial_params(run, mesh), base))
+
+
+def check_start(run: RunConfig, fingerprints: dict) -> None:
+    """Refuses what cannot be the start of a run, without loading an array; raises as `initial_state` does."""
     train = run.train
     if train.trainable == "retrieval" and not (run.model.retrieves and train.initialize_from):
         raise ValueError(
             "config.train.trainable='retrieval' trains encoder and CCA around a trained decoder; it needs "
             "config.train.initialize_from=RUN_DIRECTORY of a baseline and a model with config.model.retrieval_layers."
         )
-    if not train.initialize_from:
-        return create_state(run, optimizer, mesh)
-    source = Path(train.initialize_from)
-    base, base_run, _ = load_params(source)
-    _require_same_decoder(run, base_run, source)
-    _require_same_tokenizer(fingerprints["tokenizer"], source)
-    return create_state(run, optimizer, mesh, graft(initial_params(run, mesh), base))
+    if train.initialize_from:
+        source = Path(train.initialize_from)
+        _require_same_decoder(run, read_config(source), source)
+        _require_same_tokenizer(fingerprints["tokenizer"], source)
 
 
 def graft(params: dict, base: dict) -> dict:
@@ -70,7 +77,7 @@ def _require_same_decoder(run: RunConfig, base: RunConfig, source: Path) -> None
 
 
 def _require_same_tokenizer(tokenizer: str, source: Path) -> None:
-    found = json.loads((source / "versions.json").read_text())["fingerprints"]["tokenizer"]
+    found = load_fingerprints(source, require_whole(source))["tokenizer"]
     if found != tokenizer:
         raise ValueError(
             f"The decoder of {source} was trained with tokenizer {found[:16]}…, but this data has {tokenizer[:16]}…; "

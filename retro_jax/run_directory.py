@@ -3,13 +3,17 @@
 config.json    the resolved config        metrics.jsonl, events.*   metrics.py
 versions.json  packages, git revision     checkpoints/              checkpoints.py
                and data fingerprints      seconds.json              clock.py
-hosts/, stall-*.txt   watchdog.py         profile/                  a trace, where asked for
+hosts/, stall-*.txt   watchdog.py         saved.json                restart.py
+profile/              a trace, if asked   train.lock                lock.py
+
+NAME.damaged-N is what a file of these held that could not be read, before.restart-N/ what `--restart` moved aside.
 """
 
 import importlib.metadata
 import json
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,9 +22,13 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipeline.manifests import read_manifest, require_fingerprint, write_json
-from retro_jax.checkpoints import differing_fields
-from retro_jax.config import ModelConfig, RunConfig, completed, to_dict
+from retro_jax.config import ModelConfig, RunConfig, completed, resolve, to_dict
+from retro_jax.identity import differing_fields
+from retro_jax.plain_path import require_path
+from retro_jax.restart import begin_notes, signs_of_progress
+from retro_jax.side_files import read_object, set_aside
 
+REWRITE = "The `retro train` command of the run writes it anew, where a whole checkpoint has that config."
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -36,6 +44,7 @@ def data_directory(run: RunConfig, workdir: Path) -> Path:
             f"There are no joined shards in {directory}; run `retro build --workdir={workdir} --config=...` first, or "
             f"point to them with --config.data.directory=DIRECTORY (the one that holds joined/ and tokenizer/)."
         )
+    require_path(directory, "config.data.directory" if run.data.directory else "--workdir")
     return directory
 
 
@@ -83,28 +92,93 @@ def identity(run: RunConfig, fingerprints: Mapping[str, str]) -> dict:
     return {"config": {name: config[name] for name in ("model", "train")}, "fingerprints": dict(fingerprints)}
 
 
-def claim(workdir: Path, run: RunConfig, fingerprints: Mapping[str, str]) -> None:
-    """Writes config.json and versions.json, or refuses a directory of another run.
+def check_claim(workdir: Path, run: RunConfig) -> None:
+    """Refuses a directory of another run; writes nothing.
+
+    A config of which nothing came, neither a record nor a checkpoint, is in nobody's way. A config.json that is damaged
+    or lost is no obstacle: the checkpoints name the config that they belong to.
 
     Raises:
       ValueError: the directory belongs to another config; every differing field is named, and nothing is touched.
     """
+    _require_kinds(workdir)
     wanted = json.loads(json.dumps(to_dict(run)))
+    try:
+        found = _read_sections(workdir / "config.json") or wanted
+    except ValueError:
+        return  # `claim` puts it aside
+    fields = [line for name in ("model", "train") for line in differing_fields(found[name], wanted[name], f"{name}.")]
+    if fields and signs_of_progress(workdir, 0):
+        raise ValueError(
+            f"{workdir} belongs to a run with another config: {'; '.join(fields)}. Nothing was changed. "
+            f"Use another --workdir, or the config it was started with ({workdir / 'config.json'})."
+        )
+
+
+def _read_sections(path: Path) -> dict | None:
+    """config.json with the keys added since it was written; None where there is none.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    found = read_object(path)
+    try:
+        found = completed(found) if found is not None else None
+        if found is not None and not all(isinstance(found.get(name), dict) for name in ("model", "train")):
+            raise TypeError("no sections model and train")
+    except TypeError as error:
+        raise ValueError(f"{path} is damaged ({error}).") from None
+    return found
+
+
+def _require_kinds(workdir: Path) -> None:
+    """Raises ValueError where a folder has the name of a file of ours, or the other way round."""
+    for name in ("config.json", "versions.json", "seconds.json", "saved.json", "metrics.jsonl"):
+        if (path := workdir / name).is_dir():
+            raise ValueError(f"{path} must be a file, but is a folder; move it away or use another --workdir.")
+    if (path := workdir / "checkpoints").exists() and not path.is_dir():
+        raise ValueError(f"{path} must be a folder, but is a file; move it away or use another --workdir.")
+
+
+def claim(workdir: Path, run: RunConfig, fingerprints: Mapping[str, str], step: int = 0) -> None:
+    """Writes config.json and versions.json, and saved.json where there is none, once all that could refuse has passed.
+
+    Args:
+      step: of the checkpoint that the run goes on from.
+    """
     path = workdir / "config.json"
-    if path.exists():
-        found = completed(json.loads(path.read_text()))
-        fields = [
-            line for name in ("model", "train") for line in differing_fields(found[name], wanted[name], f"{name}.")
-        ]
-        if fields:
-            raise ValueError(
-                f"{workdir} belongs to a run with another config: {'; '.join(fields)}. Nothing was changed. "
-                f"Use another --workdir, or the config it was started with ({path})."
+    try:
+        if _read_sections(path) is None and step:
+            print(
+                f"train: {path} was lost; it is written from the config given, that of the checkpoint.", file=sys.stderr
             )
-    elif workdir.is_dir() and (workdir / "checkpoints").exists():
-        raise ValueError(f"{workdir} has checkpoints but no config.json; use another --workdir.")
-    write_json(path, wanted)
+    except ValueError as error:
+        set_aside(path, str(error), "it is written from the config given" + ", that of the checkpoint" * bool(step))
+    write_json(path, to_dict(run))
     write_json(workdir / "versions.json", versions() | {"fingerprints": dict(fingerprints)})
+    begin_notes(workdir, step)
+
+
+def read_config(run_directory: Path) -> RunConfig:
+    """The config a run directory was made with.
+
+    Raises:
+      ValueError: it has none that can be read.
+    """
+    path = Path(run_directory) / "config.json"
+    try:
+        found = read_object(path)
+    except ValueError as error:
+        raise ValueError(f"{error} {REWRITE}") from None
+    if found is None:
+        raise ValueError(
+            f"{run_directory} is not a run directory: it has no config.json. Train there first with "
+            f"`retro train --workdir={run_directory} --config=...`, or give another directory."
+        )
+    try:
+        return resolve(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def versions() -> dict:

@@ -27,47 +27,62 @@ from retro_jax.batches import train_iterator
 from retro_jax.checkpoints import Checkpoints
 from retro_jax.config import RunConfig
 from retro_jax.health import DivergenceError, SpikeError, SpikeLimit
+from retro_jax.lock import lock_directory
 from retro_jax.optimizer import make_optimizer
+from retro_jax.plain_path import require_path
 from retro_jax.preemption import LostHost, Preempted, Preemption
 from retro_jax.profile import Profile
+from retro_jax.restart import note_saved, require_no_progress, tell_lost
 from retro_jax.retrieval_check import RetrievalCheck
-from retro_jax.retrofit import initial_state
+from retro_jax.retrofit import check_start, initial_state
 from retro_jax.roll_call import lost_host
 from retro_jax.sharding import check_sizes, describe, make_mesh, place_batch
 from retro_jax.step_log import StepLog
 from retro_jax.train_state import TrainState, abstract_state
 from retro_jax.train_step import NO_LIMIT, make_train_step
+from retro_jax.wandb_board import require_wandb
 from retro_jax.watchdog import Watchdog
+from retro_jax.whole import steps
 
 ROLL_BACKS = 3  # to one checkpoint, before the run is given up
 SETTLE_SECONDS = 10.0  # that the last save gets when another process is gone
 
 
-def train(run: RunConfig, workdir: Path, profile: str = "") -> TrainState:
+def train(run: RunConfig, workdir: Path, profile: str = "", restart: bool = False) -> TrainState:
     """Trains up to `run.train.steps`, from the newest whole checkpoint of `workdir` if there is one.
 
     Args:
       workdir: the same directory for all processes.
       profile: "START:STOP", the steps to trace; empty: none.
+      restart: begin at step 0 where a run was and no whole checkpoint of it is left; what is there is moved aside.
 
     Raises:
-      ValueError: sizes that the mesh cannot cut, data that does not fit the model, a run directory of another config,
-        a checkpoint of another tokenizer or database, storage that does not take the last checkpoint.
+      ValueError: sizes that the mesh cannot cut, data that does not fit the model, a run directory of another config, one
+        in which another process trains, or one that shows progress without a whole checkpoint; a checkpoint of another
+        tokenizer or database; storage that does not take the last checkpoint.
       DivergenceError: a loss or gradient is not finite; metrics are written, the last good checkpoint stays.
       Preempted: on SIGTERM, after a save.
       LostHost: another process is gone.
     """
     workdir = Path(workdir)
-    mesh = make_mesh(run.train.mesh)
-    check_sizes(run, mesh)
-    data = run_directory.data_directory(run, workdir)
-    fingerprints = run_directory.fingerprints(data)
-    on_first(lambda: run_directory.claim(workdir, run, fingerprints))
+    inputs = Inputs(run, workdir)
+    profile = Profile(profile, workdir)
+    lock = lock_directory(workdir, "train")
+    on_first(lock.acquire)
+    try:
+        on_first(lambda: run_directory.check_claim(workdir, run))
+        return _train(run, workdir, inputs, profile, restart)
+    finally:
+        if jax.process_index() == 0:
+            lock.release()
+
+
+def _train(run: RunConfig, workdir: Path, inputs: "Inputs", profile: Profile, restart: bool) -> TrainState:
     preemption = Preemption(jax.process_count())
     watchdog = Watchdog(workdir, jax.process_index(), jax.process_count(), run.train.stall_seconds)
     loop, ending = None, "done"
     try:
-        loop = Loop(run, workdir, data, fingerprints, mesh, (preemption, watchdog, Profile(profile, workdir)))
+        loop = Loop(run, workdir, inputs, (preemption, watchdog, profile), restart)
         return loop.run_to_end()
     except Preempted:
         ending = "preempted"
@@ -87,26 +102,53 @@ def train(run: RunConfig, workdir: Path, profile: str = "") -> TrainState:
         watchdog.close(ending)
 
 
+class Inputs:
+    """What a run reads. Whatever its config can have wrong shows here, before anything is written.
+
+    Raises:
+      ValueError, StageError: see `train`.
+    """
+
+    def __init__(self, run: RunConfig, workdir: Path):
+        require_path(workdir, "--workdir")
+        self.mesh = make_mesh(run.train.mesh)
+        check_sizes(run, self.mesh)
+        data = run_directory.data_directory(run, workdir)
+        self.fingerprints = run_directory.fingerprints(data)
+        self.token_bytes = run_directory.token_bytes(data, run.model)
+        self.iterator = train_iterator(data / "joined", run.model, run.train)
+        self.check = RetrievalCheck.when_due(run, data / "joined", self.mesh)
+        require_wandb(run)
+        if not steps(workdir / "checkpoints"):
+            check_start(run, self.fingerprints)
+
+
 class Loop:
     """The parts of one run, and the loop over steps."""
 
-    def __init__(self, run: RunConfig, workdir: Path, data: Path, fingerprints: dict, mesh, around: tuple):
-        self.run, self.workdir, self.mesh, self.fingerprints = run, workdir, mesh, fingerprints
+    def __init__(self, run: RunConfig, workdir: Path, inputs: Inputs, around: tuple, restart: bool = False):
+        self.run, self.workdir, self.mesh, self.fingerprints = run, workdir, inputs.mesh, inputs.fingerprints
+        self.iterator, self.check = inputs.iterator, inputs.check
         self.preemption, self.watchdog, self.profile = around
         self.optimizer = make_optimizer(run.train)
-        self.iterator = train_iterator(data / "joined", run.model, run.train)
         self.checkpoints = Checkpoints(
-            workdir / "checkpoints", run_directory.identity(run, fingerprints), run.train.keep_checkpoints
+            workdir / "checkpoints",
+            run_directory.identity(run, inputs.fingerprints),
+            run.train.keep_checkpoints,
+            run.train.checkpoint_every if run.train.on_spike == "roll_back" else 0,
+            lambda step: note_saved(workdir, step),
         )
-        self.restore()
+        if self.restore():
+            on_first(lambda: tell_lost(workdir, self.step))
+        else:
+            on_first(lambda: require_no_progress(workdir, run.train.checkpoint_every, restart))
         self.saved = self.step
         self.roll_backs = {}  # times, by step
-        self.train_step = make_train_step(run, self.optimizer, mesh, run_directory.token_bytes(data, run.model))
-        self.check = RetrievalCheck.when_due(run, data / "joined", mesh)
-        self.log = StepLog(run, workdir, mesh, self.step, self.spikes)
+        self.train_step = make_train_step(run, self.optimizer, self.mesh, inputs.token_bytes)
+        self.log = StepLog(run, workdir, self.mesh, self.step, self.spikes)
 
-    def restore(self, at_most: int | None = None) -> None:
-        """State, step, iterator and spike limit of the newest whole checkpoint, or of a fresh start."""
+    def restore(self, at_most: int | None = None) -> bool:
+        """State, step, iterator and spike limit of the newest whole checkpoint (True), or of a fresh start (False)."""
         self.watchdog.phase("restore")
         restored = self.checkpoints.restore(abstract_state(self.run, self.optimizer, self.mesh), at_most)
         if restored is None:
@@ -117,6 +159,7 @@ class Loop:
         self.spikes = SpikeLimit(self.run.train, facts.get("spikes"))
         self.step = int(self.state.step)
         self.position = self.read_to = self.iterator.get_state()
+        return restored is not None
 
     def run_to_end(self) -> TrainState:
         train = self.run.train
@@ -126,6 +169,7 @@ class Loop:
         if self.step < train.steps:
             self.next_batch()
             self.compile()
+        on_first(lambda: run_directory.claim(self.workdir, self.run, self.fingerprints, self.step))
         if self.check_is_due() and on_first(lambda: not self.log.has_check(self.step)):
             self.run_check()  # the process before was stopped on its way here
         while self.step < train.steps:
@@ -194,11 +238,20 @@ class Loop:
         )
 
     def roll_back(self, spike: SpikeError) -> None:
-        """Goes back to the last checkpoint on schedule, and on from there with the batches after the spike's."""
+        """Goes back to the last checkpoint on schedule, and on from there with the batches after the spike's.
+
+        Before the first is due that is step 0. Where none on schedule is left, it is the newest of all before the spike.
+        """
         every = self.run.train.checkpoint_every
         left_out = self.spikes.left_out
         self.checkpoints.wait()
-        self.restore((spike.step - 1) // every * every)
+        scheduled = (spike.step - 1) // every * every
+        if not self.restore(scheduled) and scheduled and not self.restore(spike.step - 1):
+            raise DivergenceError(
+                f"Step {spike.step}: {spike}, and no whole checkpoint before it is left in {self.checkpoints.directory} to "
+                f"go back to. Start again in another --workdir, with a lower config.train.learning_rate or with "
+                f"--config.train.on_spike=skip."
+            )
         self.roll_backs[self.step] = self.roll_backs.get(self.step, 0) + 1
         if self.roll_backs[self.step] > ROLL_BACKS:
             raise DivergenceError(

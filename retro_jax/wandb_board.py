@@ -1,5 +1,7 @@
 """Weights & Biases beside metrics.jsonl, where `config.train.wandb_project` names a project. The only file that imports it."""
 
+import hashlib
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +13,16 @@ class WandbBoard:
     """Sends records as they are written. WANDB_MODE=offline keeps them in WORKDIR/wandb, to be sent later."""
 
     def __init__(self, run: RunConfig, workdir: Path):
-        try:
-            import wandb
-        except ModuleNotFoundError:
-            raise ValueError(
-                "config.train.wandb_project is set, but the package wandb is not there; it is the [wandb] extra: "
-                "pip install 'retro_jax[wandb]', or leave the project empty."
-            ) from None
+        wandb = require_wandb(run)
         name = Path(workdir).absolute().name
         # The same name again continues the same curves after a resume.
         self._run = wandb.init(
-            project=run.train.wandb_project, id=name, name=name, resume="allow", dir=str(workdir), config=to_dict(run)
+            project=run.train.wandb_project,
+            id=_plain_id(name),
+            name=name,
+            resume="allow",
+            dir=str(workdir),
+            config=to_dict(run),
         )
         self._told = False
 
@@ -36,6 +37,30 @@ class WandbBoard:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def require_wandb(run: RunConfig):
+    """The package, or None where the config names no project.
+
+    Raises:
+      ValueError: it is not installed.
+    """
+    if not run.train.wandb_project:
+        return None
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise ValueError(
+            "config.train.wandb_project is set, but the package wandb is not there; it is the [wandb] extra: "
+            "pip install 'retro_jax[wandb]', or leave the project empty."
+        ) from None
+    return wandb
+
+
+def _plain_id(name: str) -> str:
+    """The name, where the service takes it for an id; else without what it refuses, and with a digest to tell it apart."""
+    plain = re.sub(r"[^\w.=,+-]", "-", name)[:100]
+    return name if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def open_board(run: RunConfig, workdir: Path) -> WandbBoard | None:

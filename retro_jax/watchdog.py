@@ -115,8 +115,9 @@ def read_beats(workdir: Path, processes: int) -> dict[int, dict | None]:
     beats = {}
     for process in range(processes):
         try:
-            beats[process] = json.loads((Path(workdir) / "hosts" / f"{process}.json").read_text())
-        except (OSError, ValueError):
+            found = json.loads((Path(workdir) / "hosts" / f"{process}.json").read_text())
+            beats[process] = {key: found[key] for key in ("host", "phase", "step", "moved", "written")}
+        except (OSError, ValueError, TypeError, KeyError):
             beats[process] = None
     return beats
 

@@ -13,11 +13,12 @@ from jax.sharding import SingleDeviceSharding
 from training_fixture import MODEL, make_run
 
 from retro_jax import checkpoints as checkpoints_module
-from retro_jax.checkpoints import Checkpoints, find_fault, newest_whole, steps
+from retro_jax.checkpoints import Checkpoints
 from retro_jax.config import MeshConfig
 from retro_jax.run_directory import identity
 from retro_jax.sharding import make_mesh, shardings
 from retro_jax.train_state import TrainState
+from retro_jax.whole import find_fault, newest_whole, steps
 
 RUN = make_run()
 FINGERPRINTS = {"tokenizer": "t", "database": "d", "joined": "j"}
@@ -91,8 +92,8 @@ def test_the_state_may_be_donated_while_it_is_written(tmp_path):
 
 def test_a_save_that_all_have_written_becomes_whole_when_a_process_is_lost(tmp_path, monkeypatch):
     """Only the marker is missing then; a marker that never comes is waited for no longer than allowed."""
-    listing, go_on = checkpoints_module._listing, threading.Event()
-    monkeypatch.setattr(checkpoints_module, "_listing", lambda path: go_on.wait(60) and listing(path))
+    listing, go_on = checkpoints_module.listing, threading.Event()
+    monkeypatch.setattr(checkpoints_module, "listing", lambda path: go_on.wait(60) and listing(path))
     checkpoints = open_checkpoints(tmp_path)
     checkpoints.wait_for_marker(60)  # nothing was saved
     checkpoints.save(3, make_state(3), facts(3))

@@ -14,15 +14,17 @@ from processes import differences
 from training_fixture import BASELINE, build_data, compiled_once, make_run
 
 from retro_jax import checkpoints as checkpoints_module
-from retro_jax.checkpoints import find_fault, load_params, steps, storage_fault
+from retro_jax.checkpoints import load_params
 from retro_jax.config import MeshConfig, completed, resolve, to_dict
 from retro_jax.health import DivergenceError, SpikeLimit, retrieval_alarm
 from retro_jax.metrics import MetricWriter, read_metrics
 from retro_jax.optimizer import make_optimizer
 from retro_jax.sharding import make_mesh, place_batch
+from retro_jax.storage import storage_fault
 from retro_jax.train_state import create_state
 from retro_jax.train_step import make_train_step
 from retro_jax.training import Loop, train
+from retro_jax.whole import find_fault, steps
 
 SMALL = dataclasses.replace(BASELINE, layers=1)
 MESH = MeshConfig(data=-1)

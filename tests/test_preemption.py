@@ -10,12 +10,13 @@ import pytest
 from processes import differences, finish, log_path, start_run, wait_for
 from training_fixture import BASELINE, MODEL, build_data, compiled_once, make_run
 
-from retro_jax.checkpoints import Checkpoints, load_params, steps
+from retro_jax.checkpoints import Checkpoints, load_params
 from retro_jax.config import MeshConfig
 from retro_jax.metrics import read_metrics
 from retro_jax.preemption import Preempted, Preemption
 from retro_jax.retrieval_check import RetrievalCheck
 from retro_jax.training import Loop, train
+from retro_jax.whole import steps
 
 MESH = MeshConfig(data=-1)
 SMALL = dataclasses.replace(MODEL, layers=1, retrieval_layers=(1,))

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from training_fixture import BASELINE, build_data, make_run
 
-from retro_jax.checkpoints import load_params, steps
+from retro_jax.checkpoints import load_params
 from retro_jax.clock import OF_THE_MACHINE
 from retro_jax.config import MeshConfig
 from retro_jax.health import DivergenceError
 from retro_jax.metrics import read_metrics
 from retro_jax.training import train
+from retro_jax.whole import steps
 
 ALL_DEVICES = MeshConfig(data=-1)
 

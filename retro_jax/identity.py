@@ -1,0 +1,37 @@
+"""What makes two starts one run: every field of its config that changes what the numbers mean."""
+
+from collections.abc import Mapping
+
+# What may change between two runs that continue each other: none of it changes the numbers' meaning.
+FREE_FIELDS = {
+    "train.mesh",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.retrieval_check_every",
+    "train.peak_flops",
+    "train.initialize_from",
+    "train.stall_seconds",
+    "train.on_spike",
+    "train.spike_factor",
+    "train.spike_window",
+    "train.retrieval_alarm_checks",
+    "train.wandb_project",
+    "model.remat",
+    "model.scan",
+    "model.loss_block",
+}
+
+
+def differing_fields(found: Mapping, wanted: Mapping, prefix: str = "") -> list[str]:
+    """One line per leaf of nested dicts that differs and matters (`FREE_FIELDS` do not)."""
+    lines = []
+    for key in sorted(set(found) | set(wanted)):
+        one, other, where = found.get(key), wanted.get(key), f"{prefix}{key}"
+        if where in FREE_FIELDS:
+            continue
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            lines += differing_fields(one, other, f"{where}.")
+        elif one != other:
+            lines.append(f"{where} (there {one!r:.60}, now {other!r:.60})")
+    return lines

@@ -1,0 +1,59 @@
+"""Paths that libraries take for something else than a path: which those are, and another name for them."""
+
+import atexit
+import functools
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from retro_jax.agreement import on_first
+
+# No pattern for glob, no backslash, no name that is not UTF-8, no root that etils takes for a bucket's URL.
+PLAIN = re.compile(r"(?!/(gs|s3|az|hf)/)[\w./=,+@ -]*")
+LONGEST = 3500  # bytes; the system takes 4096, and names of some hundred come behind
+
+
+def require_path(path: Path, where: str) -> None:
+    """Raises ValueError where a path cannot be given to the libraries that open files (`where`: the flag or key)."""
+    name = os.fsencode(Path(path).absolute())
+    try:
+        name.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{where}={str(path)!r} must be UTF-8, but is {name!r}; rename the folder.") from None
+    if len(name) > LONGEST:
+        raise ValueError(f"{where} has {len(name):,} bytes, and at most {LONGEST:,} are possible: {str(path)[:80]}…")
+
+
+def plain_path(directory: Path) -> Path:
+    """`directory`, or a link to it where orbax or tensorstore would take its name for something else.
+
+    Orbax globs below the path of a checkpoint, so that brackets in it hide its files; tensorstore takes no backslash and no
+    name that is not UTF-8. The link is in a new folder for temporary files, the same on every process (orbax compares
+    the paths), and goes with the process.
+
+    Raises:
+      ValueError: there is no place for the link.
+    """
+    return directory if PLAIN.fullmatch(str(directory)) else _link(directory)
+
+
+@functools.cache
+def _link(directory: Path) -> Path:
+    try:
+        link = Path(on_first(lambda: tempfile.mkdtemp(prefix="retro_jax-"))) / "checkpoints"
+        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # on the other hosts
+        try:
+            link.symlink_to(directory)
+        except FileExistsError:  # made by another process of this host
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{directory} has characters that orbax cannot read, and the link to it that helps could not be made: {error}. "
+            f"Give another --workdir, or set TMPDIR to a folder that can be written to."
+        ) from None
+    if os.readlink(link) != str(directory):
+        raise ValueError(f"{link} leads to {os.readlink(link)}, not to {directory}; remove it.")
+    atexit.register(shutil.rmtree, link.parent, ignore_errors=True)
+    return link

@@ -1,0 +1,25 @@
+"""What storage says when it refuses: no space, no rights, a device that fails."""
+
+import errno
+import re
+
+STORAGE_ERRORS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG", "ENOTDIR", "ESTALE")
+}
+# What tensorstore and gRPC say of them, for they give no number.
+STORAGE_WORDS = re.compile(
+    "No space left on device|Disk quota exceeded|Read-only file system|Permission denied|Input/output error|"
+    "File too large|Not a directory"
+)
+
+
+def storage_fault(error: BaseException | None) -> str | None:
+    """What storage refused (space, rights, the device), by error number or by a library's words; None: another error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+            return error.strerror
+        if found := STORAGE_WORDS.search(str(error)):
+            return found[0]
+        error = error.__cause__ or error.__context__
+    return None
