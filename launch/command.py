@@ -14,7 +14,6 @@ import dataclasses
 import difflib
 import errno
 import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -28,6 +27,7 @@ from ml_collections import ConfigDict, config_flags
 
 from retro_jax.config import RunConfig, SourceConfig, resolve, to_dict
 from retro_jax.preemption import EXIT_CODE, LostHost, Preempted
+from retro_jax.side_files import read_object
 
 OK, MISTAKE, DISK_FULL, INTERRUPTED = 0, 2, 3, 130
 CONFIG_HELP = """\
@@ -245,7 +245,9 @@ def config_of_run(workdir: Path) -> ConfigDict:
         raise ValueError(
             f"{workdir} holds no trained model, so --config is needed. Train one first: retro train --help."
         )
-    config = ConfigDict(to_dict(resolve(json.loads(path.read_text()))))
+    config = ConfigDict(
+        to_dict(_read_config(path, "Give --config=FILE.py, or run its `retro train` again to mend it."))
+    )
     if (Path(workdir) / "data").is_dir():
         config.data.directory = ""
     return config
@@ -264,10 +266,17 @@ def config_of_build(workdir: Path) -> ConfigDict:
         found = f"{len(paths)} shares of a database" if paths else "no finished build with a config.json"
         raise ValueError(f"{workdir} holds {found}, so --config is needed: that of the build.")
     path = paths[0]
-    config = ConfigDict(to_dict(resolve(json.loads(path.read_text()))))
+    config = ConfigDict(to_dict(_read_config(path, "Give --config=FILE.py, that of the build.")))
     for section in (config.data.sources, config.train.subset_weights):
         section.unlock()
     return config
+
+
+def _read_config(path: Path, remedy: str) -> RunConfig:
+    try:
+        return resolve(read_object(path))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error} {remedy}") from None
 
 
 def model_directory(workdir: Path) -> Path:

@@ -11,6 +11,7 @@ from data_pipeline.manifests import read_manifest, require_fingerprint, write_js
 from launch.command import Invocation, Verb, model_directory, run_verb
 from retro_jax.config import RunConfig, to_dict
 from retro_jax.hosts import require_one_process
+from retro_jax.lock import lock_directory
 from retro_jax.preemption import Preemption
 
 VERB = Verb(
@@ -31,7 +32,8 @@ def _evaluate(invocation: Invocation) -> None:
     require_one_process("evaluate")
     preemption = Preemption(processes=1)
     try:
-        print(evaluate(invocation.run, invocation.workdir, lambda: preemption.stop_here("evaluate")))
+        with lock_directory(invocation.workdir, "evaluate"):
+            print(evaluate(invocation.run, invocation.workdir, lambda: preemption.stop_here("evaluate")))
     finally:
         preemption.close()
 
@@ -93,17 +95,15 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
     """
     from retro_jax.checkpoints import load_fingerprints
     from retro_jax.run_directory import fingerprints
-    from retro_jax.whole import newest_whole
+    from retro_jax.whole import require_whole
 
     current = fingerprints(data)
     steps = {}
     for name, directory in runs.items():
-        steps[name] = newest_whole(directory / "checkpoints")
-        if steps[name] is None:
-            raise ValueError(
-                f"{directory} has no whole checkpoint of the {name} model; train it with `retro train "
-                f"--workdir={directory}`, or name another with --config.evaluate.{name}=DIRECTORY."
-            )
+        try:
+            steps[name] = require_whole(directory)
+        except ValueError as error:
+            raise ValueError(f"{error} The {name} model is named by --config.evaluate.{name}=DIRECTORY.") from None
         for what, found in load_fingerprints(directory, steps[name]).items():
             require_fingerprint(
                 f"{what} in {data}",

@@ -19,6 +19,8 @@ from pathlib import Path
 from launch.command import Invocation, Verb, parse, run_verb
 from launch.train import VERB as TRAIN
 from retro_jax.config import RunConfig, to_dict
+from retro_jax.side_files import read_object
+from retro_jax.whole import find_fault
 
 VERB = Verb(
     "quickstart",
@@ -105,11 +107,13 @@ def is_trained(step: Step) -> bool:
     The verb would find out as well, but only after seconds of imports and set-up.
     """
     invocation = parse(TRAIN, step.arguments)
-    config, last = invocation.workdir / "config.json", invocation.run.train.steps
-    whole = invocation.workdir / "checkpoints" / f"{last}.whole.json"
-    if not (config.exists() and whole.exists()):
+    try:
+        found = read_object(invocation.workdir / "config.json")
+    except ValueError:
+        return False  # the verb mends it
+    if found != json.loads(json.dumps(to_dict(invocation.run))):
         return False
-    return json.loads(config.read_text()) == json.loads(json.dumps(to_dict(invocation.run)))
+    return find_fault(invocation.workdir / "checkpoints" / str(invocation.run.train.steps)) is None
 
 
 def run_step(step: Step) -> int:

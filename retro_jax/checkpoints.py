@@ -69,7 +69,7 @@ class Checkpoints:
         self.keep, self.every, self.saved = keep, every, saved
         self.stalled = 0.0  # seconds that callers waited here
         self.fault = ""  # why storage did not take the last save
-        self._plain = plain_path(self.directory)
+        plain_path(self.directory)  # refuses now and not at the first save
         self._verified: set[int] = set()  # steps whose checksums were compared
         self._thread = ThreadPoolExecutor(1)
         self._pending: tuple[int, Future] | None = None
@@ -88,7 +88,9 @@ class Checkpoints:
         try:
             on_first(lambda: make_way(self.directory / str(step)))
             with _context():
-                response = ocp.save_checkpointables_async(self._plain / str(step), {**arrays, "run": run})
+                response = ocp.save_checkpointables_async(
+                    plain_path(self.directory) / str(step), {**arrays, "run": run}
+                )
             self._pending = step, self._thread.submit(self._finish, response, step, expected)
         except Exception as error:
             self._pass_over(step, error)
@@ -99,20 +101,21 @@ class Checkpoints:
         if jax.process_index() == 0:
             path = self.directory / str(step)
             for part, shapes in expected.items():
-                _require_readable(self._plain / str(step), part, shapes, path)
+                _require_readable(plain_path(self.directory) / str(step), part, shapes, path)
             write_json(whole_path(path), listing(path))
             if fault := find_fault(path, checksums=False):
                 raise ValueError(f"The checkpoint {path} was saved, but {fault}; this is a mistake of the program.")
             self._verified.add(step)
+            self._follow(step)
+
+    def _follow(self, step: int) -> None:
+        """What comes behind a save; where storage refuses it, the checkpoint is whole all the same."""
+        try:
             self.saved(step)
             if self.keep:
-                self._prune(step)
-
-    def _prune(self, step: int) -> None:
-        try:
-            prune(self.directory, self.keep, step, self._verified, self.every)
+                prune(self.directory, self.keep, step, self._verified, self.every)
         except OSError as error:
-            print(f"\ncheckpoint: an old one could not be deleted ({error}).", file=sys.stderr, flush=True)
+            print(f"\ncheckpoint: step {step} is saved, but then: {error}.", file=sys.stderr, flush=True)
 
     def wait(self) -> None:
         """Returns when the last save is on disk, or storage refused it (`fault`)."""

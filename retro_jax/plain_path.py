@@ -36,24 +36,34 @@ def plain_path(directory: Path) -> Path:
     Raises:
       ValueError: there is no place for the link.
     """
-    return directory if PLAIN.fullmatch(str(directory)) else _link(directory)
-
-
-@functools.cache
-def _link(directory: Path) -> Path:
+    if PLAIN.fullmatch(str(directory)):
+        return directory
     try:
-        link = Path(on_first(lambda: tempfile.mkdtemp(prefix="retro_jax-"))) / "checkpoints"
-        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # on the other hosts
+        link = Path(_folder(directory)) / "checkpoints"
+        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # on the other hosts, or where /tmp was cleaned
         try:
             link.symlink_to(directory)
-        except FileExistsError:  # made by another process of this host
-            pass
+        except FileExistsError:  # made before, or by another process of this host
+            if os.readlink(link) != str(directory):
+                raise
     except OSError as error:
         raise ValueError(
             f"{directory} has characters that orbax cannot read, and the link to it that helps could not be made: {error}. "
-            f"Give another --workdir, or set TMPDIR to a folder that can be written to."
+            f"Give another --workdir, or set TMPDIR to a folder with a plain name that can be written to."
         ) from None
-    if os.readlink(link) != str(directory):
-        raise ValueError(f"{link} leads to {os.readlink(link)}, not to {directory}; remove it.")
-    atexit.register(shutil.rmtree, link.parent, ignore_errors=True)
     return link
+
+
+@functools.cache
+def _folder(directory: Path) -> str:
+    """A new folder, once a directory and process."""
+
+    def make() -> str:
+        folder = tempfile.mkdtemp(prefix="retro_jax-")
+        if not PLAIN.fullmatch(folder):
+            raise OSError(f"the folder for temporary files is {folder}")
+        return folder
+
+    folder = on_first(make)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -30,8 +30,12 @@ def begin_notes(workdir: Path, step: int) -> None:
     note_saved(workdir, step)
 
 
-def tell_lost(workdir: Path, step: int) -> None:
-    """Says where a later checkpoint than the newest whole one, of `step`, was there once."""
+def tell_others(workdir: Path, step: int, restart: bool) -> None:
+    """Says of a run that goes on from `step` what its user may not expect."""
+    if restart:
+        print(
+            f"train: step {step} is saved whole, so the run goes on from there in spite of --restart.", file=sys.stderr
+        )
     if (saved := _saved_step(workdir)) is not None and saved > step:
         print(
             f"checkpoint: step {saved} was saved, and is not there any more or damaged; going on from step {step}.",

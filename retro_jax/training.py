@@ -32,7 +32,7 @@ from retro_jax.optimizer import make_optimizer
 from retro_jax.plain_path import require_path
 from retro_jax.preemption import LostHost, Preempted, Preemption
 from retro_jax.profile import Profile
-from retro_jax.restart import note_saved, require_no_progress, tell_lost
+from retro_jax.restart import note_saved, require_no_progress, tell_others
 from retro_jax.retrieval_check import RetrievalCheck
 from retro_jax.retrofit import check_start, initial_state
 from retro_jax.roll_call import lost_host
@@ -139,7 +139,7 @@ class Loop:
             lambda step: note_saved(workdir, step),
         )
         if self.restore():
-            on_first(lambda: tell_lost(workdir, self.step))
+            on_first(lambda: tell_others(workdir, self.step, restart))
         else:
             on_first(lambda: require_no_progress(workdir, run.train.checkpoint_every, restart))
         self.saved = self.step

@@ -2,23 +2,27 @@
 
 import dataclasses
 import json
+import shutil
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 from jax.sharding import SingleDeviceSharding
 from training_fixture import MODEL, make_run
 
 from retro_jax import checkpoints as checkpoints_module
 from retro_jax.checkpoints import Checkpoints
 from retro_jax.config import MeshConfig
+from retro_jax.plain_path import plain_path
 from retro_jax.run_directory import identity
 from retro_jax.sharding import make_mesh, shardings
 from retro_jax.train_state import TrainState
-from retro_jax.whole import find_fault, newest_whole, steps
+from retro_jax.whole import find_fault, listing, newest_whole, steps, whole_path
 
 RUN = make_run()
 FINGERPRINTS = {"tokenizer": "t", "database": "d", "joined": "j"}
@@ -207,3 +211,94 @@ def test_the_identity_can_be_read_as_json(tmp_path):
     written = json.loads((tmp_path / "2" / "run" / "data.json").read_text())
     assert written["identity"]["fingerprints"] == FINGERPRINTS
     assert written["identity"]["config"]["model"]["width"] == MODEL.width
+
+
+ODD_NAMES = [
+    "lr=1e-3,layers=[2,4]",
+    "[!x]",
+    "what?*",
+    "a\\b",
+    "with space ",
+    "~",
+    "gs:",
+    "50%25 {x} #1 'a' \"b\" $HOME;&|",
+    "line\nbreak",
+    "日本",
+    "-x",
+    "n" * 255,
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_any_name_that_a_file_system_takes(tmp_path, name):
+    """A run in 'layers=[2,4]' ended well and could never be restored: orbax globs below the path. So did one moved there."""
+    directory = tmp_path / name / "checkpoints"
+    saved(directory, 2, 4, keep=1)
+    assert steps(directory) == [4]
+    assert_same(open_checkpoints(directory).restore(abstract(make_state(0)))[0], make_state(4))
+    (tmp_path / "moved").mkdir()
+    shutil.copytree(directory, tmp_path / "moved" / "checkpoints")
+    assert_same(open_checkpoints(tmp_path / "moved" / "checkpoints").restore(abstract(make_state(0)))[0], make_state(4))
+
+
+def test_a_link_that_was_cleaned_away_is_made_again(tmp_path):
+    checkpoints = open_checkpoints(tmp_path / "[x]")
+    checkpoints.save(2, make_state(2), facts(2))
+    checkpoints.wait()
+    shutil.rmtree(plain_path(tmp_path / "[x]").parent)  # what cleans /tmp does on the tenth day
+    checkpoints.save(4, make_state(4), facts(4))
+    checkpoints.close()
+    assert newest_whole(tmp_path / "[x]") == 4
+
+
+def test_a_save_that_no_restore_could_open_is_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        checkpoints_module, "plain_path", lambda path: path
+    )  # as it was: orbax does not merge below [x]
+    checkpoints = open_checkpoints(tmp_path / "[x]")
+    checkpoints.save(2, make_state(2), facts(2))
+    with pytest.raises(
+        ValueError, match="was written, but it cannot be restored: the arrays of params are not those saved"
+    ):
+        checkpoints.wait()
+    assert newest_whole(tmp_path / "[x]") is None and not list((tmp_path / "[x]").glob("*.whole.json"))
+
+
+def test_a_piece_of_an_array_that_is_missing_is_found_before_the_save_counts(tmp_path, monkeypatch):
+    """The pieces of a process whose folder was not seen when orbax merged."""
+    save = checkpoints_module.ocp.save_checkpointables_async
+
+    def lose_a_piece(path, parts):
+        save(path, parts).result()
+        spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path / 'params'}/"}}
+        store = tensorstore.KvStore.open(spec).result()
+        piece = next(key for key in store.list().result() if b"/c/" in key)
+        store.write(piece, None).result()
+        return types.SimpleNamespace(result=lambda: None)
+
+    monkeypatch.setattr(checkpoints_module.ocp, "save_checkpointables_async", lose_a_piece)
+    checkpoints = open_checkpoints(tmp_path)
+    checkpoints.save(2, make_state(2, MeshConfig(data=1, fsdp=2, tensor=2)), facts(2))
+    with pytest.raises(ValueError, match=r"cannot be restored: params holds \d+ of \d+ pieces"):
+        checkpoints.wait()
+    assert newest_whole(tmp_path) is None
+
+
+@pytest.mark.parametrize("keep", [-1, -3])
+def test_a_negative_number_to_keep_is_refused(tmp_path, keep):
+    """-1 deleted every checkpoint, the one just saved included."""
+    with pytest.raises(ValueError, match=f"keep_checkpoints is how many to keep, 0 for all, but is {keep}"):
+        open_checkpoints(tmp_path, keep=keep)
+
+
+def test_an_old_copy_under_another_name_is_refused(tmp_path):
+    """Checkpoints of before do not say their step in a file, but in an array."""
+    saved(tmp_path, 2)
+    data = tmp_path / "2" / "run" / "data.json"
+    data.write_text(json.dumps({key: value for key, value in json.loads(data.read_text()).items() if key != "step"}))
+    whole_path(tmp_path / "2").write_text(json.dumps(listing(tmp_path / "2")))
+    assert open_checkpoints(tmp_path).restore(abstract(make_state(0)))[1] == facts(2)
+    (tmp_path / "2").rename(tmp_path / "8")
+    whole_path(tmp_path / "2").rename(whole_path(tmp_path / "8"))
+    with pytest.raises(ValueError, match="8 holds step 2: it is a copy under another name"):
+        open_checkpoints(tmp_path).restore(abstract(make_state(0)))

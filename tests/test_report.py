@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 from evaluation_fixture import RUN, build, save_runs
+from made_up_checkpoints import write_whole
 
 from data_pipeline.documents import DocumentTable
 from launch import evaluate as verb
@@ -211,10 +212,13 @@ def test_quickstart_passes_over_a_trained_model(tmp_path):
     run = quickstart.parse(quickstart.VERB, arguments).run
     (tmp_path / "config.json").write_text(json.dumps(to_dict(run)))
     assert not quickstart.is_trained(step)
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / f"{run.train.steps}.whole.json").write_text("{}")
+    checkpoint = write_whole(tmp_path / "checkpoints", run.train.steps)
     assert quickstart.is_trained(step)
     assert not quickstart.is_trained(quickstart.Step("train", "train", [*arguments, "--config.train.seed=1"]))
+    (checkpoint / "run" / "data.json").unlink()  # a damaged model, and then a damaged config, are the verb's to mend
+    assert not quickstart.is_trained(step)
+    (tmp_path / "config.json").write_text("")
+    assert not quickstart.is_trained(step)
 
 
 def test_quickstart_stops_at_the_step_that_fails(tmp_path, monkeypatch, capsys):
