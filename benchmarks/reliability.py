@@ -27,7 +27,7 @@ from training_fixture import build_data
 
 from retro_jax.metrics import read_metrics
 from retro_jax.progress import progress
-from retro_jax.whole import find_fault, newest_whole
+from retro_jax.whole import find_fault, newest_whole, steps
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 12, 3  # of tests/tiny_run.py:small
@@ -174,9 +174,9 @@ def outcome(workdir: Path, whole: Path, again: list[int]) -> dict:
         "resumed": again,
         "differences": ["did not finish"] if any(again) else differences(workdir, whole, STEPS),
         "corrupt": [
-            f"{path.name}: {find_fault(path)}"
-            for path in sorted((workdir / "checkpoints").glob("*"))
-            if path.name.isdigit() and find_fault(path)
+            f"{step}: {fault}"
+            for step in steps(workdir / "checkpoints")
+            if (fault := find_fault(workdir / "checkpoints" / str(step)))
         ],
     }
 

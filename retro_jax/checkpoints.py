@@ -256,6 +256,10 @@ def _load(path: Path, wanted: Mapping) -> dict:
     try:
         return ocp.load_checkpointables(plain_path(path.parent) / path.name, wanted)
     except (ValueError, LookupError, TypeError, OSError) as error:
+        if fault := find_fault(path, checksums=False):
+            raise ValueError(
+                f"The checkpoint {path} went while it was read ({fault}); run the command again."
+            ) from error
         raise ValueError(
             f"The checkpoint {path} is whole, but orbax cannot load it ({_first_line(error)}). It was written by the "
             f"versions that {path.parent.parent / 'versions.json'} names; install those."
