@@ -208,7 +208,7 @@ def run_stage(
         for key, value in part["counts"].items():
             total[key] = add_counts(total.get(key), value)
     files = [file for part in parts for file in part["files"]]
-    versions = {name: _version(name) for name in PACKAGES}
+    versions = {name: package_version(name) for name in PACKAGES}
     earlier = (
         json.loads((directory / "seconds.json").read_text())["seconds"]
         if (directory / "seconds.json").exists()
@@ -236,19 +236,18 @@ def make_missing(
     _remove_unfinished(directory)
     parts = [_read_part(directory, shard) for shard in shards]
     missing = [number for number, part in enumerate(parts) if part is None]
-    bar = progress(description=description, total=len(shards), unit=unit)
-    bar.update(len(shards) - len(missing))
     size = at_once or max(1, len(missing))
-    for batch in (missing[start : start + size] for start in range(0, len(missing), size)):
-        if prepare is not None:
-            prepare([shards[number] for number in batch])
-        done = (engine or current_engine()).map(partial(_make_shard, directory), [shards[number] for number in batch])
-        for number, facts in done:
-            # Written here alone, so that a worker thought lost and its successor never write one file at once.
-            write_json(_part_path(directory, shards[batch[number]]), facts)
-            parts[batch[number]] = facts
-            bar.update()
-    bar.close()
+    with progress(description=description, total=len(shards), unit=unit) as bar:
+        bar.update(len(shards) - len(missing))
+        for batch in (missing[start : start + size] for start in range(0, len(missing), size)):
+            chosen = [shards[number] for number in batch]
+            if prepare is not None:
+                prepare(chosen)
+            for number, facts in (engine or current_engine()).map(partial(_make_shard, directory), chosen):
+                # Written here alone, so that a worker thought lost and its successor never write one file at once.
+                write_json(_part_path(directory, chosen[number]), facts)
+                parts[batch[number]] = facts
+                bar.update()
     _remove_unfinished(directory)
     return parts
 
@@ -341,7 +340,8 @@ def add_counts(total, value):
     return total + value
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The installed version; "absent" where there is none that says so."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -132,15 +132,14 @@ def _search(
     """What one index shard answers for chunks [start, stop)."""
     ids = np.empty((stop - start, k), np.int64)
     distances = np.empty(ids.shape, np.float32)
-    bar = progress(description=name, total=stop - start, unit="chunk")
-    for first in range(start, stop, QUERIES_AT_ONCE):
-        block = slice(first, min(first + QUERIES_AT_ONCE, stop))
-        place = slice(block.start - start, block.stop - start)
-        ids[place], distances[place] = find_neighbors(
-            searcher, vectors[block], table.document_ids[block], table.document_ids, k
-        )
-        bar.update(block.stop - block.start)
-    bar.close()
+    with progress(description=name, total=stop - start, unit="chunk") as bar:
+        for first in range(start, stop, QUERIES_AT_ONCE):
+            block = slice(first, min(first + QUERIES_AT_ONCE, stop))
+            place = slice(block.start - start, block.stop - start)
+            ids[place], distances[place] = find_neighbors(
+                searcher, vectors[block], table.document_ids[block], table.document_ids, k
+            )
+            bar.update(block.stop - block.start)
     _save(temporary / name, ids, distances)
     return {}
 

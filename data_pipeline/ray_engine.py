@@ -15,6 +15,7 @@ from pathlib import Path
 from data_pipeline.engine import Resource, Shard
 from data_pipeline.lock import BuildLock
 from data_pipeline.manifests import StageError
+from retro_jax.preemption import kept_handlers
 
 try:
     import ray
@@ -136,7 +137,8 @@ def _connect(address: str) -> None:
             socket.create_connection((host, int(port)), ANSWER).close()
         elif address != "auto":
             raise ConnectionError("an address is HOST:PORT, or auto on a node of the cluster")
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        with kept_handlers():  # Ray's for SIGTERM ends this process without a word
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
         raise StageError(
             f"No Ray cluster answers at --address={address} ({error}). Start one with `ray start --head`, give the address "

@@ -5,6 +5,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from retro_jax.streams import OutputLost, deliver, protect
+
 VERBS = {
     "build": "text -> documents, tokenizer, chunks, embeddings, index, neighbors and joined shards",
     "database": "info, verify, add and remove on a finished database",
@@ -18,10 +20,14 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; 2 for a missing or unknown verb."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    protect()
     if argv and argv[0] in VERBS:
         return importlib.import_module(f"launch.{argv[0]}").main(argv[1:])
     if argv and argv[0] in ("--help", "-h", "help"):
-        print(usage())
+        try:
+            deliver(usage())
+        except OutputLost as lost:
+            return lost.tell("retro")
         return 0
     if argv:
         near = difflib.get_close_matches(argv[0], VERBS, n=1)

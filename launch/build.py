@@ -8,8 +8,9 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.command import Invocation, Verb, data_directory, run_verb
+from launch.command import NOTHING_KEPT, Invocation, Verb, data_directory, run_verb
 from retro_jax.config import RunConfig, to_dict
+from retro_jax.streams import deliver
 
 
 def _flags(values: flags.FlagValues) -> None:
@@ -52,8 +53,12 @@ def _build(invocation: Invocation) -> None:
         from data_pipeline.planning import plan_text
         from launch.plan import make_plan
 
-        found = make_plan(invocation.run, values.plan_tokens, values.plan_nodes, values.plan_accelerator)
-        print(json.dumps(found) if values.json else plan_text(found))
+        try:
+            found = make_plan(invocation.run, values.plan_tokens, values.plan_nodes, values.plan_accelerator)
+        except KeyboardInterrupt as interrupted:
+            interrupted.kept = NOTHING_KEPT
+            raise
+        deliver(json.dumps(found) if values.json else plan_text(found))
         return
     if values.engine == "process" and (values.address != "auto" or values.accelerator != "none"):
         raise ValueError(

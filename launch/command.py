@@ -5,9 +5,12 @@
     def main(argv=None):
         return run_verb(VERB, execute, argv)  # execute(Invocation) does the work
 
-Exit codes: 0 done, 2 a mistake that the message explains, 3 the disk is full, 75 stopped from outside (SIGTERM, another
-host lost; saved, run the same command again), 130 interrupted. RETRO_TRACEBACK=1 shows where an error was raised. Nothing
-here imports jax, so help and mistakes answer at once.
+Exit codes: 0 done, 2 a mistake that the message explains, 3 the disk is full, 75 stopped from outside (SIGTERM, SIGHUP,
+another host lost; saved, run the same command again), 130 interrupted by Ctrl-C (saved as well, but a person wanted it to
+stop), 141 the reader of the output went away. A verb whose work is files (build, train, evaluate, database add) ends with 0
+when they are complete, also where nothing could be printed; one that was asked for a text (sample, preflight, database
+info, build --plan, --help) does not. RETRO_TRACEBACK=1 shows where an error was raised. Nothing here imports jax, so help
+and mistakes answer at once.
 """
 
 import dataclasses
@@ -16,6 +19,7 @@ import errno
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +30,14 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from retro_jax.config import RunConfig, SourceConfig, resolve, to_dict
-from retro_jax.preemption import EXIT_CODE, LostHost, Preempted
+from retro_jax.preemption import EXIT_CODE, SIGNALS, LostHost, Preempted, Signals, exit_code, name_of
+from retro_jax.progress import close_bars
 from retro_jax.side_files import read_object
+from retro_jax.streams import DISK_FULL, MISTAKE, OutputLost, deliver, lost_output, protect
 
-OK, MISTAKE, DISK_FULL, INTERRUPTED = 0, 2, 3, 130
+OK = 0
+KEPT = "What was finished is kept, and nothing is half-written: the same command continues where it stopped."
+NOTHING_KEPT = "Nothing was changed; the same command starts from the beginning."
 CONFIG_HELP = """\
   --config=FILE.py[:ARGUMENTS]   what to run, e.g. configs/retro.py:172m,smoke
   --config.SECTION.KEY=VALUE     changes one value, e.g. --config.train.steps=100 (keys: retro_jax/config.py)
@@ -47,6 +55,7 @@ class Verb:
     needs_workdir: bool = True
     reads_run: bool = False  # --config may be left out: it is that of the run in WORKDIR
     reads_build: bool = False  # --config may be left out: it is that of the build in WORKDIR
+    interrupted: str = KEPT  # what is said where a signal stops it
 
 
 @dataclass(frozen=True)
@@ -74,25 +83,55 @@ def run_verb(verb: Verb, execute: Callable[[Invocation], None], argv: Sequence[s
       argv: what follows the verb; None takes it from the process.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    protect()
+    with Signals():
+        try:
+            code = _run(verb, execute, argv)
+        except BaseException as error:
+            close_bars()  # the message gets a line of its own
+            code = _end(error, verb)
+    if Signals.first is not None:
+        _stay_on_the_way_out()
+    return code
+
+
+def _run(verb: Verb, execute: Callable[[Invocation], None], argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
-        print(help_text(verb))
+        deliver(help_text(verb))
         return OK
-    try:
-        invocation = parse(verb, argv)
-        execute(invocation)
-    except KeyboardInterrupt:
-        print(f"\nretro {verb.name}: interrupted. The same command continues where it stopped.", file=sys.stderr)
-        return INTERRUPTED
-    except (Preempted, LostHost) as stopped:
-        print(f"\nretro {verb.name}: {stopped}", file=sys.stderr)
-        return EXIT_CODE
-    except Exception as error:
-        code, message = explain(error, verb)
-        if os.environ.get("RETRO_TRACEBACK") == "1" or message is None:
-            raise
-        print(f"retro {verb.name}: {message}", file=sys.stderr)
-        return code
+    execute(parse(verb, argv))
+    if (lost := lost_output()) is not None:
+        lost.tell(f"retro {verb.name}", " The work is done.")
     return OK
+
+
+def _end(error: BaseException, verb: Verb) -> int:
+    """Says why a verb ended before its time and returns the exit code; raises what only a mistake of ours can cause."""
+    name = f"retro {verb.name}"
+    match error:
+        case OutputLost():
+            return error.tell(name)
+        case KeyboardInterrupt():
+            number = getattr(error, "number", signal.SIGINT)
+            kept = getattr(error, "kept", verb.interrupted)
+            code, message = exit_code(number), f"interrupted by {name_of(number)}. {kept}"
+        case Preempted():
+            code, message = exit_code(error.number), str(error)
+        case LostHost():
+            code, message = EXIT_CODE, str(error)
+        case _:
+            code, message = explain(error, verb)
+            if os.environ.get("RETRO_TRACEBACK") == "1" or message is None:
+                raise error
+    print(f"{name}: {message}", file=sys.stderr)
+    return code
+
+
+def _stay_on_the_way_out() -> None:
+    """A scheduler that asks twice must not kill a process that has saved and ends: the exit code would be lost."""
+    for number in SIGNALS:
+        if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def explain(error: BaseException, verb: Verb) -> tuple[int, str | None]:

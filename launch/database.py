@@ -7,7 +7,8 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.command import MISTAKE, OK, Invocation, Verb, run_verb
+from launch.command import MISTAKE, NOTHING_KEPT, OK, Invocation, Verb, run_verb
+from retro_jax.streams import OutputLost, deliver, protect
 
 WORKDIR = "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke"
 
@@ -32,8 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in ACTIONS:
         return run_verb(*ACTIONS[argv[0]], argv[1:])
-    print(usage(), file=sys.stdout if argv and argv[0] in ("-h", "--help") else sys.stderr)
-    return OK if argv and argv[0] in ("-h", "--help") else MISTAKE
+    protect()
+    if not argv or argv[0] not in ("-h", "--help"):
+        print(usage(), file=sys.stderr)
+        return MISTAKE
+    try:
+        deliver(usage())
+    except OutputLost as lost:
+        return lost.tell("retro database")
+    return OK
 
 
 def usage() -> str:
@@ -49,7 +57,7 @@ def directory_of(invocation: Invocation) -> Path:
 
 
 def _info(invocation: Invocation) -> None:
-    print(info(directory_of(invocation)))
+    deliver(info(directory_of(invocation)))
 
 
 def info(data: Path) -> str:
@@ -105,7 +113,7 @@ def _verify(invocation: Invocation) -> None:
             f"{data} is damaged:\n  {lines}\nWhat was made from a damaged stage is judged when that is mended. "
             "`retro database verify --repair` with the same flags redoes this alone."
         )
-    print(f"{data} is whole: {json.dumps(facts)}")
+    deliver(f"{data} is whole: {json.dumps(facts)}")
 
 
 def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> None:
@@ -202,7 +210,10 @@ def _add(invocation: Invocation) -> None:
 
 
 ACTIONS = {
-    "info": (Verb("database info", "what a finished database holds", WORKDIR, reads_build=True), _info),
+    "info": (
+        Verb("database info", "what a finished database holds", WORKDIR, reads_build=True, interrupted=NOTHING_KEPT),
+        _info,
+    ),
     "verify": (
         Verb(
             "database verify",
@@ -211,6 +222,7 @@ ACTIONS = {
             WORKDIR,
             _verify_flags,
             reads_build=True,
+            interrupted="Shards that were repaired stay; the same command checks from the start.",
         ),
         _verify,
     ),
@@ -231,6 +243,7 @@ ACTIONS = {
             f"{WORKDIR} --source=legal",
             _remove_flags,
             reads_build=True,
+            interrupted="A removal is written at once or not at all; the same command makes sure of it.",
         ),
         _remove,
     ),

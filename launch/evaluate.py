@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.manifests import read_manifest, require_fingerprint, write_json
@@ -12,7 +12,6 @@ from launch.command import Invocation, Verb, model_directory, run_verb
 from retro_jax.config import RunConfig, to_dict
 from retro_jax.hosts import require_one_process
 from retro_jax.lock import lock_directory
-from retro_jax.preemption import Preemption
 
 VERB = Verb(
     "evaluate",
@@ -20,6 +19,7 @@ VERB = Verb(
     "report.html into WORKDIR",
     "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke",
     reads_run=True,
+    interrupted="Figures are written when all are computed: the same command computes them from the start.",
 )
 
 
@@ -30,15 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(invocation: Invocation) -> None:
     require_one_process("evaluate")
-    preemption = Preemption(processes=1)
-    try:
-        with lock_directory(invocation.workdir, "evaluate"):
-            print(evaluate(invocation.run, invocation.workdir, lambda: preemption.stop_here("evaluate")))
-    finally:
-        preemption.close()
+    with lock_directory(invocation.workdir, "evaluate"):
+        print(evaluate(invocation.run, invocation.workdir))
 
 
-def evaluate(run: RunConfig, workdir: Path, between: Callable[[], None] = lambda: None) -> str:
+def evaluate(run: RunConfig, workdir: Path) -> str:
     """Evaluates the models of `workdir` (or those that config.evaluate names) and returns the table as text.
 
     Figures that are there already, of the same checkpoints, data and settings, are kept; the report is made anew.
@@ -58,7 +54,7 @@ def evaluate(run: RunConfig, workdir: Path, between: Callable[[], None] = lambda
     results = json.loads(path.read_text()) if path.exists() else {}
     if results.get("made_from") != made_from:
         started = time.monotonic()
-        results, passages = measure(run, data, runs, between)
+        results, passages = measure(run, data, runs)
         seconds = facts.stage_seconds(data, runs) | {"evaluate": time.monotonic() - started}
         write_json(workdir / "passages.json", passages)
         write_json(path, {**results, "seconds": seconds, "made_from": made_from})
@@ -124,10 +120,8 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
     }
 
 
-def measure(
-    run: RunConfig, data: Path, runs: dict[str, Path], between: Callable[[], None] = lambda: None
-) -> tuple[dict, list[dict]]:
-    """(results without seconds, passages), both plain JSON; `between` is called after every batch, and may raise."""
+def measure(run: RunConfig, data: Path, runs: dict[str, Path]) -> tuple[dict, list[dict]]:
+    """(results without seconds, passages), both plain JSON."""
     from data_pipeline.database import CurrentExamples, Database
     from data_pipeline.joined import pack
     from data_pipeline.provenance import Provenance
@@ -165,7 +159,6 @@ def measure(
         seed=settings.seed,
         overlap_neighbors=settings.overlap_neighbors,
         removed=database.removed,
-        between=between,
     )
     check_bytes(held_out, provenance.document_bytes[provenance.number(held_out.first) :])
     results = summarize(held_out, table.subset_names, resamples=settings.bootstrap, seed=settings.seed)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch.command import Invocation, Verb, run_verb
+from launch.command import NOTHING_KEPT, Invocation, Verb, run_verb
+from retro_jax.streams import deliver
 
 
 def _flags(values: flags.FlagValues) -> None:
@@ -21,6 +22,7 @@ VERB = Verb(
     "--config=configs/retro.py:7b5 --topology=v5p:8x8x4 --no-compile",
     _flags,
     needs_workdir=False,
+    interrupted=NOTHING_KEPT,
 )
 
 
@@ -42,7 +44,7 @@ def _preflight(invocation: Invocation) -> None:
         print(f"preflight: {line}", file=sys.stderr, flush=True)
 
     report = preflight(invocation.run, topology, not values["no-compile"].value, say)
-    print(json.dumps(report, indent=2) if values.json else report_text(report))
+    deliver(json.dumps(report, indent=2) if values.json else report_text(report))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ that is complete is passed over; a stopped one continues where it was.
 """
 
 import json
+import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from pathlib import Path
 from launch.command import Invocation, Verb, parse, run_verb
 from launch.train import VERB as TRAIN
 from retro_jax.config import RunConfig, to_dict
+from retro_jax.preemption import Interrupted, Signals, exit_code
 from retro_jax.side_files import read_object
 from retro_jax.whole import find_fault
 
@@ -58,9 +61,11 @@ def quickstart(invocation: Invocation, argv: Sequence[str]) -> int:
             print("complete already", file=sys.stderr)
             continue
         code = run_step(step)
+        if Signals.first is not None:
+            raise Interrupted(Signals.first)
         if code:
             print(
-                f"\nquickstart: step {number}, {step.title}, ended with exit code {code}. What was finished is kept: the "
+                f"quickstart: step {number}, {step.title}, ended with exit code {code}. What was finished is kept: the "
                 f"same command continues there.",
                 file=sys.stderr,
             )
@@ -117,9 +122,30 @@ def is_trained(step: Step) -> bool:
 
 
 def run_step(step: Step) -> int:
-    """The exit code of the step's process, as a shell would give it."""
-    code = subprocess.run([sys.executable, "-m", f"launch.{step.verb}", *step.arguments], check=False).returncode
+    """The exit code of the step's process, as a shell would give it. A signal is handed on, and the step ends by itself:
+    it saves, which may take longer than this process would wait for it otherwise."""
+    started: list[subprocess.Popen] = []
+
+    def hand_on(number: int) -> None:
+        if number != signal.SIGINT or not in_foreground():  # the terminal sends Ctrl-C to the step as well
+            for process in started:
+                process.send_signal(number)
+
+    with Signals("waiting for this step to save and end", hand_on):
+        if Signals.first is not None:
+            return exit_code(Signals.first)
+        started.append(subprocess.Popen([sys.executable, "-m", f"launch.{step.verb}", *step.arguments]))
+        code = started[0].wait()
     return EXIT_SIGNAL - code if code < 0 else code
+
+
+def in_foreground() -> bool:
+    """Whether a terminal sends its Ctrl-C to this process group."""
+    try:
+        with open("/dev/tty") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False
 
 
 def closing(workdir: Path, elapsed: float) -> str:

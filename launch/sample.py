@@ -7,9 +7,10 @@ from pathlib import Path
 from absl import flags
 
 from data_pipeline.manifests import require_fingerprint
-from launch.command import Invocation, Verb, data_directory, model_directory, run_verb
+from launch.command import NOTHING_KEPT, Invocation, Verb, data_directory, model_directory, run_verb
 from retro_jax.config import RunConfig
 from retro_jax.hosts import require_one_process
+from retro_jax.streams import deliver
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -24,6 +25,7 @@ VERB = Verb(
     '--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke --prompt="Permission is hereby granted"',
     define_flags=_define_flags,
     reads_run=True,
+    interrupted=NOTHING_KEPT,
 )
 
 
@@ -36,7 +38,7 @@ def _sample(invocation: Invocation) -> None:
     require_one_process("sample")
     if invocation.flags.prompt is None:
         raise ValueError('--prompt is missing; for example --prompt="Permission is hereby granted" (it may be empty).')
-    print(
+    deliver(
         continue_text(invocation.run, invocation.workdir, invocation.flags.prompt, invocation.flags.retrieval == "on")
     )
 
@@ -70,11 +72,10 @@ def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -
         require_fingerprint(f"database in {data}", database, expected["database"], remedy)
         retriever = DatabaseRetriever(data, run.data)
         print(f"sample: {retriever.database.describe()}", file=sys.stderr)
-    bar = progress(description="sample", total=run.sample.tokens, unit="token")
-    drawn = sample(
-        trained.model, params, tokenizer, prompt, run.sample, retriever, lambda count: bar.update(count - bar.n)
-    )
-    bar.close()
+    with progress(description="sample", total=run.sample.tokens, unit="token") as bar:
+        drawn = sample(
+            trained.model, params, tokenizer, prompt, run.sample, retriever, lambda count: bar.update(count - bar.n)
+        )
     return describe(drawn, tokenizer, trained.model.chunk_length, retriever is not None)
 
 

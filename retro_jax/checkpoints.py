@@ -152,7 +152,7 @@ class Checkpoints:
             raise error
         Checkpoints.faults += 1
         print(
-            f"\ncheckpoint: step {step} could not be saved ({self.fault}); training goes on and the next save tries "
+            f"checkpoint: step {step} could not be saved ({self.fault}); training goes on and the next save tries "
             f"again. What was saved before is untouched.",
             file=sys.stderr,
             flush=True,

@@ -82,7 +82,6 @@ def score(
     seed: int,
     overlap_neighbors: int,
     removed: Bool[np.ndarray, "N"] | None = None,
-    between: Callable[[], None] = lambda: None,
 ) -> HeldOut:
     """One pass over the validation split.
 
@@ -94,7 +93,6 @@ def score(
       seed: of the random and shuffled neighbors.
       overlap_neighbors: stored neighbors that r(C) looks at.
       removed: chunks that are not drawn as random neighbors either; None: all are.
-      between: called after every batch; what it raises ends the pass.
 
     Raises:
       StageError: examples that are not these chunks, or that do not score every text token exactly once.
@@ -123,7 +121,6 @@ def score(
         }
         for condition, bits in jax.device_get(pending).items():
             books.enter_bits(condition, ids, targets, bits)
-        between()
     return books.close()
 
 

@@ -18,6 +18,7 @@ from tensorboardX.summary import scalar
 
 from data_pipeline.manifests import atomic_path
 from retro_jax.side_files import free_name
+from retro_jax.streams import side_channel
 
 
 class MetricWriter:
@@ -33,7 +34,7 @@ class MetricWriter:
         self.path.touch()
         self.records: list[dict] = []
         self.also = also  # has write(step, record) and close()
-        self.unwritten, self.board = "", None
+        self.unwritten, self.board, self.channel = "", None, side_channel("tensorboard")
         self.rewind(step)
 
     def rewind(self, step: int) -> None:
@@ -50,10 +51,12 @@ class MetricWriter:
         self.unwritten += json.dumps(line) + "\n"
         try:
             self._append()
-            self._show(step, record)
         except OSError as error:
+            print(f"metrics: step {step} is not written yet ({error.strerror}).", file=sys.stderr)
+        with self.channel:
+            self._show(step, record)
+        if self.channel.failed:
             self._close_board()  # its file may end in half a record: the next write starts another
-            print(f"\nmetrics: step {step} is not written yet ({error.strerror}).", file=sys.stderr, flush=True)
         if self.also is not None:
             self.also.write(step, line)
 
@@ -83,7 +86,7 @@ class MetricWriter:
 
     def _close_board(self) -> None:
         if self.board is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):
                 self.board.close()
         self.board = None
 

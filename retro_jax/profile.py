@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 
+from retro_jax.streams import side_channel
+
 
 class Profile:
     """Traces the steps START to STOP - 1; an empty `steps` traces none.
@@ -16,6 +18,7 @@ class Profile:
 
     def __init__(self, steps: str, workdir: Path):
         self.directory, self.running = Path(workdir) / "profile", False
+        self.channel = side_channel("profile")
         found = re.fullmatch(r"(\d+):(\d+)", steps or "0:0")
         self.start, self.stop = map(int, found.groups()) if found else (0, 0)
         if steps and not 0 < self.start < self.stop:
@@ -25,8 +28,9 @@ class Profile:
 
     def before(self, step: int) -> None:
         if step == self.start:
-            jax.profiler.start_trace(str(self.directory))
-            self.running = True
+            with self.channel:
+                jax.profiler.start_trace(str(self.directory))
+                self.running = True
 
     def after(self, step: int, state) -> None:
         """Ends the trace behind the last step, once the device has done it."""
@@ -36,9 +40,10 @@ class Profile:
 
     def close(self) -> None:
         if self.running:
-            jax.profiler.stop_trace()
             self.running = False
-            print(
-                f"\ntrain: the trace is in {self.directory}; see it with tensorboard --logdir={self.directory}",
-                file=sys.stderr,
-            )
+            with self.channel:
+                jax.profiler.stop_trace()
+                print(
+                    f"train: the trace is in {self.directory}; see it with tensorboard --logdir={self.directory}",
+                    file=sys.stderr,
+                )

@@ -9,7 +9,6 @@ profile/              a trace, if asked   train.lock                lock.py
 NAME.damaged-N is what a file of these held that could not be read, before.restart-N/ what `--restart` moved aside.
 """
 
-import importlib.metadata
 import json
 import platform
 import subprocess
@@ -21,7 +20,8 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from data_pipeline.manifests import read_manifest, require_fingerprint, write_json
+from data_pipeline.manifests import package_version, read_manifest, require_fingerprint, write_json
+from retro_jax.checkpoints import differing_fields
 from retro_jax.config import ModelConfig, RunConfig, completed, resolve, to_dict
 from retro_jax.identity import differing_fields
 from retro_jax.plain_path import require_path
@@ -182,7 +182,7 @@ def read_config(run_directory: Path) -> RunConfig:
 
 
 def versions() -> dict:
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    packages = {name: package_version(name) for name in PACKAGES}
     device = jax.devices()[0]
     return {
         "packages": packages,
@@ -198,9 +198,11 @@ def git_revision() -> str:
     source = Path(__file__).parent
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", source, *words], capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", source, *words]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, ValueError, subprocess.SubprocessError):
         return "unknown"

@@ -14,6 +14,7 @@ from retro_jax.metrics import MetricWriter, NoWriter, Window
 from retro_jax.optimizer import schedule
 from retro_jax.progress import progress
 from retro_jax.sharding import Mesh
+from retro_jax.streams import side_channel
 from retro_jax.wandb_board import open_board
 
 
@@ -27,7 +28,7 @@ class StepLog:
         self.writer = MetricWriter(workdir, step, open_board(run, workdir)) if self.first else NoWriter()
         self.window = Window()
         self.pending = []  # steps whose sums are still on the device: (step, sums, batch CRC, iterator position)
-        self.clock = Clock(run, mesh, workdir, step)
+        self.clock, self.clock_channel = Clock(run, mesh, workdir, step), side_channel("seconds.json")
         self.bar = progress(
             description="train", total=run.train.steps, initial=step, unit="step", disable=not self.first
         )
@@ -98,7 +99,7 @@ class StepLog:
             self.writer.write(step, record | {"retrieval_alarm": float(alarm)})
             if alarm:
                 print(
-                    f"\ntrain: ALARM at step {step}: in {checks} check(s) in a row, validation loss with neighbors (now "
+                    f"train: ALARM at step {step}: in {checks} check(s) in a row, validation loss with neighbors (now "
                     f"{record['validation_loss_on']:.4f}) was not below that with random ones "
                     f"({record['validation_loss_random']:.4f}): retrieval does nothing (yet).",
                     file=sys.stderr,
@@ -107,10 +108,8 @@ class StepLog:
 
     def _save_clock(self) -> None:
         if self.first:
-            try:
+            with self.clock_channel:
                 self.clock.save()
-            except OSError:
-                pass  # the metric writer says that storage is full
 
     def close(self) -> None:
         self._save_clock()

@@ -30,7 +30,7 @@ from retro_jax.health import DivergenceError, SpikeError, SpikeLimit
 from retro_jax.lock import lock_directory
 from retro_jax.optimizer import make_optimizer
 from retro_jax.plain_path import require_path
-from retro_jax.preemption import LostHost, Preempted, Preemption
+from retro_jax.preemption import LostHost, Preempted, Preemption, name_of
 from retro_jax.profile import Profile
 from retro_jax.restart import note_saved, require_no_progress, tell_others
 from retro_jax.retrieval_check import RetrievalCheck
@@ -38,6 +38,7 @@ from retro_jax.retrofit import check_start, initial_state
 from retro_jax.roll_call import lost_host
 from retro_jax.sharding import check_sizes, describe, make_mesh, place_batch
 from retro_jax.step_log import StepLog
+from retro_jax.streams import protect
 from retro_jax.train_state import TrainState, abstract_state
 from retro_jax.train_step import NO_LIMIT, make_train_step
 from retro_jax.wandb_board import require_wandb
@@ -61,9 +62,10 @@ def train(run: RunConfig, workdir: Path, profile: str = "", restart: bool = Fals
         in which another process trains, or one that shows progress without a whole checkpoint; a checkpoint of another
         tokenizer or database; storage that does not take the last checkpoint.
       DivergenceError: a loss or gradient is not finite; metrics are written, the last good checkpoint stays.
-      Preempted: on SIGTERM, after a save.
+      Preempted: on SIGINT (Ctrl-C), SIGTERM or SIGHUP, after a save. A second SIGINT ends the process at once.
       LostHost: another process is gone.
     """
+    protect()
     workdir = Path(workdir)
     inputs = Inputs(run, workdir)
     profile = Profile(profile, workdir)
@@ -233,8 +235,11 @@ class Loop:
         """Saves and raises Preempted."""
         self.save()
         self.checkpoints.require_saved()
+        number = self.preemption.number
         raise Preempted(
-            f"stopped by SIGTERM; step {self.step} of {self.run.train.steps} is saved. The same command goes on from it."
+            f"stopped by {name_of(number)}; step {self.step} of {self.run.train.steps} is saved. The same command goes on "
+            f"from it.",
+            number,
         )
 
     def roll_back(self, spike: SpikeError) -> None:
@@ -259,7 +264,7 @@ class Loop:
                 f"time. Lower config.train.learning_rate, or raise config.train.spike_factor, in another --workdir."
             )
         self.spikes.left_out = left_out + spike.step - self.step
-        print(f"\ntrain: {spike}; back to step {self.step}, without the batches up to it.", file=sys.stderr)
+        print(f"train: {spike}; back to step {self.step}, without the batches up to it.", file=sys.stderr)
         self.saved = self.step
         self.log.rewind(self.step, self.spikes)
         self.iterator.set_state(spike.position)

@@ -2,11 +2,11 @@
 
 import hashlib
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from retro_jax.config import RunConfig, to_dict
+from retro_jax.streams import side_channel
 
 
 class WandbBoard:
@@ -15,28 +15,28 @@ class WandbBoard:
     def __init__(self, run: RunConfig, workdir: Path):
         wandb = require_wandb(run)
         name = Path(workdir).absolute().name
-        # The same name again continues the same curves after a resume.
-        self._run = wandb.init(
-            project=run.train.wandb_project,
-            id=_plain_id(name),
-            name=name,
-            resume="allow",
-            dir=str(workdir),
-            config=to_dict(run),
-        )
-        self._told = False
+        self._run, self._channel = None, side_channel("wandb")
+        with self._channel:
+            # The same name again continues the same curves after a resume.
+            self._run = wandb.init(
+                project=run.train.wandb_project,
+                id=_plain_id(name),
+                name=name,
+                resume="allow",
+                dir=str(workdir),
+                config=to_dict(run),
+            )
 
     def write(self, step: int, record: Mapping) -> None:
         """A failure of the service is told once and does not touch the training."""
-        try:
-            self._run.log({key: value for key, value in record.items() if key != "step"}, step=step)
-        except Exception as error:
-            if not self._told:
-                print(f"wandb: {error}; metrics.jsonl has everything.", file=sys.stderr)
-            self._told = True
+        if self._run is not None:
+            with self._channel:
+                self._run.log({key: value for key, value in record.items() if key != "step"}, step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        if self._run is not None:
+            with self._channel:
+                self._run.finish()
 
 
 def require_wandb(run: RunConfig):

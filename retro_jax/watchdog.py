@@ -6,16 +6,17 @@ every few seconds, so that a process that waits for the others can name the one 
 WORKDIR/stall-PROCESS.txt. It ends nothing: a scheduler or a person decides that.
 """
 
-import faulthandler
 import json
 import os
 import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 from data_pipeline.manifests import write_json
+from retro_jax.streams import side_channel
 
 BEAT_SECONDS = 5.0
 
@@ -33,7 +34,7 @@ class Watchdog:
         self.workdir, self.process, self.processes = Path(workdir), process, processes
         self.stall_seconds = stall_seconds
         self.facts = {"host": socket.gethostname(), "process": process, "pid": os.getpid()}
-        self.spoken = False
+        self.spoken, self.channel = False, side_channel("watchdog")
         self.phase("start-up", 0)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -64,10 +65,8 @@ class Watchdog:
                 return
 
     def _beat(self) -> None:
-        try:
+        with self.channel:
             write_json(self._path(self.process), {**self.facts, "written": time.time()})
-        except OSError:
-            pass  # a full disk must not end the watch
 
     def _path(self, process: int) -> Path:
         return self.workdir / "hosts" / f"{process}.json"
@@ -80,16 +79,10 @@ class Watchdog:
             *self._others(),
             "Every stack of this process:",
         ]
-        text = "\n".join(["", *lines, ""])
-        print(text, file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-        try:
-            with open(self.workdir / f"stall-{self.process}.txt", "a", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                faulthandler.dump_traceback(file=file, all_threads=True)
-        except OSError as error:
-            print(f"STALL: stall-{self.process}.txt could not be written ({error}).", file=sys.stderr, flush=True)
+        text = "\n".join([*lines, *stacks(), ""])
+        print(text, file=sys.stderr)
+        with self.channel, open(self.workdir / f"stall-{self.process}.txt", "a", encoding="utf-8") as file:
+            file.write(text)
 
     def describe_others(self) -> str:
         """One line: the last word of every other process, and how to go on."""
@@ -110,14 +103,23 @@ class Watchdog:
         return [*lines, f"The one that is stuck: {describe(beats[stuck], stuck)}"]
 
 
+def stacks() -> list[str]:
+    """Every thread's stack, the innermost call last."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return [
+        f"Thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame)).rstrip()}"
+        for ident, frame in sys._current_frames().items()
+    ]
+
+
 def read_beats(workdir: Path, processes: int) -> dict[int, dict | None]:
     """Each process's last heartbeat; None where there is none that can be read."""
     beats = {}
     for process in range(processes):
         try:
-            found = json.loads((Path(workdir) / "hosts" / f"{process}.json").read_text())
-            beats[process] = {key: found[key] for key in ("host", "phase", "step", "moved", "written")}
-        except (OSError, ValueError, TypeError, KeyError):
+            beat = json.loads((Path(workdir) / "hosts" / f"{process}.json").read_text())
+            beats[process] = {key: beat[key] for key in ("host", "phase", "step", "moved", "written")}
+        except (OSError, ValueError, KeyError, TypeError):
             beats[process] = None
     return beats
 
