@@ -30,7 +30,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from retro_jax.config import RunConfig, SourceConfig, resolve, to_dict
-from retro_jax.preemption import EXIT_CODE, SIGNALS, LostHost, Preempted, Signals, exit_code, name_of
+from retro_jax.preemption import EXIT_CODE, INTERRUPTED, SIGNALS, LostHost, Preempted, Signals, exit_code, name_of
 from retro_jax.progress import close_bars
 from retro_jax.side_files import read_object
 from retro_jax.streams import DISK_FULL, MISTAKE, OutputLost, deliver, lost_output, protect
@@ -90,7 +90,7 @@ def run_verb(verb: Verb, execute: Callable[[Invocation], None], argv: Sequence[s
         except BaseException as error:
             close_bars()  # the message gets a line of its own
             code = _end(error, verb)
-    if Signals.first is not None:
+    if code in (EXIT_CODE, INTERRUPTED):
         _stay_on_the_way_out()
     return code
 
@@ -131,7 +131,7 @@ def _stay_on_the_way_out() -> None:
     """A scheduler that asks twice must not kill a process that has saved and ends: the exit code would be lost."""
     for number in SIGNALS:
         if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, lambda number, frame: None)
 
 
 def explain(error: BaseException, verb: Verb) -> tuple[int, str | None]:

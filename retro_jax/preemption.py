@@ -157,6 +157,11 @@ class Preemption:
         """The signal; SIGTERM where another process got it, or jax did."""
         return Signals.first or signal.SIGTERM
 
+    @property
+    def name(self) -> str:
+        heard = Signals.first is not None or not self.several
+        return name_of(self.number) if heard else "SIGTERM, or a signal to another process"
+
     def reached(self) -> bool:
         """Whether to stop here; stays True."""
         self.turn += 1
@@ -172,7 +177,7 @@ class Preemption:
         """Raises Preempted where a notice came, for work that saves nothing on its way."""
         if self.reached():
             raise Preempted(
-                f"stopped by {name_of(self.number)}; nothing was half-written. Run the same `retro {verb}` again.",
+                f"stopped by {self.name}; nothing was half-written. Run the same `retro {verb}` again.",
                 self.number,
             )
 

@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipeline.manifests import package_version, read_manifest, require_fingerprint, write_json
-from retro_jax.checkpoints import differing_fields
 from retro_jax.config import ModelConfig, RunConfig, completed, resolve, to_dict
 from retro_jax.identity import differing_fields
 from retro_jax.plain_path import require_path

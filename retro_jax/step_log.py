@@ -78,7 +78,7 @@ class StepLog:
         self.writer.write(step, record)
         self._save_clock()
         self.window = Window()
-        self.bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['bpb']:.3f} bits per byte")
+        self.bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['bpb']:.3f} bits per byte", refresh=False)
 
     def rewind(self, step: int, spikes: SpikeLimit) -> None:
         """Back to `step`: what came after it is done again."""

@@ -30,7 +30,7 @@ from retro_jax.health import DivergenceError, SpikeError, SpikeLimit
 from retro_jax.lock import lock_directory
 from retro_jax.optimizer import make_optimizer
 from retro_jax.plain_path import require_path
-from retro_jax.preemption import LostHost, Preempted, Preemption, name_of
+from retro_jax.preemption import LostHost, Preempted, Preemption
 from retro_jax.profile import Profile
 from retro_jax.restart import note_saved, require_no_progress, tell_others
 from retro_jax.retrieval_check import RetrievalCheck
@@ -235,11 +235,10 @@ class Loop:
         """Saves and raises Preempted."""
         self.save()
         self.checkpoints.require_saved()
-        number = self.preemption.number
         raise Preempted(
-            f"stopped by {name_of(number)}; step {self.step} of {self.run.train.steps} is saved. The same command goes on "
-            f"from it.",
-            number,
+            f"stopped by {self.preemption.name}; step {self.step} of {self.run.train.steps} is saved. The same command "
+            f"goes on from it.",
+            self.preemption.number,
         )
 
     def roll_back(self, spike: SpikeError) -> None:

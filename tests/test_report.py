@@ -4,7 +4,6 @@ import dataclasses
 import html.parser
 import json
 import re
-import subprocess
 
 import pytest
 from evaluation_fixture import RUN, build, save_runs
@@ -229,6 +228,12 @@ def test_quickstart_stops_at_the_step_that_fails(tmp_path, monkeypatch, capsys):
 
 
 def test_a_step_that_was_killed_has_the_exit_code_of_a_shell(monkeypatch):
-    done = subprocess.CompletedProcess([], returncode=-9)
-    monkeypatch.setattr(quickstart.subprocess, "run", lambda command, check: done)
+    class Killed:
+        def __init__(self, command):
+            pass
+
+        def wait(self):
+            return -9
+
+    monkeypatch.setattr(quickstart.subprocess, "Popen", Killed)
     assert quickstart.run_step(quickstart.Step("", "train", [])) == 137
