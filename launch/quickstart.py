@@ -23,6 +23,7 @@ from launch.train import VERB as TRAIN
 from retro_jax.config import RunConfig, to_dict
 from retro_jax.preemption import Interrupted, Signals, exit_code
 from retro_jax.side_files import read_object
+from retro_jax.streams import fresh_line
 from retro_jax.whole import find_fault
 
 VERB = Verb(
@@ -61,6 +62,8 @@ def quickstart(invocation: Invocation, argv: Sequence[str]) -> int:
             print("complete already", file=sys.stderr)
             continue
         code = run_step(step)
+        if code:
+            fresh_line()
         if Signals.first is not None:
             raise Interrupted(Signals.first)
         if code:

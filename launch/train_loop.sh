@@ -3,8 +3,8 @@
 #
 #   train_loop.sh STATE_DIRECTORY COMMAND [ARGUMENTS...]
 #
-# STATE_DIRECTORY/lock is held while the loop or its command lives, STATE_DIRECTORY/pid is the loop's process. A TERM is handed to the command,
-# which saves and ends; then nothing is started again.
+# STATE_DIRECTORY/lock is held while the loop or its command lives, STATE_DIRECTORY/pid is the loop's process. A TERM, INT
+# or HUP is handed to the command as TERM, which saves and ends; then nothing is started again.
 set -uo pipefail
 
 PREEMPTED=75
@@ -19,7 +19,7 @@ flock --nonblock 9 || {
 echo "$$" >"$state/pid"
 
 stopping='' child='' interrupted=''
-trap 'stopping=1 interrupted=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM INT
+trap 'stopping=1 interrupted=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM INT HUP
 
 code=0
 while [[ -z $stopping ]]; do

@@ -14,6 +14,8 @@ import sys
 import threading
 from collections.abc import Callable, Collection
 
+from retro_jax.streams import fresh_line
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CODE = 75  # sysexits.h: a temporary failure, the user (or a scheduler) is invited to retry
 INTERRUPTED = 130  # a shell's for SIGINT: a person stopped it, so no scheduler starts it again by itself
@@ -120,6 +122,7 @@ class Signals:
                 continue
             Signals.interrupts += number == signal.SIGINT
             again = number == signal.SIGINT and Signals.interrupts > 1
+            fresh_line()
             if self._words and not again:
                 once_more = "once more " if number == signal.SIGINT else "twice "
                 print(f"{name_of(number)}: {self._words}; Ctrl-C {once_more}ends it at once.", file=sys.stderr)

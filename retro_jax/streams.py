@@ -101,6 +101,12 @@ def protect() -> None:
             setattr(sys, name, Stream(getattr(sys, name)))
 
 
+def fresh_line() -> None:
+    """The next message on a terminal takes away what another wrote on the line: its echo of Ctrl-C, a child's bar."""
+    if isinstance(sys.stderr, Stream) and sys.stderr.isatty():
+        Stream.drawn = sys.stderr
+
+
 class OutputLost(Exception):
     """Standard output did not take what a command was asked for.
 
@@ -127,6 +133,7 @@ def deliver(text: str) -> None:
     Raises:
       OutputLost: standard output did not take all of it.
     """
+    protect()
     print(text)
     if lost := lost_output():
         raise lost
