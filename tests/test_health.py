@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 import math
 import sys
@@ -14,7 +15,8 @@ from processes import differences
 from training_fixture import BASELINE, build_data, compiled_once, make_run
 
 from retro_jax import checkpoints as checkpoints_module
-from retro_jax.checkpoints import load_params
+from retro_jax import clock, metrics, run_directory, watchdog
+from retro_jax.checkpoints import find_fault, load_params, newest_whole, steps, storage_fault
 from retro_jax.config import MeshConfig, completed, resolve, to_dict
 from retro_jax.health import DivergenceError, SpikeLimit, retrieval_alarm
 from retro_jax.metrics import MetricWriter, read_metrics
@@ -291,3 +293,38 @@ def test_a_config_from_before_these_keys_is_the_same_run():
 def test_what_cannot_be_meant(change, message):
     with pytest.raises(ValueError, match=message):
         resolve(to_dict(make_run(**change)))
+
+
+def broken(*arguments, **keywords):
+    raise ValueError("made up")
+
+
+def test_no_side_channel_ends_training(workdir, monkeypatch, capsys):
+    """TensorBoard, wandb, the trace, the clock, heartbeats, git; each says so once."""
+    monkeypatch.setattr(metrics, "RecordWriter", broken)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=broken))
+    monkeypatch.setattr(jax.profiler, "start_trace", broken)
+    monkeypatch.setattr(clock, "write_json", broken)
+    monkeypatch.setattr(watchdog, "write_json", broken)
+    monkeypatch.setattr(run_directory.subprocess, "run", broken)
+    train(make_run(SMALL, wandb_project="mine", **RUN), workdir, profile="2:3")
+    assert newest_whole(workdir / "checkpoints") == 12
+    assert [record["step"] for record in read_metrics(workdir / "metrics.jsonl")] == list(range(1, 13))
+    err = capsys.readouterr().err.splitlines()
+    for name in ("tensorboard", "wandb", "profile", "seconds.json", "watchdog"):
+        assert err.count(f"{name}: ValueError: made up; training continues.") == 1, (name, err)
+
+
+class Gone(io.StringIO):
+    """A stream whose reader went away."""
+
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_streams_that_fail_do_not_end_training(workdir, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    train(make_run(SMALL, **RUN), workdir)
+    assert newest_whole(workdir / "checkpoints") == 12 and sys.stderr.fault is not None
+    sys.stdout.close()
