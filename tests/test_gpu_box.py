@@ -2,9 +2,10 @@
 
 import os
 import signal
+import subprocess
 
 import pytest
-from launch_fixture import launch, lines, stand_in, wait_for
+from launch_fixture import ROOT, launch, lines, stand_in, wait_for
 
 
 @pytest.fixture
@@ -64,6 +65,18 @@ def test_stop_saves_and_restart_goes_on(box):
     box("stop")
     done = steps(box)
     assert done == list(range(1, len(done) + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_the_loop_hands_every_signal_on(tmp_path, number):
+    loop = [str(ROOT / "launch" / "train_loop.sh"), str(tmp_path / "state"), str(stand_in(tmp_path))]
+    train = ["train", f"--workdir={tmp_path / 'run'}", "--config.steps=100000", "--config.seconds=0.05"]
+    process = subprocess.Popen([*loop, *train], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with process:
+        wait_for(lambda: lines(tmp_path / "run" / "steps-0.txt"), "a step")
+        process.send_signal(number)
+        assert process.wait() == 75
+        assert "train_loop: ended with exit code 75 after a stop." in process.stderr.read()
 
 
 def test_what_a_killed_loop_leaves_running_keeps_the_lock(box):
