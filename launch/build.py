@@ -8,7 +8,8 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.command import Invocation, Verb, data_directory, run_verb
+from launch.arguments import Invocation, Verb, data_directory
+from launch.command import run_verb
 from retro_jax.config import RunConfig, to_dict
 
 

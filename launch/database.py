@@ -7,7 +7,8 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.command import MISTAKE, OK, Invocation, Verb, run_verb
+from launch.arguments import Invocation, Verb
+from launch.command import MISTAKE, OK, run_verb
 
 WORKDIR = "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke"
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_pipeline.manifests import read_manifest, require_fingerprint, write_json
-from launch.command import Invocation, Verb, model_directory, run_verb
+from launch.arguments import Invocation, Verb, model_directory
+from launch.command import run_verb
 from retro_jax.config import RunConfig, to_dict
 from retro_jax.hosts import require_one_process
 from retro_jax.preemption import Preemption

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch.command import Invocation, Verb, run_verb
+from launch.arguments import Invocation, Verb
+from launch.command import run_verb
 
 
 def _flags(values: flags.FlagValues) -> None:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.command import Invocation, Verb, parse, run_verb
+from launch.arguments import Invocation, Verb, parse
+from launch.command import run_verb
 from launch.train import VERB as TRAIN
 from retro_jax.config import RunConfig, to_dict
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from absl import flags
 
 from data_pipeline.manifests import require_fingerprint
-from launch.command import Invocation, Verb, data_directory, model_directory, run_verb
+from launch.arguments import Invocation, Verb, data_directory, model_directory
+from launch.command import run_verb
 from retro_jax.config import RunConfig
 from retro_jax.hosts import require_one_process
 

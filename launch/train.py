@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch.command import Invocation, Verb, run_verb
+from launch.arguments import Invocation, Verb
+from launch.command import run_verb
 from retro_jax.hosts import MODES, find_hosts
 from retro_jax.preemption import Preempted
 from retro_jax.roll_call import end_within, leave_alone, leave_together, start, started

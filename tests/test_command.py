@@ -13,7 +13,8 @@ import pytest
 from absl import flags
 
 from launch.__main__ import VERBS, main
-from launch.command import Verb, check_key, data_directory, explain, parse, run_verb
+from launch.arguments import Verb, check_key, data_directory, parse
+from launch.command import explain, run_verb
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/quickstart.py:smoke"

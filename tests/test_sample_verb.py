@@ -15,8 +15,8 @@ from data_pipeline.chunks import ChunkTable
 from data_pipeline.neighbors import NeighborTable
 from data_pipeline.retriever import DatabaseRetriever
 from data_pipeline.tokens import Tokenizer
+from launch.arguments import parse
 from launch.build import build
-from launch.command import parse
 from launch.sample import VERB, main
 from retro_jax import run_directory
 from retro_jax.checkpoints import Checkpoints
