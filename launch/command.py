@@ -25,7 +25,7 @@ from retro_jax.preemption import EXIT_CODE, LostHost, Preempted
 OK, MISTAKE, DISK_FULL, INTERRUPTED = 0, 2, 3, 130
 CONFIG_HELP = """\
   --config=FILE.py[:ARGUMENTS]   what to run, e.g. configs/retro.py:172m,smoke
-  --config.SECTION.KEY=VALUE     changes one value, e.g. --config.train.steps=100 (keys: retro_jax/config.py)
+  --config.SECTION.KEY=VALUE     changes one value, e.g. --config.train.steps=100 (keys: retro_jax/config/)
   --workdir=DIR                  where results go; running again continues there"""
 
 

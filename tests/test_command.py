@@ -40,7 +40,7 @@ def attempt(arguments, execute=lambda invocation: None):
 def test_flags_and_overrides_reach_the_verb():
     seen = []
     arguments = [
-        "--config.train.steps=7",  # also before --config
+        "--config.train.steps=70",  # also before --config
         CONFIG,
         "--config.model.retrieval_layers=(1,3)",
         "--config.train.subset_weights.wiki=0.5",
@@ -52,7 +52,7 @@ def test_flags_and_overrides_reach_the_verb():
     ]
     assert attempt(arguments, seen.append) == 0
     run, workdir = seen[0].run, seen[0].workdir
-    assert run.train.steps == 7 and run.model.retrieval_layers == (1, 3) and not run.model.scan
+    assert run.train.steps == 70 and run.model.retrieval_layers == (1, 3) and not run.model.scan
     assert run.train.subset_weights == {"wiki": 0.5} and run.train.learning_rate == 1.0
     assert run.data.sources["mine"].path == "texts" and "legal" in run.data.sources
     assert workdir == Path("runs/x") and seen[0].flags.prompt == "one two"
@@ -62,7 +62,7 @@ def test_flags_and_overrides_reach_the_verb():
 
 
 def test_one_call_leaves_nothing_to_the_next():
-    assert parse(VERB, [CONFIG, "--workdir=a", "--config.train.steps=7"]).run.train.steps == 7
+    assert parse(VERB, [CONFIG, "--workdir=a", "--config.train.steps=70"]).run.train.steps == 70
     assert parse(VERB, [CONFIG, "--workdir=a"]).run.train.steps == 40
 
 
@@ -86,7 +86,7 @@ def test_one_call_leaves_nothing_to_the_next():
         ([CONFIG, "--workdir=x", "--config.data.sources.lega.license=x"], "did you mean config.data.sources.legal?"),
         ([CONFIG, "--workdir=x", "--config.train.steps=abc"], "config.train.steps=abc"),
         ([CONFIG, "--workdir=x", "--config.train.steps=1e3"], "config.train.steps=1e3"),
-        ([CONFIG, "--workdir=x", "--config.train.steps=0"], "config.train.steps must be positive, but is 0"),
+        ([CONFIG, "--workdir=x", "--config.train.steps=0"], "config.train.steps must be from 1 to 2147483647, but is 0. Optimizer steps"),
         ([CONFIG, "--workdir=x", "--config.model.retrieval_layers=(9,)"], "holds layer 9"),
     ],
 )
