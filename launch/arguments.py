@@ -1,4 +1,4 @@
-"""The command line as a checked config: verbs, their flags, config files and overrides.
+"""The command line as a checked config: verbs, their flags and overrides.
 
     invocation = parse(VERB, ["--config=configs/retro.py:172m,smoke", "--workdir=runs/x", "--config.train.steps=100"])
 
@@ -7,8 +7,6 @@ Nothing here imports jax, so mistakes answer at once.
 
 import dataclasses
 import difflib
-import importlib.util
-import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from retro_jax.config import RunConfig, SourceConfig, resolve, to_dict
+from launch.config_files import config_of_build, config_of_run, data_directory, load_config
+from launch.reads import READS, check_reads
+from retro_jax.config import RunConfig, SourceConfig, declarations, resolve, to_dict
+
+SWITCHES = {f"config.{one.key}" for one in declarations(RunConfig) if one.kind is bool}
 
 
 @dataclass(frozen=True)
@@ -40,45 +42,36 @@ class Invocation:
     run: RunConfig
     workdir: Path
     flags: flags.FlagValues
+    given: tuple[str, ...] = ()  # keys that the command line itself sets, without "config."
 
     @property
     def data_directory(self) -> Path:
         return data_directory(self.run, self.workdir)
 
 
-def data_directory(run: RunConfig, workdir: Path) -> Path:
-    """Where the stages of `retro build` are: config.data.directory, or WORKDIR/data where that is empty."""
-    return Path(run.data.directory or Path(workdir) / "data")
-
-
 def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
     """The command line as a checked config.
 
     Raises:
-      ValueError, absl.flags.Error: an unknown flag or key, with the nearest known one; a missing flag or config file; a value of the
-        wrong type; whatever `retro_jax.config.resolve` finds.
+      ValueError, absl.flags.Error: an unknown flag or key, with the nearest known one; a key that the verb does not read;
+        a missing flag or config file; a value of the wrong type; whatever `retro_jax.config.resolve` finds.
     """
-    chosen = [argument for argument in argv if argument.lstrip("-").startswith("config=")]
-    if not chosen:
-        without = flag_values(verb)
-        flags.DEFINE_string("config", None, "", flag_values=without)
-        without(
-            ["retro", *(argument for argument in argv if not argument.lstrip("-").startswith(("config.", "noconfig.")))]
-        )
-        if not (verb.reads_run or verb.reads_build) or not without.workdir:
-            raise ValueError(f"--config is missing. For example: retro {verb.name} {verb.example}")
-    overrides = [argument for argument in argv if argument.lstrip("-").startswith(("config.", "noconfig."))]
-    found = config_of_build if verb.reads_build else config_of_run
-    config = load_config(chosen[-1].split("=", 1)[1]) if chosen else found(Path(without.workdir))
-    keys = [argument.split("=", 1)[0].lstrip("-").removeprefix("no").split(".") for argument in overrides]
-    for key in keys:
-        new = key[:3] == ["config", "data", "sources"] and len(key) == 5 and key[4] in ("path", "package")
-        if new and key[3] not in config.data.sources:
-            config.data.sources[key[3]] = to_dict(SourceConfig())  # a source of the command line alone
-    for key in keys:
-        check_key(key, config)
     values = flag_values(verb)
-    arguments = ["retro", *(argument for argument in argv if argument not in chosen)]
+    words = one_word_flags(verb, argv)
+    check_repeats(words)
+    chosen = [word.partition("=")[2] for word in words if flag_name(word) == "config"]
+    keys = [key.split(".") for word in words if (key := override_of(word))]
+    config = load_config(chosen[0]) if chosen else _kept_config(verb, words)
+    for key in keys:
+        new = key[:2] == ["data", "sources"] and len(key) == 4 and key[3] in ("path", "package")
+        if new and key[2] not in config.data.sources:
+            config.data.sources[key[2]] = to_dict(SourceConfig())  # a source of the command line alone
+    for key in keys:
+        check_key(["config", *key], config)
+    given = tuple(dict.fromkeys(".".join(key) for key in keys))
+    if verb.name in READS:
+        check_reads(verb.name, given)
+    arguments = ["retro", *(word for word in words if flag_name(word) != "config")]
     config_flags.DEFINE_config_dict(
         "config", config, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=arguments
     )
@@ -89,7 +82,19 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
         )
     if verb.needs_workdir and not values.workdir:
         raise ValueError(f"--workdir is missing. For example: retro {verb.name} {verb.example}")
-    return Invocation(resolve(values.config), Path(values.workdir or "."), values)
+    if not verb.needs_workdir and values.workdir is not None:
+        raise ValueError(f"retro {verb.name} writes no files, so --workdir={values.workdir} means nothing; remove it.")
+    return Invocation(resolve(values.config), Path(values.workdir or "."), values, given)
+
+
+def _kept_config(verb: Verb, words: Sequence[str]) -> ConfigDict:
+    """The config of the run or build in WORKDIR, for a verb that can do without --config."""
+    values = flag_values(verb)
+    flags.DEFINE_string("config", None, "", flag_values=values)
+    values(["retro", *(word for word in words if not override_of(word))])  # refuses unknown flags
+    if not (verb.reads_run or verb.reads_build) or not values.workdir:
+        raise ValueError(f"--config is missing. For example: retro {verb.name} {verb.example}")
+    return (config_of_build if verb.reads_build else config_of_run)(Path(values.workdir))
 
 
 def flag_values(verb: Verb) -> flags.FlagValues:
@@ -100,75 +105,52 @@ def flag_values(verb: Verb) -> flags.FlagValues:
     return values
 
 
-def load_config(specification: str) -> ConfigDict:
-    """The ConfigDict that FILE.py of `FILE.py:ARGUMENTS` makes of the arguments.
+def flag_name(word: str) -> str | None:
+    """The name in "--name" or "--name=value"; None of what is no flag."""
+    return word.lstrip("-").partition("=")[0] if word.startswith("-") else None
+
+
+def override_of(word: str) -> str | None:
+    """The config key that a flag sets ("train.steps"); None of other words."""
+    name = flag_name(word) or ""
+    return next((name.removeprefix(start) for start in ("config.", "noconfig.") if name.startswith(start)), None)
+
+
+def one_word_flags(verb: Verb, argv: Sequence[str]) -> list[str]:
+    """The command line with every flag of two words as one: `--config FILE` is `--config=FILE`.
 
     Raises:
-      ValueError: no such file (with the nearest there is), or no `get_config` in it.
+      ValueError: a flag without its value.
     """
-    name, _, argument = specification.partition(".py:")
-    path = Path(name + ".py" if ".py:" in specification else name)
-    if not path.is_file():
-        there = sorted(str(file) for file in path.parent.glob("*.py"))
-        near = difflib.get_close_matches(str(path), there, n=1)
-        hint = (
-            f"did you mean {near[0]}?"
-            if near
-            else f"there is: {', '.join(there) or 'no config file'} in {path.parent}."
-        )
-        raise ValueError(f"There is no config file {path} (from {Path.cwd()}); {hint}")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is not a Python config file; take one such as configs/quickstart.py.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} defines no get_config(argument), so it is not a config file.")
-    return module.get_config(argument)
+    values, found, left = flag_values(verb), [], list(argv)
+    while left:
+        word = left.pop(0)
+        name = flag_name(word)
+        if word == "--":
+            return [*found, word, *left]
+        if not name:
+            found.append(word)
+        elif "=" in word:
+            found.append(f"--{word.lstrip('-')}")
+        elif name in ("config", "workdir") or (name.startswith("config.") and name not in SWITCHES):
+            if not left or left[0].startswith("--"):
+                raise ValueError(f"--{name} needs a value: --{name}=... Example: retro {verb.name} {verb.example}")
+            found.append(f"--{name}={left.pop(0)}")
+        elif name in values and not values[name].boolean and left:
+            found.append(f"--{name}={left.pop(0)}")
+        else:
+            found.append(f"--{name}")
+    return found
 
 
-def config_of_run(workdir: Path) -> ConfigDict:
-    """The config that the model in WORKDIR/retro, or in WORKDIR itself, was trained with.
-
-    Its data directory is left to WORKDIR where WORKDIR has one: a run that was moved finds its own.
-
-    Raises:
-      ValueError: no model was trained there.
-    """
-    path = model_directory(workdir) / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{workdir} holds no trained model, so --config is needed. Train one first: retro train --help."
-        )
-    config = ConfigDict(to_dict(resolve(json.loads(path.read_text()))))
-    if (Path(workdir) / "data").is_dir():
-        config.data.directory = ""
-    return config
-
-
-def config_of_build(workdir: Path) -> ConfigDict:
-    """The config that the database in WORKDIR/data was built with; other sources may be added to it.
-
-    Raises:
-      ValueError: no build was finished there.
-    """
-    data = Path(workdir) / "data"
-    whole = data / "config.json"
-    paths = [whole] if whole.is_file() else sorted(data.glob("subset-*/config.json"))
-    if len(paths) != 1:
-        found = f"{len(paths)} shares of a database" if paths else "no finished build with a config.json"
-        raise ValueError(f"{workdir} holds {found}, so --config is needed: that of the build.")
-    path = paths[0]
-    config = ConfigDict(to_dict(resolve(json.loads(path.read_text()))))
-    for section in (config.data.sources, config.train.subset_weights):
-        section.unlock()
-    return config
-
-
-def model_directory(workdir: Path) -> Path:
-    """Where the RETRO model of a work directory is: WORKDIR/retro, or WORKDIR where that alone holds a run."""
-    inside = Path(workdir) / "retro"
-    return Path(workdir) if not inside.exists() and (Path(workdir) / "checkpoints").exists() else inside
+def check_repeats(words: Sequence[str]) -> None:
+    """Raises ValueError where --config, --workdir or a key is given twice: one of the two would be ignored."""
+    seen: dict[str, str] = {}
+    for word in words:
+        key = override_of(word)
+        name = flag_name(word) if key is None else f"config.{key}"
+        if (name in ("config", "workdir") or key) and seen.setdefault(name, word) != word:
+            raise ValueError(f"--{name} is given twice, {seen[name]} and {word}; give it once.")
 
 
 def check_key(parts: Sequence[str], config: Mapping) -> None:

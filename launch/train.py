@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(invocation: Invocation) -> None:
     keep_memory()
     chosen = invocation.flags
+    if not 0 < chosen.join_timeout < float("inf"):
+        raise ValueError(f"--join_timeout={chosen.join_timeout} must be a number of seconds above 0.")
     hosts = find_hosts(
         chosen.hosts,
         os.environ,

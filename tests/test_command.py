@@ -13,8 +13,9 @@ import pytest
 from absl import flags
 
 from launch.__main__ import VERBS, main
-from launch.arguments import Verb, check_key, data_directory, parse
+from launch.arguments import Verb, check_key, parse
 from launch.command import explain, run_verb
+from launch.config_files import data_directory
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/quickstart.py:smoke"
@@ -86,7 +87,10 @@ def test_one_call_leaves_nothing_to_the_next():
         ([CONFIG, "--workdir=x", "--config.data.sources.lega.license=x"], "did you mean config.data.sources.legal?"),
         ([CONFIG, "--workdir=x", "--config.train.steps=abc"], "config.train.steps=abc"),
         ([CONFIG, "--workdir=x", "--config.train.steps=1e3"], "config.train.steps=1e3"),
-        ([CONFIG, "--workdir=x", "--config.train.steps=0"], "config.train.steps must be from 1 to 2147483647, but is 0. Optimizer steps"),
+        (
+            [CONFIG, "--workdir=x", "--config.train.steps=0"],
+            "config.train.steps must be from 1 to 2147483647, but is 0. Optimizer steps",
+        ),
         ([CONFIG, "--workdir=x", "--config.model.retrieval_layers=(9,)"], "holds layer 9"),
     ],
 )

@@ -21,7 +21,8 @@ from data_pipeline.neighbors import NeighborTable, find_neighbors
 from data_pipeline.search import ExactSearcher
 from launch import build, database
 from launch.__main__ import main
-from launch.arguments import config_of_build, parse
+from launch.arguments import parse
+from launch.config_files import config_of_build
 from retro_jax.batches import validation_examples
 from retro_jax.config import resolve
 

@@ -5,6 +5,7 @@ import html.parser
 import json
 import re
 import subprocess
+from importlib import import_module
 
 import pytest
 from evaluation_fixture import RUN, build, save_runs
@@ -188,7 +189,7 @@ def test_plots_take_what_there_is():
 
 
 def test_quickstart_hands_its_flags_on(tmp_path):
-    argv = ["--config=configs/quickstart.py:smoke", "--workdir", str(tmp_path), "--config.train.steps=7"]
+    argv = ["--config=configs/quickstart.py:smoke", "--workdir", str(tmp_path), "--config.train.steps=70"]
     invocation = quickstart.parse(quickstart.VERB, argv)
     steps = quickstart.steps(invocation.run, invocation.workdir, argv)
     assert [step.verb for step in steps] == ["build", "train", "train", "evaluate"]
@@ -200,8 +201,27 @@ def test_quickstart_hands_its_flags_on(tmp_path):
         tmp_path.name,
     ]
     assert [invocation.run.model.retrieves for invocation in parsed] == [True, False, True, True]
-    assert {invocation.run.train.steps for invocation in parsed} == {7}
+    assert {invocation.run.train.steps for invocation in parsed[1:3]} == {70}
     assert {invocation.run.data.directory for invocation in parsed[1:]} == {str(tmp_path / "data")}
+
+
+def test_quickstart_gives_each_step_what_it_reads(tmp_path):
+    """A flag that a step does not read would end it; one that is set twice would be refused."""
+    argv = ["-config", "configs/quickstart.py:smoke", "--workdir", str(tmp_path), "--config.train.seed", "3"]
+    argv += ["--config.model.width=96", "--config.model.retrieval_layers=(2,)", "--noconfig.model.scan"]
+    argv += ["--config.data.recall_sample=7", "--config.evaluate.passages=1", "--config.data.directory=elsewhere"]
+    invocation = quickstart.parse(quickstart.VERB, argv)
+    planned = quickstart.steps(invocation.run, invocation.workdir, argv)
+    verbs = [import_module(f"launch.{step.verb}").VERB for step in planned]
+    build, baseline, retro, evaluate = (
+        quickstart.parse(verb, step.arguments) for verb, step in zip(verbs, planned, strict=True)
+    )
+    assert build.run.data.recall_sample == 7 and build.run.data.directory == "elsewhere"
+    assert baseline.run.model.retrieval_layers == () and retro.run.model.retrieval_layers == (2,)
+    assert {one.run.train.seed for one in (baseline, retro)} == {3}
+    assert {one.run.model.width for one in (baseline, retro, evaluate)} == {96}
+    assert evaluate.run.evaluate.passages == 1 and evaluate.run.model == retro.run.model
+    assert {one.run.data.directory for one in (build, baseline, retro, evaluate)} == {"elsewhere"}
 
 
 def test_quickstart_passes_over_a_trained_model(tmp_path):

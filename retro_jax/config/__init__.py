@@ -11,7 +11,7 @@ generate. Read `settings` for what a declaration is, and `run` for the conversio
 from retro_jax.config.data import FORMATS, DataConfig, SourceConfig, check_data
 from retro_jax.config.evaluate import EvaluateConfig
 from retro_jax.config.generate import SampleConfig
-from retro_jax.config.model import EncoderConfig, ModelConfig, check_model
+from retro_jax.config.model import RUNTIME, EncoderConfig, ModelConfig, at_run_time, check_model
 from retro_jax.config.run import (
     RunConfig,
     as_config_dict,
@@ -19,6 +19,7 @@ from retro_jax.config.run import (
     completed,
     convert,
     default_config,
+    open_maps,
     resolve,
     to_dict,
 )
@@ -27,6 +28,7 @@ from retro_jax.config.train import MeshConfig, TrainConfig, check_schedule, chec
 
 __all__ = [
     "FORMATS",
+    "RUNTIME",
     "DataConfig",
     "EncoderConfig",
     "EvaluateConfig",
@@ -37,6 +39,7 @@ __all__ = [
     "SourceConfig",
     "TrainConfig",
     "as_config_dict",
+    "at_run_time",
     "check",
     "check_data",
     "check_model",
@@ -47,6 +50,7 @@ __all__ = [
     "convert",
     "declarations",
     "default_config",
+    "open_maps",
     "resolve",
     "to_dict",
 ]

@@ -1,10 +1,12 @@
 """`config.model`: the decoder, the neighbor encoder and chunked cross-attention."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from retro_jax.config.settings import INT32, SWITCH, Rising, between, one_of, section, setting
 
 SIZE = between(1, INT32)
+RUNTIME = ("neighbors", "compute_dtype", "remat", "scan", "loss_block")  # no parameter depends on them
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,38 @@ def check_model(model: ModelConfig) -> None:
             raise ValueError(
                 f"Position vectors are pairs of sine and cosine, but {where}={width} is odd; take {width + 1}."
             )
+
+
+def at_run_time(trained: ModelConfig, wanted: ModelConfig, directory) -> ModelConfig:
+    """A trained model with the settings of `wanted` that touch no parameter: RUNTIME.
+
+    Args:
+      directory: of the run, for the message.
+
+    Raises:
+      ValueError: `wanted` is another model; every differing field is named.
+    """
+    fields = [
+        f"config.model.{name} (there {there}, here {here})"
+        for name, there, here in _pairs(trained, wanted)
+        if name not in RUNTIME and there != here
+    ]
+    if fields:
+        raise ValueError(
+            f"{directory} holds another model than the config says: {'; '.join(fields)}. Leave --config out to take the "
+            f"run's own, or give the config and the values that it was trained with."
+        )
+    return dataclasses.replace(trained, **{name: getattr(wanted, name) for name in RUNTIME})
+
+
+def _pairs(one, other, prefix: str = ""):
+    """(name, value, other value) of every field, of the encoder's too."""
+    for field in dataclasses.fields(one):
+        values = getattr(one, field.name), getattr(other, field.name)
+        if dataclasses.is_dataclass(values[0]):
+            yield from _pairs(*values, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", *values
 
 
 def _layer_set(layers: tuple[int, ...], last: int, where: str, last_where: str):

@@ -37,7 +37,11 @@ def as_config_dict(run: RunConfig):
     """The ConfigDict of a run, to be changed and resolved again; keys can be added to maps."""
     import ml_collections
 
-    config = ml_collections.ConfigDict(to_dict(run))
+    return open_maps(ml_collections.ConfigDict(to_dict(run)))
+
+
+def open_maps(config):
+    """The ConfigDict, after which names can be added to its maps."""
     for names in (config.data.sources, config.train.subset_weights):
         names.unlock()
     return config
