@@ -20,11 +20,16 @@ from retro_jax.config import (
     declarations,
 )
 
+OF_RECORDS = tuple(f"data.sources.NAME.{key}" for key in ("text_key", "subset_key", "id_key", "title_key", "split"))
 SECTIONS = (
     *(RunConfig, ModelConfig, EncoderConfig, TrainConfig, MeshConfig),
     *(DataConfig, SourceConfig, EvaluateConfig, SampleConfig),
 )
-WHOLE = ("dataclasses.py", "<string>")  # asdict, replace, hash and equality go over all fields and mean none of them
+WHOLE = (
+    "dataclasses.py",
+    "<string>",
+    "recording.py",
+)  # asdict, replace, hash and equality go over all fields and mean none of them
 
 
 class Recorder:
@@ -35,7 +40,8 @@ class Recorder:
         self._places: dict[int, str] = {}
         self._alive: list = []  # so that no other object gets their ids
 
-    def watch(self, config, prefix: str = "") -> None:
+    def watch(self, config, prefix: str = ""):
+        """Returns the config itself."""
         self._alive.append(config)
         self._places[id(config)] = prefix
         for field in dataclasses.fields(config):
@@ -45,6 +51,7 @@ class Recorder:
             elif field.name == "sources":
                 for source in value.values():
                     self.watch(source, f"{prefix}sources.NAME.")
+        return config
 
     def read(self, config, name: str, file: str) -> None:
         place = self._places.get(id(config))
@@ -82,8 +89,8 @@ def assert_reads(verb: str, keys: Collection[str], besides: Collection[str] = ()
     """The table names what was read and, but for `besides`, nothing else."""
     leaves = {one.key for one in declarations(RunConfig) if not dataclasses.is_dataclass(one.kind)} - {"data.sources"}
     read = leaves & set(keys)
-    assert [key for key in sorted(read) if not is_read(key, READS[verb])] == [], (
-        f"retro {verb} reads what it would refuse"
-    )
+    unknown = sorted(key for key in read if not is_read(key, READS[verb]))
+    assert not unknown, f"retro {verb} reads {unknown}, but would refuse them"
     listed = {key for key in leaves if is_read(key, READS[verb])}
-    assert sorted(listed - read - set(besides)) == [], f"retro {verb} takes what it does not read"
+    idle = sorted(listed - read - set(besides))
+    assert not idle, f"retro {verb} takes {idle}, but does not read them"

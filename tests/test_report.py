@@ -9,6 +9,7 @@ from importlib import import_module
 
 import pytest
 from evaluation_fixture import RUN, build, save_runs
+from recording import assert_reads, recorded
 
 from data_pipeline.documents import DocumentTable
 from launch import evaluate as verb
@@ -29,7 +30,9 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     build(root)
     save_runs(root, "baseline", "retro")
-    assert evaluate_main([f"--workdir={root}"]) == 0  # the config is that of the run
+    with recorded() as recorder:
+        assert evaluate_main([f"--workdir={root}"]) == 0  # the config is that of the run
+    assert_reads("evaluate", recorder.keys)
     return root
 
 
