@@ -160,6 +160,59 @@ def test_again_only_the_report_is_made(root, results, monkeypatch, capsys):
     assert (root / "report.html").exists() and "already" in capsys.readouterr().err
 
 
+def test_nothing_is_bold_that_is_not_shown(results):
+    """0 within an interval: neither the difference nor On is bold, and the plot's mark is hollow."""
+    shown = {"mean": -0.2, "low": -0.3, "high": -0.1, "shown": True}
+    tie = {"mean": -0.2, "low": -0.3, "high": 0.1, "shown": False}
+    names = ("on_minus_off", "on_minus_random", "on_minus_shuffled", "off_minus_baseline", "on_minus_baseline")
+
+    def page(gap):
+        figures = {**results["all"], **dict.fromkeys(names, gap)}
+        curves = {**results["leakage"]["all"], "on_minus_off_at_lowest_alpha": gap}
+        changed = {**results, "subsets": {"laws": figures}, "all": figures, "leakage": {"all": curves, "laws": curves}}
+        plots = make_plots(changed, {})
+        return make_report(changed, [], plots), plots["gains"]
+
+    bold, mark = re.compile("<td[^>]*><b>"), 'fill="none" stroke='
+    sure, plot = page(shown)
+    assert len(bold.findall(sure)) == 2 * (1 + 5) + 2 * 2 and mark not in plot
+    unsure, plot = page(tie)
+    assert not bold.findall(unsure) and plot.count(mark) == 2 * 3
+
+
+class Measured(Exception):
+    pass
+
+
+def test_results_of_an_older_form_are_made_anew(root, tmp_path, monkeypatch):
+    """Not read with a KeyError: the form is part of what decides whether figures are kept."""
+    for name in ("retro", "baseline", "data"):
+        (tmp_path / name).symlink_to(root / name)
+    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, directory=str(root / "data")))
+    made_from = verb.inputs(run, root / "data", verb.find_runs(run, tmp_path))
+    for older in ({}, {"made_from": {name: value for name, value in made_from.items() if name != "format"}}):
+        (tmp_path / "results.json").write_text(json.dumps(older))
+        asked = []
+
+        def measure(*arguments, asked=asked):
+            asked.append(1)
+            raise Measured
+
+        monkeypatch.setattr(verb, "measure", measure)
+        with pytest.raises(Measured):
+            evaluate(run, tmp_path)
+        assert asked
+
+
+def test_evaluation_without_neighbors_is_refused(root, capsys):
+    assert evaluate_main([f"--workdir={root}", "--config.model.neighbors=0"]) == 2
+    assert "config.model.neighbors=0 leaves nothing to evaluate" in capsys.readouterr().err
+    assert evaluate_main([f"--workdir={root}", "--config.model.layers=3"]) == 2
+    assert "config.model.layers (there 2, here 3)" in capsys.readouterr().err
+    assert evaluate_main([f"--workdir={root}", "--config.model.neighbors=4"]) == 2
+    assert "config.model.neighbors=4, but the shards" in capsys.readouterr().err
+
+
 def test_a_model_of_another_database_is_refused(root, monkeypatch, capsys):
     wrong = {"tokenizer": "a" * 64, "database": "b" * 64, "joined": "c" * 64}
     monkeypatch.setattr("retro_jax.checkpoints.load_fingerprints", lambda directory, step: wrong)
@@ -187,7 +240,12 @@ def test_plots_take_what_there_is():
     assert "nothing to show" in line_chart("t", [Series("a", [], "#000")], "x", "y")
     assert line_chart("t", [Series("a", [(1, 2.0)], "#000", "", "diamond")], "x", "y").count("<polyline") == 1
     assert bar_chart("t", ["0", "1"], {"a": [0.5, 0.5]}, "x", "y").count("<rect") == 3
-    assert interval_chart("t", [("a", "#000", {"mean": 0.0, "low": None, "high": None})], "x").count("<circle") == 1
+    assert (
+        interval_chart("t", [("a", "#000", {"mean": 0.0, "low": None, "high": None, "shown": False})], "x").count(
+            "<circle"
+        )
+        == 1
+    )
     assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0]) and ticks(3, 3) == [3]
 
 
