@@ -20,6 +20,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.arguments import Invocation, Verb, flag_values, parse
+from launch.reads import READS
 from retro_jax.preemption import EXIT_CODE, LostHost, Preempted
 
 OK, MISTAKE, DISK_FULL, INTERRUPTED = 0, 2, 3, 130
@@ -110,6 +111,8 @@ def help_text(verb: Verb) -> str:
         )
     if verb.reads_build:
         lines.append("  --config may be left out: it then is that of the build in WORKDIR/data.")
+    if verb.name in READS:
+        lines.append(f"  {'Keys that this verb reads:':<31}config.{', config.'.join(READS[verb.name])}")
     values = flag_values(verb)
     for name in sorted(set(values) - {"workdir"}):
         flag = values[name]

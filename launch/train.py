@@ -56,6 +56,12 @@ def _train(invocation: Invocation) -> None:
     chosen = invocation.flags
     if not 0 < chosen.join_timeout < float("inf"):
         raise ValueError(f"--join_timeout={chosen.join_timeout} must be a number of seconds above 0.")
+    model = invocation.run.model
+    if model.retrieves and not model.neighbors:
+        raise ValueError(
+            "config.model.neighbors=0 leaves encoder and cross-attention nothing to train on; take 1 or more, or "
+            "--config.model.retrieval_layers='()' for a decoder without retrieval."
+        )
     hosts = find_hosts(
         chosen.hosts,
         os.environ,

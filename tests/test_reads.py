@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from launch import database, quickstart
+from launch import cost, database, quickstart
 from launch.__main__ import VERBS
 from launch.arguments import parse
 from launch.reads import READS, check_reads, is_read
@@ -142,6 +142,7 @@ def test_another_model_is_refused_by_field_and_what_touches_no_parameter_is_take
         ("build", ["--plan", "--plan_tokens=-1"], "A plan needs tokens and nodes"),
         ("build", ["--plan", "--plan_tokens=nan"], "A plan needs tokens and nodes"),
         ("build", ["--plan", "--plan_nodes=0"], "A plan needs tokens and nodes"),
+        ("train", ["--config.model.neighbors=0"], "neighbors=0 leaves encoder and cross-attention nothing to train on"),
         ("train", ["--join_timeout=-1"], "--join_timeout=-1.0 must be"),
         ("train", ["--join_timeout=nan"], "--join_timeout=nan must be"),
         ("train", ["--hosts=one", "--process=1"], "belong to --hosts=flags"),
@@ -161,6 +162,18 @@ def test_a_flag_that_another_one_makes_idle_is_refused(verb, arguments, message,
     assert main([*first, CONFIG, f"--workdir={tmp_path / 'work'}", *MORE.get(verb, []), *arguments]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cost_note_asks_with_what_preflight_reads(monkeypatch):
+    """The launch scripts have the flags of `retro train`, and preflight refuses those of the data."""
+    asked = []
+    monkeypatch.setattr(cost.subprocess, "run", lambda command, **_: asked.append(command) or pytest.fail(str(command)))
+    given = ["--config=configs/retro.py:172m", "--config.data.directory=gs://b/data", "--config.train.steps=3000"]
+    with pytest.raises(pytest.fail.Exception):
+        cost.ask_preflight("retro", "cpu:1", [*given, "--noconfig.model.scan", "--hosts=one"])
+    arguments = [word for word in asked[0][2:] if not word.startswith("--no-compile")]
+    invocation = parse(ALL["preflight"][0], arguments)
+    assert invocation.given == ("train.steps", "model.scan")
 
 
 def test_preflight_takes_no_workdir(capsys):
