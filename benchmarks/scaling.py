@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from launch.command import load_config
+from launch.config_files import load_config
 from retro_jax.config import resolve
 from retro_jax.preflight import preflight
 from retro_jax.recipes import RECIPES, Recipe

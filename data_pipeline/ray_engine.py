@@ -174,7 +174,7 @@ def program() -> str:
     """A digest of the source of the pipeline."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
-    for path in sorted([*root.glob("data_pipeline/*.py"), *root.glob("retro_jax/*.py")]):
+    for path in sorted([*root.glob("data_pipeline/*.py"), *root.glob("retro_jax/**/*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

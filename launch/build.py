@@ -1,6 +1,7 @@
 """`retro build`: runs the stages of the data pipeline in order, each only as far as it is missing."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +9,9 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.command import NOTHING_KEPT, Invocation, Verb, data_directory, run_verb
+from launch.arguments import NOTHING_KEPT, Invocation, Verb
+from launch.command import run_verb
+from launch.config_files import data_directory
 from retro_jax.config import RunConfig, to_dict
 from retro_jax.streams import deliver
 
@@ -49,6 +52,7 @@ def _build(invocation: Invocation) -> None:
     from data_pipeline.lock import BuildLock
 
     values = invocation.flags
+    check_flags(values)
     if values.plan:
         from data_pipeline.planning import plan_text
         from launch.plan import make_plan
@@ -60,11 +64,6 @@ def _build(invocation: Invocation) -> None:
             raise
         deliver(json.dumps(found) if values.json else plan_text(found))
         return
-    if values.engine == "process" and (values.address != "auto" or values.accelerator != "none"):
-        raise ValueError(
-            f"--address={values.address} and --accelerator={values.accelerator} are of --engine=ray, but --engine=process; "
-            "add --engine=ray, or leave them out (in this process jax takes the accelerator it finds)."
-        )
     with BuildLock(invocation.data_directory) as lock:
         if values.engine == "process":
             build(invocation.run, invocation.workdir)
@@ -74,6 +73,28 @@ def _build(invocation: Invocation) -> None:
 
         with RayEngine(values.address, lock, values.accelerator) as engine, using(engine):
             build(invocation.run, invocation.workdir)
+
+
+def check_flags(values: flags.FlagValues) -> None:
+    """Raises ValueError where a flag would be ignored beside the others, or cannot be meant."""
+    of_plan, of_ray = ("plan_tokens", "plan_nodes", "plan_accelerator", "json"), ("engine", "address", "accelerator")
+    given = {name for name in (*of_plan, *of_ray) if values[name].value != values[name].default}
+    if not values.plan and (extra := sorted(given & set(of_plan))):
+        raise ValueError(f"--{extra[0]}={values[extra[0]].value} is of --plan; add --plan, or leave it out.")
+    if values.plan and (extra := sorted(given & set(of_ray))):
+        raise ValueError(
+            f"--{extra[0]}={values[extra[0]].value} is of a build, but --plan measures in this process; leave one out."
+        )
+    if values.engine == "process" and given & {"address", "accelerator"}:
+        raise ValueError(
+            f"--address={values.address} and --accelerator={values.accelerator} are of --engine=ray, but --engine=process; "
+            "add --engine=ray, or leave them out (in this process jax takes the accelerator it finds)."
+        )
+    if not 0 <= values.plan_tokens < math.inf or values.plan_nodes < 1:
+        raise ValueError(
+            f"A plan needs tokens and nodes, but got --plan_tokens={values.plan_tokens} and "
+            f"--plan_nodes={values.plan_nodes}; take 1 or more (--plan_tokens=0: the config's sources)."
+        )
 
 
 def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:

@@ -36,6 +36,10 @@ parse() {
       --) TRAIN+=("$@") && break ;;
       --dry-run) DRY_RUN=1 ;;
       --config=* | --config.* | --noconfig.*) TRAIN+=("$argument") ;;
+      --config)
+        (($#)) || fail "--config needs a value: --config=FILE.py[:ARGUMENTS]." 2
+        TRAIN+=("--config=$1") && shift
+        ;;
       --?*)
         name=${argument#--}
         name=${name%%=*}

@@ -22,7 +22,8 @@ def main(argv: Sequence[str]) -> int:
 
 def ask_preflight(retro: str, topology: str, arguments: Sequence[str]) -> Mapping | str:
     """Preflight's report, or why there is none."""
-    config = [argument for argument in arguments if argument.startswith(("--config", "--noconfig"))]
+    config = [word for word in arguments if word.startswith(("--config=", "--config.model.", "--config.train."))]
+    config += [word for word in arguments if word.startswith("--noconfig.model.")]  # data is not preflight's
     command = [retro, "preflight", f"--topology={topology}", *config, "--no-compile", "--json"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)

@@ -2,12 +2,14 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 
-from launch.command import MISTAKE, NOTHING_KEPT, OK, Invocation, Verb, run_verb
+from launch.arguments import NOTHING_KEPT, Invocation, Verb
+from launch.command import MISTAKE, OK, run_verb
+from launch.reads import check_reads
 from retro_jax.streams import OutputLost, deliver, protect
 
 WORKDIR = "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke"
@@ -89,6 +91,8 @@ def _verify(invocation: Invocation) -> None:
     from data_pipeline.verification import check_files
 
     data, repair = directory_of(invocation), invocation.flags.repair
+    if not repair:
+        check_reads("database verify", invocation.given)
 
     def look():
         damages = check_files(data)
@@ -202,11 +206,24 @@ def _add(invocation: Invocation) -> None:
 
     run, data = invocation.run, directory_of(invocation)
     with BuildLock(data):
-        counts = add(data, run, new_sources(data, run.data.sources), encoder_directory(run.data))
+        new = new_sources(data, run.data.sources)
+        require_new(invocation.given, new)
+        counts = add(data, run, new, encoder_directory(run.data))
     print(
         f"added {counts['documents']:,} documents ({counts['chunks']:,} chunks), {counts['copies']:,} of them copies of what "
         f"is there and left out; evaluate and sample see them from now on. {Database(data).describe()}"
     )
+
+
+def require_new(given: Iterable[str], new: Mapping) -> None:
+    """Raises ValueError where the command line changes a source that is in the database: it would not be read again."""
+    for key in given:
+        name = key.split(".")[2] if key.startswith("data.sources.") else None
+        if name is not None and name not in new:
+            raise ValueError(
+                f"--config.{key}: the source '{name}' is in the database already and is not read again. Give the new text "
+                f"a name of its own: --config.data.sources.NAME.path=..."
+            )
 
 
 ACTIONS = {

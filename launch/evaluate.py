@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.manifests import read_manifest, require_fingerprint, write_json
-from launch.command import Invocation, Verb, model_directory, run_verb
-from retro_jax.config import RunConfig, to_dict
+from launch.arguments import Invocation, Verb
+from launch.command import run_verb
+from launch.config_files import model_directory
+from retro_jax.config import RUNTIME, RunConfig, at_run_time, to_dict
 from retro_jax.hosts import require_one_process
 from retro_jax.lock import lock_directory
+
+FORMAT = 2  # of results.json: figures of another are made anew
 
 VERB = Verb(
     "evaluate",
@@ -87,9 +91,10 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
     """What the figures depend on: data, checkpoints, settings.
 
     Raises:
+      ValueError: no whole checkpoint, or a config with another model than the run's.
       StageError: a model that was trained with another tokenizer, database or shards than those in `data`.
     """
-    from retro_jax.checkpoints import load_fingerprints
+    from retro_jax.checkpoints import load_fingerprints, read_config
     from retro_jax.run_directory import fingerprints
     from retro_jax.whole import require_whole
 
@@ -108,6 +113,7 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
                 f"That is what {directory} (step {steps[name]}) was trained with: evaluate it with its own data "
                 f"(--config.data.directory).",
             )
+    at_run_time(read_config(runs["retro"]).model, run.model, runs["retro"])
     from data_pipeline.database import Database
 
     settings, version = to_dict(run.evaluate), Database(data).version
@@ -116,7 +122,9 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
         "database_version": version,
         "steps": steps,
         "neighbors": run.model.neighbors,
+        "compute_dtype": run.model.compute_dtype,
         "settings": settings,
+        "format": FORMAT,
     }
 
 
@@ -139,7 +147,14 @@ def measure(run: RunConfig, data: Path, runs: dict[str, Path]) -> tuple[dict, li
         raise ValueError(
             f"{runs['retro']} holds a model without retrieval layers; name a RETRO model with --config.evaluate.retro."
         )
-    settings, model = run.evaluate, dataclasses.replace(trained.model, neighbors=run.model.neighbors)
+    settings, model = run.evaluate, at_run_time(trained.model, run.model, runs["retro"])
+    if not model.neighbors:
+        raise ValueError(
+            "config.model.neighbors=0 leaves nothing to evaluate: On would be Off. Take 1 or more; the condition 'off' is "
+            "always evaluated beside it."
+        )
+    same = {name: getattr(model, name) for name in RUNTIME}
+    models = {name: dataclasses.replace(found.model, **same) for name, (_, found, _) in loaded.items()}
     database = Database(data)
     table = database.table
     documents = facts.require_documents(data)
@@ -154,7 +169,7 @@ def measure(run: RunConfig, data: Path, runs: dict[str, Path]) -> tuple[dict, li
         table,
         token_bytes(data, model),
         model,
-        {name: make_scorer(model_run.model, params) for name, (params, model_run, _) in loaded.items()},
+        {name: make_scorer(models[name], params) for name, (params, _, _) in loaded.items()},
         batch=settings.batch,
         seed=settings.seed,
         overlap_neighbors=settings.overlap_neighbors,

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch.command import NOTHING_KEPT, Invocation, Verb, run_verb
+from launch.arguments import NOTHING_KEPT, Invocation, Verb
+from launch.command import run_verb
+from launch.reads import is_read
 from retro_jax.streams import deliver
+
+RECIPE = ("train.mesh", "train.accumulation", "model.remat", "model.loss_block")  # what a recipe sets
 
 
 def _flags(values: flags.FlagValues) -> None:
@@ -43,7 +47,8 @@ def _preflight(invocation: Invocation) -> None:
     def say(line):
         print(f"preflight: {line}", file=sys.stderr, flush=True)
 
-    report = preflight(invocation.run, topology, not values["no-compile"].value, say)
+    own = any(is_read(key, RECIPE) for key in invocation.given)
+    report = preflight(invocation.run, topology, not values["no-compile"].value, say, recipes=not own)
     deliver(json.dumps(report, indent=2) if values.json else report_text(report))
 
 

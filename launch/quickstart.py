@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.command import Invocation, Verb, parse, run_verb
+from launch.arguments import Invocation, Verb, flag_name, one_word_flags, override_of, parse
+from launch.command import run_verb
+from launch.reads import READS, is_read
 from launch.train import VERB as TRAIN
 from retro_jax.config import RunConfig, to_dict
 from retro_jax.preemption import Interrupted, Signals, exit_code
@@ -79,33 +81,29 @@ def quickstart(invocation: Invocation, argv: Sequence[str]) -> int:
 
 
 def steps(run: RunConfig, workdir: Path, argv: Sequence[str]) -> list[Step]:
-    """What to run, with the flags of this call (all but --workdir) handed on."""
-    shared = without_workdir(argv)
+    """What to run. Each step gets the flags of this call (all but --workdir) that its verb reads."""
     data = f"--config.data.directory={run.data.directory or workdir / 'data'}"
     baseline, retro = workdir / "baseline", workdir / "retro"
     decoder = ["--config.model.retrieval_layers=()", "--config.train.retrieval_check_every=0"]
 
-    def train(title: str, directory: Path, *changes: str) -> Step:
-        return Step(title, "train", [*shared, *changes, data, f"--workdir={directory}"])
+    def step(title: str, verb: str, directory: Path, *changes: str) -> Step:
+        return Step(title, verb, [*handed_on(verb, argv, changes), *changes, f"--workdir={directory}"])
 
     return [
-        Step("build the database and the training shards", "build", [*shared, f"--workdir={workdir}"]),
-        train("train the baseline, a decoder without retrieval", baseline, *decoder),
-        train("train RETRO on the same tokens", retro),
-        Step("evaluate with every control, and report", "evaluate", [*shared, data, f"--workdir={workdir}"]),
+        step("build the database and the training shards", "build", workdir),
+        step("train the baseline, a decoder without retrieval", "train", baseline, *decoder, data),
+        step("train RETRO on the same tokens", "train", retro, data),
+        step("evaluate with every control, and report", "evaluate", workdir, data),
     ]
 
 
-def without_workdir(argv: Sequence[str]) -> list[str]:
-    """The flags without --workdir, written as one word or as two."""
-    kept, skip = [], False
-    for argument in argv:
-        if skip:
-            skip = False
-        elif argument.lstrip("-") == "workdir":
-            skip = True
-        elif not argument.lstrip("-").startswith("workdir="):
-            kept.append(argument)
+def handed_on(verb: str, argv: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """The flags of `argv` for a verb: --config, and the keys that it reads and `changes` does not set."""
+    kept, changed = [], {override_of(word) for word in changes}
+    for word in one_word_flags(VERB, argv):
+        key = override_of(word)
+        if flag_name(word) == "config" or (key and key not in changed and is_read(key, READS[verb])):
+            kept.append(word)
     return kept
 
 

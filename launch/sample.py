@@ -6,9 +6,11 @@ from pathlib import Path
 
 from absl import flags
 
-from data_pipeline.manifests import require_fingerprint
-from launch.command import NOTHING_KEPT, Invocation, Verb, data_directory, model_directory, run_verb
-from retro_jax.config import RunConfig
+from data_pipeline.manifests import read_manifest, require_fingerprint
+from launch.arguments import NOTHING_KEPT, Invocation, Verb
+from launch.command import run_verb
+from launch.config_files import data_directory, model_directory
+from retro_jax.config import RunConfig, at_run_time
 from retro_jax.hosts import require_one_process
 from retro_jax.streams import deliver
 
@@ -36,11 +38,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sample(invocation: Invocation) -> None:
     require_one_process("sample")
-    if invocation.flags.prompt is None:
+    values = invocation.flags
+    if values.prompt is None:
         raise ValueError('--prompt is missing; for example --prompt="Permission is hereby granted" (it may be empty).')
-    deliver(
-        continue_text(invocation.run, invocation.workdir, invocation.flags.prompt, invocation.flags.retrieval == "on")
-    )
+    retrieval = values.retrieval == "on"
+    unused = [key for key in invocation.given if key in ("model.neighbors", "data.encoder")]
+    if not retrieval and unused:
+        raise ValueError(
+            f"--retrieval=off reads no neighbors, so --config.{unused[0]} would change nothing; remove one."
+        )
+    if values["retrieval"].present and retrieval:
+        require_retrieval(invocation.run, invocation.workdir)
+    deliver(continue_text(invocation.run, invocation.workdir, values.prompt, retrieval))
+
+
+def require_retrieval(run: RunConfig, workdir: Path) -> None:
+    """Raises ValueError where --retrieval=on was asked for, but the model reads no neighbors."""
+    if not run.model.retrieves or not run.model.neighbors:
+        what = "config.model.neighbors=0" if run.model.retrieves else "no retrieval layers (a baseline)"
+        raise ValueError(
+            f"--retrieval=on, but the model in {model_directory(workdir)} has {what}; leave out one of them."
+        )
 
 
 def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -> str:
@@ -58,6 +76,7 @@ def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -
     check_settings(run.sample)
     directory, data = model_directory(workdir), data_directory(run, workdir)
     params, trained, step = load_params(directory)
+    model = at_run_time(trained.model, run.model, directory)
     tokenizer = Tokenizer(data / "tokenizer")
     expected = load_fingerprints(directory, step)
     remedy = (
@@ -65,18 +84,28 @@ def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -
     )
     require_fingerprint(f"tokenizer in {data}", tokenizer.fingerprint, expected["tokenizer"], remedy)
     retriever = None
-    if retrieval and trained.model.retrieves:
+    if retrieval and model.retrieves and model.neighbors:
         from data_pipeline.neighbors import NeighborTable
 
         database = NeighborTable(data / "neighbors").fingerprint
         require_fingerprint(f"database in {data}", database, expected["database"], remedy)
+        stored = read_manifest(data / "neighbors", "neighbors", verify=False).config["neighbors_stored"]
+        check_neighbors(model.neighbors, stored, data)
         retriever = DatabaseRetriever(data, run.data)
         print(f"sample: {retriever.database.describe()}", file=sys.stderr)
     with progress(description="sample", total=run.sample.tokens, unit="token") as bar:
-        drawn = sample(
-            trained.model, params, tokenizer, prompt, run.sample, retriever, lambda count: bar.update(count - bar.n)
+        drawn = sample(model, params, tokenizer, prompt, run.sample, retriever, lambda count: bar.update(count - bar.n))
+    return describe(drawn, tokenizer, model.chunk_length, retriever is not None)
+
+
+def check_neighbors(neighbors: int, stored: int, data: Path) -> None:
+    """Raises ValueError where a model is to read more neighbors than the search was measured for."""
+    if neighbors > stored:
+        raise ValueError(
+            f"config.model.neighbors={neighbors}, but the database in {data} finds {stored} neighbors a chunk; its recall "
+            f"is not known for more. Lower it, or build with --config.data.neighbors_stored={neighbors} in another "
+            f"--workdir."
         )
-    return describe(drawn, tokenizer, trained.model.chunk_length, retriever is not None)
 
 
 def describe(drawn, tokenizer, chunk_length: int, retrieval: bool) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch.command import Invocation, Verb, run_verb
+from launch.arguments import Invocation, Verb
+from launch.command import run_verb
 from retro_jax.hosts import MODES, find_hosts
 from retro_jax.preemption import Preempted
 from retro_jax.roll_call import end_within, leave_alone, leave_together, start, started
@@ -59,6 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(invocation: Invocation) -> None:
     keep_memory()
     chosen = invocation.flags
+    if not 0 < chosen.join_timeout < float("inf"):
+        raise ValueError(f"--join_timeout={chosen.join_timeout} must be a number of seconds above 0.")
+    model = invocation.run.model
+    if model.retrieves and not model.neighbors:
+        raise ValueError(
+            "config.model.neighbors=0 leaves encoder and cross-attention nothing to train on; take 1 or more, or "
+            "--config.model.retrieval_layers='()' for a decoder without retrieval."
+        )
     hosts = find_hosts(
         chosen.hosts,
         os.environ,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from retro_jax.config import TrainConfig
+from retro_jax.config import TrainConfig, check_schedule
 
 UNDECAYED = ("norm", "memory_norm", "final_norm", "content_bias", "position_bias")
 
@@ -21,13 +21,9 @@ def schedule(train: TrainConfig) -> Callable:
     cosine down to `final_fraction` of the peak at the last step, `steps - 1`.
 
     Raises:
-      ValueError: the warm-up does not end before the last step.
+      ValueError: the warm-up does not rise to the peak before the last step.
     """
-    if train.warmup_steps >= train.steps - 1 and train.warmup_steps > 0:
-        raise ValueError(
-            f"The learning rate peaks before the last step, but config.train.warmup_steps={train.warmup_steps} and "
-            f"config.train.steps={train.steps}; take at most {max(train.steps - 2, 0)} warm-up steps."
-        )
+    check_schedule(train)
     first, peak, last = train.initial_learning_rate, train.learning_rate, max(train.steps - 1, 1)
 
     def rate(step):
@@ -43,7 +39,8 @@ def schedule(train: TrainConfig) -> Callable:
 def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
     """AdamW over the trainable parameters. Its state holds two moments shaped like them, and step counts."""
     return optax.chain(
-        optax.clip_by_global_norm(train.clip_norm),
+        # Both have an empty state, so a checkpoint fits either. Clipping to a norm of 0 would make every gradient 0.
+        optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity(),
         optax.adamw(
             schedule(train),
             b1=train.beta1,

@@ -80,7 +80,10 @@ def bar_chart(
 
 
 def interval_chart(title: str, rows: Sequence[tuple[str, str, Mapping]], x_label: str) -> str:
-    """Means with their 95% intervals around a line at 0, one row each: (label, color, {"mean", "low", "high"})."""
+    """Means with their 95% intervals around a line at 0, one row each: (label, color, {"mean", "low", "high", "shown"}).
+
+    A mean is hollow where no difference is shown.
+    """
     values = [0.0, *(gap[end] for _, _, gap in rows for end in ("mean", "low", "high") if gap[end] is not None)]
     height, left = TOP + 26 * len(rows) + BOTTOM, 150
     plot = _Axes(*_padded(min(values), max(values)), 0, max(len(rows), 1), left=left, height=height, top=34)
@@ -95,7 +98,7 @@ def interval_chart(title: str, rows: Sequence[tuple[str, str, Mapping]], x_label
                 f'<line x1="{plot.x(gap["low"]):.1f}" x2="{plot.x(gap["high"]):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
                 f'stroke="{color}" stroke-width="4" stroke-linecap="round" opacity=".55"/>'
             )
-        body.append(_marker("circle", plot.x(gap["mean"]), y, color, 4.5))
+        body.append(_marker("circle", plot.x(gap["mean"]), y, color, 4.5, hollow=not gap["shown"]))
     return _frame(title, body, height=height)
 
 
@@ -173,7 +176,9 @@ def _text(x: float, y: float, content: str, anchor: str, size: int = 12) -> str:
     )
 
 
-def _marker(kind: str, x: float, y: float, color: str, size: float = 3.2) -> str:
+def _marker(kind: str, x: float, y: float, color: str, size: float = 3.2, hollow: bool = False) -> str:
+    if hollow:
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="none" stroke="{color}" stroke-width="2"/>'
     if kind == "circle":
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{color}"/>'
     turn = f' transform="rotate(45 {x:.1f} {y:.1f})"' if kind == "diamond" else ""

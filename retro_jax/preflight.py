@@ -22,17 +22,20 @@ from retro_jax.topologies import Topology
 COMPILED_REMEDIES = 2  # of those that the estimate finds, so many are compiled
 
 
-def preflight(run: RunConfig, topology: Topology, compiling: bool, say: Callable[[str], None]) -> dict:
+def preflight(
+    run: RunConfig, topology: Topology, compiling: bool, say: Callable[[str], None], recipes: bool = True
+) -> dict:
     """The report as plain JSON values; memory is in GiB a device, times in seconds of one step.
 
     Args:
       compiling: compile the step too; what the compiler says then replaces the estimate of memory.
       say: takes a line of progress.
+      recipes: apply the recipe of this size and topology, if there is one, in place of the config's own values.
 
     Raises:
       ValueError: sizes that the mesh cannot cut, or no compiler for the topology.
     """
-    recipe = recipe_for(run, topology)
+    recipe = recipe_for(run, topology) if recipes else None
     if recipe is not None:
         run = recipe.apply(run)
         say(f"the recipe for {recipe.size} on {topology.name} is applied: {_choices(run)}")

@@ -70,8 +70,10 @@ def size_of(model: ModelConfig) -> str | None:
 
 
 def recipe_for(run: RunConfig, topology: Topology) -> Recipe | None:
-    """The recipe of this run's size on this topology, where there is one and the config asks for no mesh of its own."""
+    """The recipe of this run's size on this topology, where there is one and the config has no values of its own."""
+    usual = ModelConfig()
     own = run.train.mesh != MeshConfig() or run.train.accumulation != 1
+    own = own or (run.model.remat, run.model.loss_block) != (usual.remat, usual.loss_block)
     recipe = None if own else RECIPES.get((size_of(run.model), topology.name))
     fits_batch = recipe and run.train.batch % (recipe.mesh.data * recipe.mesh.fsdp * recipe.accumulation) == 0
     return recipe if fits_batch else None

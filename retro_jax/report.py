@@ -13,6 +13,7 @@ from retro_jax.overlap import ALPHAS
 from retro_jax.passages import SHORTEST_RUN
 from retro_jax.plots import COLORS, DASHES, MARKERS, Series, bar_chart, interval_chart, line_chart
 from retro_jax.report_style import STYLE
+from retro_jax.summary import NOT_SHOWN
 
 CONTROLS = ("random", "empty", "shuffled", "oracle")
 STRONGEST = 4.0  # bits at which a token's color is full
@@ -40,10 +41,13 @@ def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> di
     gaps = [
         (f"{name}: on − {other}", COLORS[other], figures[f"on_minus_{other}"])
         for name, figures in [*subsets.items(), ("all", results["all"])]
-        for other in ("off", "random")
+        for other in ("off", "random", "baseline")
+        if f"on_minus_{other}" in figures
     ]
     plots = {
-        "gains": interval_chart("What retrieval changes (left of 0 is better)", gaps, "bits per byte, 95% interval")
+        "gains": interval_chart(
+            "What retrieval changes (left of 0 is better)", gaps, "bits per byte, 95% interval; hollow: none is shown"
+        )
     }
     plots["training"] = line_chart(
         "Training",
@@ -150,7 +154,9 @@ def _bpb_table(results) -> str:
     def cell(figures, condition):
         value = figures["bpb"][condition]
         shown = "-" if value is None else f"{value:.4f}"
-        return f"<td{_control(condition)}>{f'<b>{shown}</b>' if condition == 'on' else shown}</td>"
+        return (
+            f"<td{_control(condition)}>{f'<b>{shown}</b>' if condition == 'on' and on_is_best(figures) else shown}</td>"
+        )
 
     head = "".join(f"<th{_control(name)}>{name}</th>" for name in CONDITIONS)
     body = "".join(
@@ -160,10 +166,16 @@ def _bpb_table(results) -> str:
     )
     return (
         '<div class="scroll"><table><caption>Lower is better. Every text token is scored once, bytes are UTF-8; '
-        "controls in gray.</caption>"
+        "controls in gray. On is bold where it is shown to be below Off and below the baseline.</caption>"
         f"<thead><tr><th>subset</th><th>documents</th><th>bytes</th><th>overlap</th>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def on_is_best(figures: Mapping) -> bool:
+    """Whether On is shown to be below Off, and below the baseline where there is one."""
+    gaps = [figures[name] for name in ("on_minus_off", "on_minus_baseline") if name in figures]
+    return all(gap["shown"] and gap["mean"] < 0 for gap in gaps)
 
 
 def _control(condition: str) -> str:
@@ -173,27 +185,25 @@ def _control(condition: str) -> str:
 def _difference_table(results) -> str:
     names = ["on_minus_off", "on_minus_random", "on_minus_shuffled", "off_minus_baseline", "on_minus_baseline"]
 
-    def cell(gap):
-        if gap is None:
-            return "<td>-</td>"
-        mean = f"{gap['mean']:+.4f}"
-        if gap["low"] is None:
-            return f"<td>{mean} <small>one document</small></td>"
-        sure = gap["low"] > 0 or gap["high"] < 0
-        return (
-            f"<td>{f'<b>{mean}</b>' if sure else mean}<br><small>{gap['low']:+.4f} to {gap['high']:+.4f}</small></td>"
-        )
-
     head = "".join(f"<th>{name.replace('_minus_', ' − ')}</th>" for name in names)
     body = "".join(
-        f'<tr class="{kind}"><td>{e(name)}</td>{"".join(cell(figures.get(gap)) for gap in names)}</tr>'
+        f'<tr class="{kind}"><td>{e(name)}</td>{"".join(_gap_cell(figures.get(gap)) for gap in names)}</tr>'
         for name, figures, kind in _rows(results)
     )
     return (
         '<div class="scroll"><table><caption>Differences in bits per byte with 95% bootstrap intervals over documents; '
-        "bold where the interval leaves out 0, negative where the first is better.</caption>"
+        f"negative where the first is better. Not bold: no difference is shown, {NOT_SHOWN}.</caption>"
         f"<thead><tr><th>subset</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _gap_cell(gap: Mapping | None) -> str:
+    if gap is None:
+        return "<td>-</td>"
+    mean = f"{gap['mean']:+.4f}"
+    if gap["low"] is None:
+        return f"<td>{mean} <small>one document</small></td>"
+    return f"<td>{f'<b>{mean}</b>' if gap['shown'] else mean}<br><small>{gap['low']:+.4f} to {gap['high']:+.4f}</small></td>"
 
 
 def _meanings(results) -> str:
@@ -222,15 +232,18 @@ def _leakage_words(results) -> str:
 def _leakage_table(results) -> str:
     rows = "".join(
         f"<tr><td>{e(name)}</td><td>{curves['byte_share'][0]:.1%}</td>"
-        f"<td>{'-' if curves['gain_at_lowest_alpha'] is None else format(curves['gain_at_lowest_alpha'], '+.4f')}</td>"
-        f"<td>{curves['bpb']['off'][-1] - curves['bpb']['on'][-1]:+.4f}</td></tr>"
+        f"{_gap_cell(curves['on_minus_off_at_lowest_alpha'])}{_gap_cell(_all_of(results, name)['on_minus_off'])}</tr>"
         for name, curves in results["leakage"].items()
     )
     return (
-        '<div class="scroll"><table><caption>Gain of On over Off in bits per byte (positive is better), on low-overlap '
-        "chunks and on all.</caption><thead><tr><th>subset</th><th>bytes with r ≤ 12.5%</th><th>gain there</th>"
-        f"<th>gain on all</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        '<div class="scroll"><table><caption>On − Off in bits per byte (negative is better), on low-overlap chunks and on '
+        "all; bold where a difference is shown.</caption><thead><tr><th>subset</th><th>bytes with r ≤ 12.5%</th>"
+        f"<th>on − off there</th><th>on − off on all</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
+
+
+def _all_of(results, name: str) -> Mapping:
+    return results["all"] if name == "all" else results["subsets"][name]
 
 
 def _passage_words() -> str:

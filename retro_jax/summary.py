@@ -7,10 +7,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from retro_jax.evaluation import CONDITIONS, HeldOut
-from retro_jax.overlap import leakage_curves
+from retro_jax.overlap import ALPHAS, leakage_curves
 
 DIFFERENCES = (("on", "off"), ("on", "random"), ("on", "shuffled"), ("off", "baseline"), ("on", "baseline"))
 RESAMPLES_AT_ONCE = 4_000_000  # cells of the table of resampled counts
+TAIL = 0.025  # of the resamples on each side of a 95% interval
+ENOUGH = 160  # resamples: of fewer, the ends of the interval are known too badly to say on which side of 0 they are
+NOT_SHOWN = "0 lies within the 95% interval, or so near to its end that the draw of resamples decides"
+DEVIATIONS = 3  # by which the draw of resamples may move an end
 
 
 def summarize(held_out: HeldOut, subset_names: Sequence[str], *, resamples: int, seed: int) -> dict:
@@ -29,7 +33,7 @@ def summarize(held_out: HeldOut, subset_names: Sequence[str], *, resamples: int,
     return {
         "subsets": subsets,
         "all": figures(held_out, everything, resamples, seed),
-        "leakage": {name: leakage(held_out, rows) for name, rows in [("all", everything), *subset_of]},
+        "leakage": {name: leakage(held_out, rows, resamples, seed) for name, rows in [("all", everything), *subset_of]},
         "verdict": verdict(subsets),
     }
 
@@ -66,36 +70,49 @@ def paired_difference(
     """Bits per byte by which one condition is above another, with a 95% bootstrap interval over documents.
 
     Documents, not tokens, are drawn again (with their differences and bytes together): tokens of one document rise and
-    fall together. {"mean", "low", "high"}; the ends are None where one document gives nothing to draw from.
+    fall together.
+
+    Returns:
+      "mean", "low", "high", and "shown": whether a difference is shown, that is whether 0 lies outside of the interval
+      for any draw of so many resamples. The ends are None where one document gives nothing to draw from.
     """
     mean = float(differences.sum() / sizes.sum())
     count = len(sizes)
     if count < 2:
-        return {"mean": mean, "low": None, "high": None}
+        return {"mean": mean, "low": None, "high": None, "shown": False}
     generator = np.random.default_rng(seed)
     ratios = []
     for start in range(0, resamples, step := max(1, RESAMPLES_AT_ONCE // count)):
         drawn = generator.multinomial(count, np.full(count, 1 / count), size=min(step, resamples - start))
         ratios.append((drawn @ differences) / np.maximum(drawn @ sizes, 1))
-    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
-    return {"mean": mean, "low": float(low), "high": float(high)}
+    ratios = np.sort(np.concatenate(ratios))
+    low, high = np.quantile(ratios, [TAIL, 1 - TAIL])
+    # The resamples below the end of the true interval are binomial: the end lies between two ranks, whatever the draw.
+    rank = max(0, math.floor(resamples * TAIL - DEVIATIONS * math.sqrt(resamples * TAIL * (1 - TAIL))))
+    shown = resamples >= ENOUGH and bool(ratios[rank] > 0 or ratios[-1 - rank] < 0)
+    return {"mean": mean, "low": float(low), "high": float(high), "shown": shown}
 
 
-def leakage(held_out: HeldOut, rows: Bool[np.ndarray, "N"]) -> dict:
-    """bpb(alpha) of some chunks, and what retrieval gains where at most an eighth of a chunk stands in its neighbors."""
+def leakage(held_out: HeldOut, rows: Bool[np.ndarray, "N"], resamples: int, seed: int) -> dict:
+    """bpb(alpha) of some chunks; and on - off where at most an eighth of a chunk stands in its neighbors."""
     bits = {name: table[rows].sum(axis=1, dtype=np.float64) for name, table in held_out.bits.items()}
     curves = leakage_curves(held_out.overlap[rows], held_out.bytes[rows].sum(axis=1), bits)
-    on, off = curves["bpb"]["on"][0], curves["bpb"]["off"][0]
-    curves["gain_at_lowest_alpha"] = None if on is None else off - on
+    low = rows & (held_out.overlap <= ALPHAS[0] + 1e-9) & (held_out.bytes.sum(axis=1) > 0)
+    curves["on_minus_off_at_lowest_alpha"] = None
+    if low.any():
+        numbers = np.unique(held_out.documents[low], return_inverse=True)[1]
+        gap = held_out.bits["on"][low].sum(axis=1, dtype=np.float64) - held_out.bits["off"][low].sum(axis=1)
+        sizes = np.bincount(numbers, weights=held_out.bytes[low].sum(axis=1))
+        curves["on_minus_off_at_lowest_alpha"] = paired_difference(np.bincount(numbers, gap), sizes, resamples, seed)
     return curves
 
 
 def verdict(subsets: Mapping[str, Mapping]) -> dict:
-    """Was the promised effect seen: On below Off and below random neighbors, by more than the interval, where overlap is highest?"""
+    """Was the promised effect seen: On below Off and below random neighbors, by more than the interval (see `paired_difference`), where overlap is highest?"""
     name = max(sorted(subsets), key=lambda name: subsets[name]["overlap"])
     found = subsets[name]
     gaps = {other: found[f"on_minus_{other}"] for other in ("off", "random")}
-    seen = all(gap["high"] is not None and gap["high"] < 0 for gap in gaps.values())
+    seen = all(gap["shown"] and gap["mean"] < 0 for gap in gaps.values())
     figures = " and ".join(
         f"{gap['mean']:+.4f} bits per byte against {'retrieval off' if other == 'off' else 'random neighbors'} "
         f"({interval(gap)})"
@@ -116,14 +133,13 @@ def interval(gap: Mapping) -> str:
 
 
 def table_text(results: Mapping) -> str:
-    """The results table as a terminal shows it: bits per byte by subset and condition, On minus Off beside it."""
-    head = ["subset", "bytes", "overlap", *CONDITIONS, "on - off", "95% interval"]
+    """The results table as a terminal shows it: bits per byte by subset and condition, and what On changes."""
+    head = ["subset", "bytes", "overlap", *CONDITIONS, "on - off", "95% interval", "on - baseline", "95% interval"]
     lines = [head]
     for name, found in [*results["subsets"].items(), ("all", results["all"])]:
-        gap = found["on_minus_off"]
-        ends = "-" if gap["low"] is None else f"{gap['low']:+.4f} .. {gap['high']:+.4f}"
+        gaps = [cell for other in ("off", "baseline") for cell in _gap_cells(found.get(f"on_minus_{other}"))]
         cells = ["-" if found["bpb"][c] is None else f"{found['bpb'][c]:.4f}" for c in CONDITIONS]
-        lines.append([name, f"{found['bytes']:,}", f"{found['overlap']:.2f}", *cells, f"{gap['mean']:+.4f}", ends])
+        lines.append([name, f"{found['bytes']:,}", f"{found['overlap']:.2f}", *cells, *gaps])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     text = "\n".join(
         "  ".join(
@@ -132,11 +148,22 @@ def table_text(results: Mapping) -> str:
         )
         for line in lines
     )
-    lowest = results["leakage"]["all"]["gain_at_lowest_alpha"]
+    lowest = results["leakage"]["all"]["on_minus_off_at_lowest_alpha"]
     notes = [
         "Bits per byte of held-out text, lower is better. Controls: random (database chunks by chance), empty (no",
         "neighbors), shuffled (those of another chunk), oracle (the true continuation; a cheat and an upper bound).",
     ]
-    if lowest is not None and math.isfinite(lowest):
-        notes.append(f"Gain where at most 12.5% of a chunk stands in its neighbors: {lowest:.4f} bits per byte.")
+    if any("~" in cell for line in lines for cell in line):
+        notes.append(f"~ no difference is shown: {NOT_SHOWN}.")
+    if lowest is not None:
+        mean, ends = _gap_cells(lowest)
+        notes.append(f"on - off where at most 12.5% of a chunk stands in its neighbors: {mean} ({ends}).")
     return "\n".join([text, "", *notes])
+
+
+def _gap_cells(gap: Mapping | None) -> tuple[str, str]:
+    """A difference, with a ~ where none is shown, and its interval."""
+    if gap is None:
+        return "-", "-"
+    ends = "one document" if gap["low"] is None else f"{gap['low']:+.4f} .. {gap['high']:+.4f}"
+    return f"{gap['mean']:+.4f}{'' if gap['shown'] else ' ~'}", ends

@@ -6,6 +6,7 @@ import os
 import made_up_encoder
 import made_up_text
 import pytest
+from recording import OF_RECORDS, assert_reads, recorded
 
 from data_pipeline import manifests
 from launch.build import main, summary
@@ -38,7 +39,9 @@ def arguments(root, workdir, *more):
 
 @pytest.fixture(scope="module")
 def whole(root):
-    assert main(arguments(root, root / "whole")) == 0
+    with recorded() as recorder:
+        assert main(arguments(root, root / "whole")) == 0
+    assert_reads("build", recorder.keys, besides=OF_RECORDS)  # a text file has no keys
     return contents(root / "whole")
 
 

@@ -13,7 +13,9 @@ import pytest
 from absl import flags
 
 from launch.__main__ import VERBS, main
-from launch.command import Verb, check_key, data_directory, explain, parse, run_verb
+from launch.arguments import Verb, check_key, parse
+from launch.command import explain, run_verb
+from launch.config_files import data_directory
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/quickstart.py:smoke"
@@ -39,7 +41,7 @@ def attempt(arguments, execute=lambda invocation: None):
 def test_flags_and_overrides_reach_the_verb():
     seen = []
     arguments = [
-        "--config.train.steps=7",  # also before --config
+        "--config.train.steps=70",  # also before --config
         CONFIG,
         "--config.model.retrieval_layers=(1,3)",
         "--config.train.subset_weights.wiki=0.5",
@@ -51,7 +53,7 @@ def test_flags_and_overrides_reach_the_verb():
     ]
     assert attempt(arguments, seen.append) == 0
     run, workdir = seen[0].run, seen[0].workdir
-    assert run.train.steps == 7 and run.model.retrieval_layers == (1, 3) and not run.model.scan
+    assert run.train.steps == 70 and run.model.retrieval_layers == (1, 3) and not run.model.scan
     assert run.train.subset_weights == {"wiki": 0.5} and run.train.learning_rate == 1.0
     assert run.data.sources["mine"].path == "texts" and "legal" in run.data.sources
     assert workdir == Path("runs/x") and seen[0].flags.prompt == "one two"
@@ -61,7 +63,7 @@ def test_flags_and_overrides_reach_the_verb():
 
 
 def test_one_call_leaves_nothing_to_the_next():
-    assert parse(VERB, [CONFIG, "--workdir=a", "--config.train.steps=7"]).run.train.steps == 7
+    assert parse(VERB, [CONFIG, "--workdir=a", "--config.train.steps=70"]).run.train.steps == 70
     assert parse(VERB, [CONFIG, "--workdir=a"]).run.train.steps == 40
 
 
@@ -85,7 +87,10 @@ def test_one_call_leaves_nothing_to_the_next():
         ([CONFIG, "--workdir=x", "--config.data.sources.lega.license=x"], "did you mean config.data.sources.legal?"),
         ([CONFIG, "--workdir=x", "--config.train.steps=abc"], "config.train.steps=abc"),
         ([CONFIG, "--workdir=x", "--config.train.steps=1e3"], "config.train.steps=1e3"),
-        ([CONFIG, "--workdir=x", "--config.train.steps=0"], "config.train.steps must be positive, but is 0"),
+        (
+            [CONFIG, "--workdir=x", "--config.train.steps=0"],
+            "config.train.steps must be from 1 to 2147483647, but is 0. Optimizer steps",
+        ),
         ([CONFIG, "--workdir=x", "--config.model.retrieval_layers=(9,)"], "holds layer 9"),
     ],
 )
@@ -94,6 +99,107 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, capsys):
     out, err = capsys.readouterr()
     assert message in err and err.startswith("retro try: ")
     assert "Traceback" not in err and not out and len(err.strip().splitlines()) == 1
+
+
+def test_flags_of_two_words_and_of_one_dash(tmp_path):
+    """`--config FILE` said that --config is missing."""
+    for argv in (
+        ["--config", "configs/quickstart.py:smoke", "--workdir", "runs/x", "--config.train.steps", "70"],
+        ["-config", "configs/quickstart.py:smoke", "-workdir", "runs/x", "-config.train.steps=70"],
+        ["-config=configs/quickstart.py:smoke", "-workdir=runs/x", "--config.train.steps=70", "--prompt", "--config=x"],
+        ["--prompt", "config.train.steps=3", "--workdir=runs/x", CONFIG, "--config.train.steps=70", CONFIG],
+    ):
+        invocation = parse(VERB, argv)
+        assert invocation.run.train.steps == 70 and invocation.workdir == Path("runs/x"), argv
+    assert not parse(VERB, [CONFIG, "--workdir=x", "--noconfig.model.scan"]).run.model.scan
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "--workdir=x"], "--config needs a value: --config=..."),
+        (["--config="], "--config is empty"),
+        (["--config=configs"], "--config=configs is a folder; give a config file in it: configs/baseline.py"),
+        (
+            [CONFIG, "--config=configs/quickstart.py"],
+            "--config is given twice, --config=configs/quickstart.py:smoke and",
+        ),
+        ([CONFIG, "--workdir=a", "--workdir=b"], "--workdir is given twice, --workdir=a and --workdir=b"),
+        ([CONFIG, "--config.train.seed=1", "--config.train.seed=2"], "--config.train.seed is given twice"),
+        ([CONFIG, "--config.model.scan=true", "--noconfig.model.scan"], "--config.model.scan is given twice"),
+        ([CONFIG, "--workdir"], "--workdir needs a value"),
+        ([CONFIG, "--config.train.steps"], "--config.train.steps needs a value"),
+        (["--config=configs/quickstart.py:smok", "--workdir=x"], "configs/quickstart.py, line "),
+    ],
+)
+def test_what_a_command_line_cannot_mean(arguments, message, capsys):
+    assert attempt(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+WHOLE = "from retro_jax.config import default_config\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "argument", "message"),
+    [
+        ("def get_config(:\n", "", "x.py, line 1 is not valid Python"),
+        ("x = 1\nimport no_such_package\n", "", "x.py, line 2: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("def get_config():\n    return 1 / 0\n", "", "x.py, line 2: ZeroDivisionError"),
+        ("def get_config():\n    return int('a')\n", "", "x.py, line 2: invalid literal for int()"),
+        ("raise SystemExit(3)\n", "", "x.py, line 1: SystemExit: 3"),
+        ("get_config = 3\n", "", "defines no get_config"),
+        ("def get_config():\n    pass\n", "", "must return an ml_collections.ConfigDict, but returned NoneType"),
+        ("def get_config():\n    return {}\n", "", "ConfigDict, but returned dict"),
+        (f"{WHOLE}def get_config():\n    return default_config()\n", "172mm", "x.py takes no argument, but --config="),
+        (
+            f"{WHOLE}def get_config():\n    c = default_config()\n    c.train.update(stepz=3)\n    return c\n",
+            "",
+            "stepz",
+        ),
+        (
+            "import ml_collections as m\ndef get_config():\n    return m.ConfigDict({'trian': {}})\n",
+            "",
+            "did you mean config.t",
+        ),
+        (
+            "import ml_collections as m\ndef get_config():\n    return m.ConfigDict({'data': 3})\n",
+            "",
+            "must be a section",
+        ),
+        (
+            "import ml_collections as m\ndef get_config():\n    return m.ConfigDict({'train': {'steps': 0}})\n",
+            "",
+            "from 1 to",
+        ),
+    ],
+)
+def test_a_config_file_that_fails_is_named_with_its_line(source, argument, message, tmp_path, capsys):
+    path = tmp_path / "x.py"
+    path.write_text(source)
+    assert attempt([f"--config={path}{f':{argument}' if argument else ''}", "--workdir=x"]) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_get_config_may_take_no_argument_and_leave_keys_out(tmp_path):
+    """It was a TypeError; sections that a file leaves out have their defaults."""
+    path = tmp_path / "x.py"
+    path.write_text(
+        "import ml_collections as m\n"
+        "def get_config():\n"
+        "    config = m.ConfigDict({'train': {'steps': 100, 'clip_norm': 1}, 'data': {'sources': {'own': {'path': 'a'}}}})\n"
+        "    config.train.warmup_steps = config.train.get_oneway_ref('steps') // 10\n"
+        "    return config\n"
+    )
+    run = parse(
+        VERB, [f"--config={path}", "--workdir=x", "--config.train.steps=200", "--config.train.clip_norm=0.5"]
+    ).run
+    assert run.train.steps == 200 and run.train.warmup_steps == 20  # a reference follows the command line
+    assert run.train.clip_norm == 0.5 and run.model.layers == 12
+    assert run.data.sources["own"].path == "a" and run.data.sources["own"].text_key == "text"
+    more = parse(VERB, [f"--config={path}", "--workdir=x", "--config.data.sources.new.path=b"]).run
+    assert set(more.data.sources) == {"own", "new"}
 
 
 def raising(error):

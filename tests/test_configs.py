@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.command import load_config
+from launch.config_files import load_config
 from retro_jax.config import EncoderConfig, resolve
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -7,8 +7,10 @@ import made_up_encoder
 import made_up_text
 import numpy as np
 import pytest
+from recording import OF_RECORDS, assert_reads, recorded
 from test_build import arguments, contents
 
+from data_pipeline import changes
 from data_pipeline.changes import make_addition
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.content import check_content
@@ -21,10 +23,13 @@ from data_pipeline.neighbors import NeighborTable, find_neighbors
 from data_pipeline.search import ExactSearcher
 from launch import build, database
 from launch.__main__ import main
-from launch.command import config_of_build, parse
+from launch.arguments import parse
+from launch.config_files import config_of_build
 from retro_jax.batches import validation_examples
 from retro_jax.config import resolve
 
+# Settings that an addition has values of its own for; without held-out documents nothing is near one.
+ITS_OWN = {"data.validation_fraction", "data.near_duplicate_jaccard", "data.embedding_dtype", "data.index_shards"}
 EMBEDDINGS, IDS = "embeddings/embeddings-00001.npy", "neighbors/neighbors-00001.ids.npy"
 
 
@@ -349,13 +354,27 @@ def test_mistakes_in_removing_are_named_and_change_nothing(work, capsys):
         Database(data)
 
 
-def test_what_is_added_counts_at_once_and_changes_no_id(root, work, capsys):
+def test_the_verbs_read_the_settings_that_their_table_names(work):
+    document = str(ChunkTable(work / "data" / "chunks").document_ids[:1][0])
+    for action, *more in (["info"], ["verify"], ["remove", f"--documents={document}"]):
+        with recorded() as recorder:
+            assert database.main([action, f"--workdir={work}", *more]) == 0
+        assert_reads(f"database {action}", recorder.keys)
+
+
+def test_what_is_added_counts_at_once_and_changes_no_id(root, work, capsys, monkeypatch):
     data, folder = work / "data", work / "new"
     made_up_text.write_folder(folder, documents=3, seed=77)
     shutil.copy(root / "text" / "003.txt", folder / "copy.txt")
     before = contents(work)
     source = f"--config.data.sources.news.path={folder}"
-    assert database.main(["add", f"--workdir={work}", source]) == 0
+    with recorded() as recorder:
+        build_documents = changes.build_documents  # the first that reads the settings that an addition has changed
+        monkeypatch.setattr(
+            changes, "build_documents", lambda at, config: build_documents(at, recorder.watch(config, "data."))
+        )
+        assert database.main(["add", f"--workdir={work}", source]) == 0
+    assert_reads("database add", recorder.keys - ITS_OWN, besides=OF_RECORDS)
     assert "added 4 documents" in (out := capsys.readouterr().out) and "1 of them copies" in out
     after = contents(work)
     assert {name: after[name] for name in before} == before

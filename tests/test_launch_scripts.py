@@ -63,8 +63,9 @@ def test_the_commands_of_the_guides_work(guide, tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_dry_run_prints_commands_for_every_verb_and_deletes_only_when_told(script, tmp_path):
-    flags = [*WHERE[script], "--topology=v5p:2x2x2", "--config=x.py", "--dry-run"]
+    flags = [*WHERE[script], "--topology=v5p:2x2x2", "--config", "x.py", "--dry-run"]
     retro = stand_in(tmp_path)
+    assert "--config=x.py" in launch(script, "start", *flags, retro=retro).stdout
     for verb in ("start", "watch", "restart", "stop"):
         result = launch(script, verb, *flags, retro=retro)
         assert result.returncode == 0, result.stderr
@@ -83,6 +84,7 @@ def test_mistakes_are_usage_errors(script):
     wrong = launch(script, "start", "--workdri=x", retro="")
     assert wrong.returncode == 2 and "--workdri is not a flag" in wrong.stderr and "workdir" in wrong.stderr
     assert "flags look like --name=value" in launch(script, "start", "--workdir", "runs/x", retro="").stderr
+    assert "--config needs a value" in launch(script, "start", *WHERE[script], "--config", retro="").stderr
     missing = launch(script, "start", *WHERE[script], "--topology=v5p:2x2x2", retro="retro")
     assert missing.returncode == 2 and "--config=... is missing" in missing.stderr
 

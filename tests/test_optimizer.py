@@ -69,3 +69,19 @@ def test_every_parameter_has_a_group():
     _, params = abstract_model(MODEL)
     assert {group(path) for path in flatten(params)} == {"encoder", "cca", "decoder"}
     assert {group(path) for path in flatten(abstract_model(BASELINE)[1])} == {"decoder"}
+
+
+def test_a_clip_norm_of_zero_turns_clipping_off():
+    """Clipping to a norm of 0 makes every gradient 0: weight decay alone would train."""
+    base = TrainConfig(steps=10, warmup_steps=0, learning_rate=0.5, weight_decay=0.0, beta1=0.0, beta2=0.0, epsilon=1.0)
+    params, grads = {"up": jnp.array([[2.0]])}, {"up": jnp.array([[30.0]])}
+
+    def update(clip_norm):
+        optimizer = make_optimizer(dataclasses.replace(base, clip_norm=clip_norm))
+        state = optimizer.init(params)
+        return optimizer.update(grads, state, params)[0]["up"], jax.tree.structure(state)
+
+    off, clipped = update(0.0), update(1.0)
+    np.testing.assert_allclose(off[0], [[-0.5 * 30 / 31]], rtol=1e-6)
+    np.testing.assert_allclose(clipped[0], [[-0.5 * 1 / 2]], rtol=1e-6)
+    assert off[1] == clipped[1]  # a checkpoint of one can be read by the other

@@ -14,7 +14,7 @@ from processes import differences, finish, log_path, start_run, wait_for
 from training_fixture import BASELINE, MODEL, build_data, compiled_once, make_run
 
 from launch import quickstart
-from retro_jax.checkpoints import Checkpoints, load_params, steps
+from retro_jax.checkpoints import Checkpoints, load_params
 from retro_jax.config import MeshConfig
 from retro_jax.metrics import read_metrics
 from retro_jax.preemption import SIGNALS, Interrupted, Preempted, Preemption, Signals, exit_code, kept_handlers

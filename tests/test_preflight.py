@@ -116,7 +116,7 @@ def test_an_absent_tpu_is_compiled_for(capsys):
 
 @pytest.mark.tpu
 def test_what_does_not_fit_says_by_how_much():
-    from launch.command import load_config
+    from launch.config_files import load_config
     from retro_jax.config import resolve
 
     run = resolve(load_config("configs/retro.py:132m".replace("retro", "baseline")))

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from launch.command import load_config
+from launch.config_files import load_config
 from retro_jax.config import MeshConfig, resolve
 from retro_jax.estimate import memory_gib
 from retro_jax.models.retro import abstract_model

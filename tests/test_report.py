@@ -4,10 +4,12 @@ import dataclasses
 import html.parser
 import json
 import re
+from importlib import import_module
 
 import pytest
 from evaluation_fixture import RUN, build, save_runs
 from made_up_checkpoints import write_whole
+from recording import assert_reads, recorded
 
 from data_pipeline.documents import DocumentTable
 from launch import evaluate as verb
@@ -28,7 +30,9 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     build(root)
     save_runs(root, "baseline", "retro")
-    assert evaluate_main([f"--workdir={root}"]) == 0  # the config is that of the run
+    with recorded() as recorder:
+        assert evaluate_main([f"--workdir={root}"]) == 0  # the config is that of the run
+    assert_reads("evaluate", recorder.keys)
     return root
 
 
@@ -156,6 +160,59 @@ def test_again_only_the_report_is_made(root, results, monkeypatch, capsys):
     assert (root / "report.html").exists() and "already" in capsys.readouterr().err
 
 
+def test_nothing_is_bold_that_is_not_shown(results):
+    """0 within an interval: neither the difference nor On is bold, and the plot's mark is hollow."""
+    shown = {"mean": -0.2, "low": -0.3, "high": -0.1, "shown": True}
+    tie = {"mean": -0.2, "low": -0.3, "high": 0.1, "shown": False}
+    names = ("on_minus_off", "on_minus_random", "on_minus_shuffled", "off_minus_baseline", "on_minus_baseline")
+
+    def page(gap):
+        figures = {**results["all"], **dict.fromkeys(names, gap)}
+        curves = {**results["leakage"]["all"], "on_minus_off_at_lowest_alpha": gap}
+        changed = {**results, "subsets": {"laws": figures}, "all": figures, "leakage": {"all": curves, "laws": curves}}
+        plots = make_plots(changed, {})
+        return make_report(changed, [], plots), plots["gains"]
+
+    bold, mark = re.compile("<td[^>]*><b>"), 'fill="none" stroke='
+    sure, plot = page(shown)
+    assert len(bold.findall(sure)) == 2 * (1 + 5) + 2 * 2 and mark not in plot
+    unsure, plot = page(tie)
+    assert not bold.findall(unsure) and plot.count(mark) == 2 * 3
+
+
+class Measured(Exception):
+    pass
+
+
+def test_results_of_an_older_form_are_made_anew(root, tmp_path, monkeypatch):
+    """Not read with a KeyError: the form is part of what decides whether figures are kept."""
+    for name in ("retro", "baseline", "data"):
+        (tmp_path / name).symlink_to(root / name)
+    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, directory=str(root / "data")))
+    made_from = verb.inputs(run, root / "data", verb.find_runs(run, tmp_path))
+    for older in ({}, {"made_from": {name: value for name, value in made_from.items() if name != "format"}}):
+        (tmp_path / "results.json").write_text(json.dumps(older))
+        asked = []
+
+        def measure(*arguments, asked=asked):
+            asked.append(1)
+            raise Measured
+
+        monkeypatch.setattr(verb, "measure", measure)
+        with pytest.raises(Measured):
+            evaluate(run, tmp_path)
+        assert asked
+
+
+def test_evaluation_without_neighbors_is_refused(root, capsys):
+    assert evaluate_main([f"--workdir={root}", "--config.model.neighbors=0"]) == 2
+    assert "config.model.neighbors=0 leaves nothing to evaluate" in capsys.readouterr().err
+    assert evaluate_main([f"--workdir={root}", "--config.model.layers=3"]) == 2
+    assert "config.model.layers (there 2, here 3)" in capsys.readouterr().err
+    assert evaluate_main([f"--workdir={root}", "--config.model.neighbors=4"]) == 2
+    assert "config.model.neighbors=4, but the shards" in capsys.readouterr().err
+
+
 def test_a_model_of_another_database_is_refused(root, monkeypatch, capsys):
     wrong = {"tokenizer": "a" * 64, "database": "b" * 64, "joined": "c" * 64}
     monkeypatch.setattr("retro_jax.checkpoints.load_fingerprints", lambda directory, step: wrong)
@@ -183,12 +240,17 @@ def test_plots_take_what_there_is():
     assert "nothing to show" in line_chart("t", [Series("a", [], "#000")], "x", "y")
     assert line_chart("t", [Series("a", [(1, 2.0)], "#000", "", "diamond")], "x", "y").count("<polyline") == 1
     assert bar_chart("t", ["0", "1"], {"a": [0.5, 0.5]}, "x", "y").count("<rect") == 3
-    assert interval_chart("t", [("a", "#000", {"mean": 0.0, "low": None, "high": None})], "x").count("<circle") == 1
+    assert (
+        interval_chart("t", [("a", "#000", {"mean": 0.0, "low": None, "high": None, "shown": False})], "x").count(
+            "<circle"
+        )
+        == 1
+    )
     assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0]) and ticks(3, 3) == [3]
 
 
 def test_quickstart_hands_its_flags_on(tmp_path):
-    argv = ["--config=configs/quickstart.py:smoke", "--workdir", str(tmp_path), "--config.train.steps=7"]
+    argv = ["--config=configs/quickstart.py:smoke", "--workdir", str(tmp_path), "--config.train.steps=70"]
     invocation = quickstart.parse(quickstart.VERB, argv)
     steps = quickstart.steps(invocation.run, invocation.workdir, argv)
     assert [step.verb for step in steps] == ["build", "train", "train", "evaluate"]
@@ -200,8 +262,27 @@ def test_quickstart_hands_its_flags_on(tmp_path):
         tmp_path.name,
     ]
     assert [invocation.run.model.retrieves for invocation in parsed] == [True, False, True, True]
-    assert {invocation.run.train.steps for invocation in parsed} == {7}
+    assert {invocation.run.train.steps for invocation in parsed[1:3]} == {70}
     assert {invocation.run.data.directory for invocation in parsed[1:]} == {str(tmp_path / "data")}
+
+
+def test_quickstart_gives_each_step_what_it_reads(tmp_path):
+    """A flag that a step does not read would end it; one that is set twice would be refused."""
+    argv = ["-config", "configs/quickstart.py:smoke", "--workdir", str(tmp_path), "--config.train.seed", "3"]
+    argv += ["--config.model.width=96", "--config.model.retrieval_layers=(2,)", "--noconfig.model.scan"]
+    argv += ["--config.data.recall_sample=7", "--config.evaluate.passages=1", "--config.data.directory=elsewhere"]
+    invocation = quickstart.parse(quickstart.VERB, argv)
+    planned = quickstart.steps(invocation.run, invocation.workdir, argv)
+    verbs = [import_module(f"launch.{step.verb}").VERB for step in planned]
+    build, baseline, retro, evaluate = (
+        quickstart.parse(verb, step.arguments) for verb, step in zip(verbs, planned, strict=True)
+    )
+    assert build.run.data.recall_sample == 7 and build.run.data.directory == "elsewhere"
+    assert baseline.run.model.retrieval_layers == () and retro.run.model.retrieval_layers == (2,)
+    assert {one.run.train.seed for one in (baseline, retro)} == {3}
+    assert {one.run.model.width for one in (baseline, retro, evaluate)} == {96}
+    assert evaluate.run.evaluate.passages == 1 and evaluate.run.model == retro.run.model
+    assert {one.run.data.directory for one in (build, baseline, retro, evaluate)} == {"elsewhere"}
 
 
 def test_quickstart_passes_over_a_trained_model(tmp_path):

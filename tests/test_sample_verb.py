@@ -9,18 +9,21 @@ import made_up_encoder
 import made_up_text
 import numpy as np
 import pytest
+from recording import assert_reads, recorded
 from tiny_model import random_parameters
 
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.neighbors import NeighborTable
 from data_pipeline.retriever import DatabaseRetriever
 from data_pipeline.tokens import Tokenizer
+from launch.arguments import Verb, parse
 from launch.build import build
-from launch.command import parse
 from launch.sample import VERB, main
 from retro_jax import run_directory
 from retro_jax.checkpoints import Checkpoints
 from retro_jax.train_state import TrainState
+
+ALL = Verb("every verb", "", "")  # reads every key
 
 
 def make_run(root, *names):
@@ -32,7 +35,7 @@ def make_run(root, *names):
     changes += ["--config.model.heads=2", "--config.model.head_dim=8", "--config.model.feed_forward=16"]
     changes += ["--config.model.encoder.width=16", "--config.model.encoder.heads=2", "--config.sample.tokens=12"]
     changes += ["--config.data.validation_fraction=0.2", "--config.data.recall_sample=10"]
-    run = parse(VERB, [f"--config=configs/own_text.py:{root / 'text'}", f"--workdir={root}", "--prompt=", *changes]).run
+    run = parse(ALL, [f"--config=configs/own_text.py:{root / 'text'}", f"--workdir={root}", *changes]).run
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, steps=4, warmup_steps=1))
     build(run, root)
     fingerprints = run_directory.fingerprints(root / "data")
@@ -69,7 +72,9 @@ def test_retrieval_is_that_of_the_build(root):
 
 def test_it_prints_the_text_and_the_sources_of_each_chunk(root, capsys):
     prompt = made_up_text.text(5, 20)
-    assert main([f"--workdir={root}", f"--prompt={prompt}", "--config.sample.temperature=0"]) == 0
+    with recorded() as recorder:
+        assert main([f"--workdir={root}", f"--prompt={prompt}", "--config.sample.temperature=0"]) == 0
+    assert_reads("sample", recorder.keys - {"model.loss_block"})  # taken over from the config, not used
     out = capsys.readouterr().out
     assert out.startswith(prompt) and "  chunk 1: " in out and "  chunk 2: " in out
     assert "  own: " in out and ".txt" in out
@@ -78,6 +83,32 @@ def test_it_prints_the_text_and_the_sources_of_each_chunk(root, capsys):
 def test_off_and_an_empty_prompt(root, capsys):
     assert main([f"--workdir={root}", "--prompt=", "--retrieval=off", "--config.sample.tokens=3"]) == 0
     assert "retrieval off: no document was used" in capsys.readouterr().out
+
+
+def test_the_number_of_neighbors_is_that_of_the_command_line(root, capsys):
+    """It was ignored: sampling read as many as in training."""
+    asked = [f"--workdir={root}", f"--prompt={made_up_text.text(5, 12)}", "--config.sample.tokens=2"]
+
+    def drawn(*more):
+        assert main([*asked, *more]) == 0
+        return capsys.readouterr().out
+
+    off = drawn("--retrieval=off")
+    assert drawn("--config.model.neighbors=0") == off and "retrieval off" in off
+    one = drawn("--config.model.neighbors=1")
+    chunks, sources = one.count("  chunk "), one.count("  own: ")
+    assert chunks >= 2 and sources == chunks
+    assert main([*asked, "--config.model.neighbors=11"]) == 2
+    assert "config.model.neighbors=11, but the database" in (err := capsys.readouterr().err) and "finds 10" in err
+
+
+def test_a_config_of_another_model_is_refused(root, capsys):
+    asked = [f"--workdir={root}", "--prompt=a"]
+    assert main([*asked, "--config=configs/quickstart.py:smoke"]) == 2
+    err = capsys.readouterr().err
+    assert "holds another model than the config says" in err and "config.model.width (there 16, here 64)" in err
+    assert main([*asked, "--config.model.feed_forward=32"]) == 2
+    assert "config.model.feed_forward (there 16, here 32)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["tokenizer", "database"])
@@ -96,7 +127,7 @@ def test_mistakes_are_explained(root, tmp_path, capsys):
     assert main([f"--workdir={tmp_path}", "--prompt=a"]) == 2
     assert "holds no trained model" in capsys.readouterr().err
     assert main([f"--workdir={root}", "--prompt=a", "--config.sample.top_p=0"]) == 2
-    assert "config.sample.top_p=0" in capsys.readouterr().err
+    assert "config.sample.top_p must be above 0 and at most 1, but is 0.0" in capsys.readouterr().err
 
 
 def test_a_run_that_was_moved_finds_its_own_data(root, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from recording import assert_reads, recorded
 from training_fixture import BASELINE, build_data, make_run
 
 from retro_jax.checkpoints import load_params
@@ -94,7 +95,10 @@ def finished(tmp_path_factory, data):
     """A finished run on 8 devices, 4 steps, with a retrieval check."""
     workdir = tmp_path_factory.mktemp("run")
     (workdir / "data").symlink_to(data)
-    train(make_run(steps=4, retrieval_check_every=4, mesh=ALL_DEVICES), workdir)
+    with recorded() as recorder:
+        recorder.watch(run := make_run(steps=4, retrieval_check_every=4, mesh=ALL_DEVICES))
+        train(run, workdir)
+    assert_reads("train", recorder.keys)
     return workdir
 
 

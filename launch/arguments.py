@@ -1,0 +1,175 @@
+"""The command line as a checked config: verbs, their flags and overrides.
+
+    invocation = parse(VERB, ["--config=configs/retro.py:172m,smoke", "--workdir=runs/x", "--config.train.steps=100"])
+
+Nothing here imports jax, so mistakes answer at once.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from launch.config_files import config_of_build, config_of_run, data_directory, load_config
+from launch.reads import READS, check_reads
+from retro_jax.config import RunConfig, SourceConfig, declarations, resolve, to_dict
+
+KEPT = "What was finished is kept, and nothing is half-written: the same command continues where it stopped."
+NOTHING_KEPT = "Nothing was changed; the same command starts from the beginning."
+SWITCHES = {f"config.{one.key}" for one in declarations(RunConfig) if one.kind is bool}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command of `retro`."""
+
+    name: str
+    summary: str
+    example: str  # arguments that work when pasted after `retro NAME` at the repository root
+    define_flags: Callable[[flags.FlagValues], None] | None = None  # flags besides --config and --workdir
+    needs_workdir: bool = True
+    reads_run: bool = False  # --config may be left out: it is that of the run in WORKDIR
+    reads_build: bool = False  # --config may be left out: it is that of the build in WORKDIR
+    interrupted: str = KEPT  # what is said where a signal stops it
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A parsed command line."""
+
+    run: RunConfig
+    workdir: Path
+    flags: flags.FlagValues
+    given: tuple[str, ...] = ()  # keys that the command line itself sets, without "config."
+
+    @property
+    def data_directory(self) -> Path:
+        return data_directory(self.run, self.workdir)
+
+
+def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
+    """The command line as a checked config.
+
+    Raises:
+      ValueError, absl.flags.Error: an unknown flag or key, with the nearest known one; a key that the verb does not read;
+        a missing flag or config file; a value of the wrong type; whatever `retro_jax.config.resolve` finds.
+    """
+    values = flag_values(verb)
+    words = one_word_flags(verb, argv)
+    check_repeats(words)
+    chosen = [word.partition("=")[2] for word in words if flag_name(word) == "config"]
+    keys = [key.split(".") for word in words if (key := override_of(word))]
+    config = load_config(chosen[0]) if chosen else _kept_config(verb, words)
+    for key in keys:
+        new = key[:2] == ["data", "sources"] and len(key) == 4 and key[3] in ("path", "package")
+        if new and key[2] not in config.data.sources:
+            config.data.sources[key[2]] = to_dict(SourceConfig())  # a source of the command line alone
+    for key in keys:
+        check_key(["config", *key], config)
+    given = tuple(dict.fromkeys(".".join(key) for key in keys))
+    if verb.name in READS:
+        check_reads(verb.name, given)
+    arguments = ["retro", *(word for word in words if flag_name(word) != "config")]
+    config_flags.DEFINE_config_dict(
+        "config", config, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=arguments
+    )
+    rest = values(arguments)[1:]
+    if rest:
+        raise ValueError(
+            f"{rest[0]!r} is not a flag; flags look like --name=value. Example: retro {verb.name} {verb.example}"
+        )
+    if verb.needs_workdir and not values.workdir:
+        raise ValueError(f"--workdir is missing. For example: retro {verb.name} {verb.example}")
+    if not verb.needs_workdir and values.workdir is not None:
+        raise ValueError(f"retro {verb.name} writes no files, so --workdir={values.workdir} means nothing; remove it.")
+    return Invocation(resolve(values.config), Path(values.workdir or "."), values, given)
+
+
+def _kept_config(verb: Verb, words: Sequence[str]) -> ConfigDict:
+    """The config of the run or build in WORKDIR, for a verb that can do without --config."""
+    values = flag_values(verb)
+    flags.DEFINE_string("config", None, "", flag_values=values)
+    values(["retro", *(word for word in words if not override_of(word))])  # refuses unknown flags
+    if not (verb.reads_run or verb.reads_build) or not values.workdir:
+        raise ValueError(f"--config is missing. For example: retro {verb.name} {verb.example}")
+    return (config_of_build if verb.reads_build else config_of_run)(Path(values.workdir))
+
+
+def flag_values(verb: Verb) -> flags.FlagValues:
+    values = flags.FlagValues()  # of this call alone: absl's global flags keep what an earlier call set
+    flags.DEFINE_string("workdir", None, "where results go", flag_values=values)
+    if verb.define_flags:
+        verb.define_flags(values)
+    return values
+
+
+def flag_name(word: str) -> str | None:
+    """The name in "--name" or "--name=value"; None of what is no flag."""
+    return word.lstrip("-").partition("=")[0] if word.startswith("-") else None
+
+
+def override_of(word: str) -> str | None:
+    """The config key that a flag sets ("train.steps"); None of other words."""
+    name = flag_name(word) or ""
+    return next((name.removeprefix(start) for start in ("config.", "noconfig.") if name.startswith(start)), None)
+
+
+def one_word_flags(verb: Verb, argv: Sequence[str]) -> list[str]:
+    """The command line with every flag of two words as one: `--config FILE` is `--config=FILE`.
+
+    Raises:
+      ValueError: a flag without its value.
+    """
+    values, found, left = flag_values(verb), [], list(argv)
+    while left:
+        word = left.pop(0)
+        name = flag_name(word)
+        if word == "--":
+            return [*found, word, *left]
+        if not name:
+            found.append(word)
+        elif "=" in word:
+            found.append(f"--{word.lstrip('-')}")
+        elif name in ("config", "workdir") or (name.startswith("config.") and name not in SWITCHES):
+            if not left or left[0].startswith("--"):
+                raise ValueError(f"--{name} needs a value: --{name}=... Example: retro {verb.name} {verb.example}")
+            found.append(f"--{name}={left.pop(0)}")
+        elif name in values and not values[name].boolean and left:
+            found.append(f"--{name}={left.pop(0)}")
+        else:
+            found.append(f"--{name}")
+    return found
+
+
+def check_repeats(words: Sequence[str]) -> None:
+    """Raises ValueError where --config, --workdir or a key is given twice: one of the two would be ignored."""
+    seen: dict[str, str] = {}
+    for word in words:
+        key = override_of(word)
+        name = flag_name(word) if key is None else f"config.{key}"
+        if (name in ("config", "workdir") or key) and seen.setdefault(name, word) != word:
+            raise ValueError(f"--{name} is given twice, {seen[name]} and {word}; give it once.")
+
+
+def check_key(parts: Sequence[str], config: Mapping) -> None:
+    """Raises ValueError where `config.a.b` is not a key, with the nearest known one."""
+    kind, here = RunConfig, config
+    for depth, part in enumerate(parts[1:], start=1):
+        where = ".".join(parts[:depth])
+        if dataclasses.is_dataclass(kind):
+            known = typing.get_type_hints(kind)
+        elif typing.get_origin(kind) is None or not issubclass(typing.get_origin(kind), Mapping):
+            raise ValueError(f"{'.'.join(parts)} is not a config key: {where} is a single value; set {where} itself.")
+        else:
+            item = typing.get_args(kind)[1]
+            known = dict.fromkeys(here, item) if dataclasses.is_dataclass(item) else {part: item}
+        if part not in known:
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"did you mean {where}.{near[0]}?" if near else f"known keys: {', '.join(sorted(known)) or 'none'}."
+            raise ValueError(f"{where}.{part} is not a known config key; {hint}")
+        kind, here = known[part], here.get(part, {}) if isinstance(here, Mapping | ConfigDict) else {}

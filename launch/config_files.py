@@ -1,0 +1,160 @@
+"""Config files, and the configs that finished builds and runs keep."""
+
+import difflib
+import importlib.util
+import inspect
+import traceback
+from pathlib import Path
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from retro_jax.config import RunConfig, as_config_dict, convert, open_maps, resolve, to_dict
+from retro_jax.side_files import read_object
+
+
+def load_config(specification: str) -> ConfigDict:
+    """The ConfigDict that FILE.py of `FILE.py:ARGUMENTS` makes of the arguments, with the defaults of keys it leaves out.
+
+    Raises:
+      ValueError: no such file (with the nearest there is), a file that fails (with the line), no `get_config` in it, one
+        that takes no argument or returns no config, an unknown key or a value of another type.
+    """
+    name, _, argument = specification.partition(".py:")
+    path = Path(name + ".py" if ".py:" in specification else name).expanduser()
+    if not specification.strip():
+        raise ValueError("--config is empty; give a config file, such as configs/quickstart.py:smoke.")
+    if path.is_dir():
+        raise ValueError(f"--config={specification} is a folder; give a config file in it{_known_files(path)}.")
+    if not path.is_file():
+        there = sorted(str(file) for file in path.parent.glob("*.py"))
+        near = difflib.get_close_matches(str(path), there, n=1)
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"there is: {', '.join(there) or 'no config file'} in {path.parent}."
+        )
+        raise ValueError(f"There is no config file {path} (from {Path.cwd()}); {hint}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python config file; take one such as configs/quickstart.py.")
+    module = importlib.util.module_from_spec(spec)
+    _guarded(path, lambda: spec.loader.exec_module(module))
+    if not callable(getattr(module, "get_config", None)):
+        raise ValueError(f"{path} defines no get_config(argument), so it is not a config file.")
+    return _get_config(path, module.get_config, argument)
+
+
+def _known_files(folder: Path) -> str:
+    there = sorted(str(file) for file in folder.glob("*.py"))
+    return f": {', '.join(there)}" if there else ""
+
+
+def _get_config(path: Path, get_config, argument: str) -> ConfigDict:
+    """What `get_config` returns, with every key there, known and of the right type."""
+    words = (argument,)
+    try:
+        inspect.signature(get_config).bind(argument)
+    except TypeError:
+        if argument:
+            raise ValueError(
+                f"get_config() of {path} takes no argument, but --config={path}:{argument} gives it {argument!r}; remove "
+                f"':{argument}', or define get_config(argument)."
+            ) from None
+        words = ()
+    except ValueError:
+        pass  # a builtin without a signature
+    config = _guarded(path, lambda: get_config(*words))
+    if not isinstance(config, ConfigDict | FrozenConfigDict):
+        raise ValueError(
+            f"get_config of {path} must return an ml_collections.ConfigDict, but returned {type(config).__name__}; start "
+            f"from retro_jax.config.default_config() and return it."
+        )
+    run = _guarded(path, lambda: convert(config))
+    config = ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
+    _fill(config, to_dict(run))
+    return open_maps(config)
+
+
+def _fill(config: ConfigDict, values: dict) -> None:
+    """Adds the keys that are left out. What is there stays as it is, references to other fields too."""
+    with config.unlocked(), config.ignore_type():
+        for key, value in values.items():
+            if key not in config:
+                config[key] = ConfigDict(value) if isinstance(value, dict) else value
+            elif isinstance(value, dict):
+                _fill(config[key], value)
+            elif isinstance(value, float) and isinstance(config[key], int):
+                config[key] = value  # else a fraction could not be set on the command line
+
+
+def _guarded(path: Path, work):
+    """The result of running a part of a config file; what goes wrong there is an error that names the file and line."""
+    try:
+        return work()
+    except SyntaxError as error:
+        where = f"{error.filename or path}, line {error.lineno}"
+        raise ValueError(f"The config file {where} is not valid Python: {error.msg}.") from error
+    except (Exception, SystemExit) as error:
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).resolve() == path.resolve()
+        ]
+        line = f", line {lines[-1]}" if lines else ""
+        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}{line}: {what}") from error
+
+
+def config_of_run(workdir: Path) -> ConfigDict:
+    """The config that the model in WORKDIR/retro, or in WORKDIR itself, was trained with.
+
+    Its data directory is left to WORKDIR where WORKDIR has one: a run that was moved finds its own.
+
+    Raises:
+      ValueError: no model was trained there.
+    """
+    path = model_directory(workdir) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{workdir} holds no trained model, so --config is needed. Train one first: retro train --help."
+        )
+    config = _read_config(path)
+    if (Path(workdir) / "data").is_dir():
+        config.data.directory = ""
+    return config
+
+
+def config_of_build(workdir: Path) -> ConfigDict:
+    """The config that the database in WORKDIR/data was built with; other sources may be added to it.
+
+    Raises:
+      ValueError: no build was finished there.
+    """
+    data = Path(workdir) / "data"
+    whole = data / "config.json"
+    paths = [whole] if whole.is_file() else sorted(data.glob("subset-*/config.json"))
+    if len(paths) != 1:
+        found = f"{len(paths)} shares of a database" if paths else "no finished build with a config.json"
+        raise ValueError(f"{workdir} holds {found}, so --config is needed: that of the build.")
+    return _read_config(paths[0])
+
+
+def _read_config(path: Path) -> ConfigDict:
+    try:
+        return as_config_dict(resolve(read_object(path)))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read: {error} Give --config, that of the run or build, in its place; the `retro train` or "
+            f"`retro build` command that made it writes it anew."
+        ) from error
+
+
+def model_directory(workdir: Path) -> Path:
+    """Where the RETRO model of a work directory is: WORKDIR/retro, or WORKDIR where that alone holds a run."""
+    inside = Path(workdir) / "retro"
+    return Path(workdir) if not inside.exists() and (Path(workdir) / "checkpoints").exists() else inside
+
+
+def data_directory(run: RunConfig, workdir: Path) -> Path:
+    """Where the stages of `retro build` are: config.data.directory, or WORKDIR/data where that is empty."""
+    return Path(run.data.directory or Path(workdir) / "data")

@@ -1,0 +1,70 @@
+"""Which settings each verb reads. What a verb does not read is refused on its command line instead of being ignored.
+
+A config file holds the settings of all verbs, so what it says beyond these is for the others. A key stands for all keys
+below it. tests/test_reads.py holds this table against what the verbs read while they run.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+
+from retro_jax.config import ModelConfig
+
+BUILD = ("data", "model.vocabulary", "model.sequence_length", "model.chunk_length")
+TRAIN = ("model", "train", "data.directory")
+# A trained model keeps its parameters: keys of the model that they depend on must say what the run's config says, the
+# others (`retro_jax.config.RUNTIME`) may differ. `at_run_time` holds them against the run.
+EVALUATE = ("evaluate", "model", "data.directory")
+MODEL_OF_SAMPLE = tuple(f"model.{field.name}" for field in fields(ModelConfig) if field.name != "loss_block")
+PLACE = ("data.directory", "data.database_fraction")
+
+READS: dict[str, tuple[str, ...]] = {
+    "build": BUILD,
+    "train": TRAIN,
+    "evaluate": EVALUATE,
+    "sample": ("sample", *MODEL_OF_SAMPLE, "data.directory", "data.encoder"),
+    # It answers for `retro train` with the same flags, so it takes all that shape, time or name that run's step.
+    "preflight": ("model", "train"),
+    "quickstart": tuple(dict.fromkeys((*BUILD, *TRAIN, *EVALUATE))),
+    "database info": PLACE,
+    "database verify": (*PLACE, "data.encoder"),
+    "database verify --repair": BUILD,  # what it redoes it makes as the build did
+    "database add": (
+        *PLACE,
+        "data.sources",
+        "data.encoder",
+        "data.encoder_batch",
+        "data.minimum_characters",
+        "data.max_document_memory",
+        "data.shard_chunks",
+        "data.exact_below",
+        "data.index_leaves",
+        "data.index_leaves_searched",
+        "data.index_reorder",
+        "data.neighbors_stored",
+        "data.recall_sample",
+        "data.recall_target",
+    ),
+    "database remove": PLACE,
+}
+
+
+def is_read(key: str, reads: Sequence[str]) -> bool:
+    """Whether a key ("train.steps") is among `reads` or below one of them."""
+    return any(key == one or key.startswith(f"{one}.") for one in reads)
+
+
+def check_reads(verb: str, keys: Iterable[str]) -> None:
+    """Raises ValueError for the first key that the verb does not read, with the verbs that do.
+
+    Args:
+      verb: a key of READS.
+      keys: as on the command line, without "config.".
+    """
+    for key in keys:
+        if not is_read(key, READS[verb]):
+            others = [other for other, reads in READS.items() if is_read(key, reads) and other != "quickstart"]
+            known = f"It is read by: {', '.join(f'retro {other}' for other in others)}. " if others else ""
+            raise ValueError(
+                f"retro {verb} does not read config.{key}, so --config.{key} would change nothing. {known}Remove it; "
+                f"retro {verb} reads config.{', config.'.join(READS[verb])}."
+            )

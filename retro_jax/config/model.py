@@ -1,0 +1,134 @@
+"""`config.model`: the decoder, the neighbor encoder and chunked cross-attention."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from retro_jax.config.settings import INT32, SWITCH, Rising, between, one_of, section, setting
+
+SIZE = between(1, INT32)
+RUNTIME = ("neighbors", "compute_dtype", "remat", "scan", "loss_block")  # no parameter depends on them
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The neighbor encoder (paper 2.5, Table 10; heads and feed-forward follow from the parameter counts)."""
+
+    layers: int = setting(2, SIZE, "Layers of the neighbor encoder.")
+    width: int = setting(896, SIZE, "Width d' of the neighbor encoder; an even number.")
+    heads: int = setting(16, SIZE, "Attention heads of the neighbor encoder.")
+    head_dim: int = setting(64, SIZE, "Width of one attention head of the neighbor encoder.")
+    feed_forward: int = setting(3584, SIZE, "Hidden width of the encoder's feed-forward layers.")
+    cross_attention_layers: tuple[int, ...] = setting(
+        (1,), Rising(), "P_enc, encoder layers that read the decoder; () removes query conditioning."
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder, and with a non-empty P the encoder and chunked cross-attention of RETRO."""
+
+    vocabulary: int = setting(128_000, SIZE, "Pieces of the tokenizer, and rows of the embedding.")
+    sequence_length: int = setting(2048, SIZE, "T, tokens of a sequence; a multiple of chunk_length.")
+    chunk_length: int = setting(64, SIZE, "M, tokens of a chunk.")
+    layers: int = setting(12, SIZE, "Layers of the decoder.")
+    width: int = setting(896, SIZE, "D, width of the decoder; an even number.")
+    heads: int = setting(16, SIZE, "Attention heads of the decoder.")
+    head_dim: int = setting(64, SIZE, "Width of one attention head of the decoder.")
+    feed_forward: int = setting(3584, SIZE, "Hidden width of the decoder's feed-forward layers.")
+    retrieval_layers: tuple[int, ...] = setting(
+        (6, 9, 12), Rising(), "P, decoder layers with chunked cross-attention; () is the baseline decoder."
+    )
+    neighbors: int = setting(
+        2, between(0, INT32), "K, how many of the stored neighbors the model reads; 0 skips retrieval."
+    )
+    encoder: EncoderConfig = section(EncoderConfig, "The neighbor encoder.")
+    compute_dtype: str = setting(
+        "bfloat16", one_of("bfloat16", "float32"), "Type of activations; parameters are always float32."
+    )
+    remat: str = setting(
+        "full",
+        one_of("none", "full", "dots"),
+        "What the backward pass recomputes: nothing, layers, or all but matmuls.",
+    )
+    scan: bool = setting(
+        True, SWITCH, "Scans over stacked layers; false unrolls them: same results, longer compilation."
+    )
+    loss_block: int = setting(
+        8192, between(0, INT32), "Vocabulary entries whose logits exist at once; 0 is the whole vocabulary."
+    )
+
+    @property
+    def chunks(self) -> int:
+        return self.sequence_length // self.chunk_length
+
+    @property
+    def retrieved_length(self) -> int:
+        return 2 * self.chunk_length
+
+    @property
+    def retrieves(self) -> bool:
+        return bool(self.retrieval_layers)
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises ValueError where the model's sizes, each in its range, do not fit together."""
+    if model.sequence_length % model.chunk_length:
+        raise ValueError(
+            f"A sequence is a whole number of chunks, but config.model.sequence_length={model.sequence_length} is not a "
+            f"multiple of config.model.chunk_length={model.chunk_length}; "
+            f"take {model.sequence_length // model.chunk_length * model.chunk_length or model.chunk_length}."
+        )
+    encoder = model.encoder
+    _layer_set(model.retrieval_layers, model.layers, "config.model.retrieval_layers", "config.model.layers")
+    _layer_set(
+        encoder.cross_attention_layers,
+        encoder.layers,
+        "config.model.encoder.cross_attention_layers",
+        "config.model.encoder.layers",
+    )
+    for width, where in ((model.width, "config.model.width"), (encoder.width, "config.model.encoder.width")):
+        if width % 2:
+            raise ValueError(
+                f"Position vectors are pairs of sine and cosine, but {where}={width} is odd; take {width + 1}."
+            )
+
+
+def at_run_time(trained: ModelConfig, wanted: ModelConfig, directory) -> ModelConfig:
+    """A trained model with the settings of `wanted` that touch no parameter: RUNTIME.
+
+    Args:
+      directory: of the run, for the message.
+
+    Raises:
+      ValueError: `wanted` is another model; every differing field is named.
+    """
+    fields = [
+        f"config.model.{name} (there {there}, here {here})"
+        for name, there, here in _pairs(trained, wanted)
+        if name not in RUNTIME and there != here
+    ]
+    if fields:
+        raise ValueError(
+            f"{directory} holds another model than the config says: {'; '.join(fields)}. Leave --config out to take the "
+            f"run's own, or give the config and the values that it was trained with."
+        )
+    return dataclasses.replace(trained, **{name: getattr(wanted, name) for name in RUNTIME})
+
+
+def _pairs(one, other, prefix: str = ""):
+    """(name, value, other value) of every field, of the encoder's too."""
+    for field in dataclasses.fields(one):
+        values = getattr(one, field.name), getattr(other, field.name)
+        if dataclasses.is_dataclass(values[0]):
+            yield from _pairs(*values, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", *values
+
+
+def _layer_set(layers: tuple[int, ...], last: int, where: str, last_where: str):
+    outside = [layer for layer in layers if not 1 <= layer <= last]
+    if outside:
+        raise ValueError(
+            f"{where} holds layer {outside[0]}, but layers are numbered from 1 to {last_where}={last}; "
+            f"remove it or raise {last_where}."
+        )

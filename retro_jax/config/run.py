@@ -1,0 +1,124 @@
+"""The sections together, the defaults, and the one strict conversion from what a user wrote to frozen dataclasses."""
+
+import dataclasses
+import difflib
+import sys
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from retro_jax.config.data import DataConfig, check_data
+from retro_jax.config.evaluate import EvaluateConfig
+from retro_jax.config.generate import SampleConfig
+from retro_jax.config.model import ModelConfig, check_model
+from retro_jax.config.settings import check_ranges, section
+from retro_jax.config.train import TrainConfig, check_train
+
+MAX_FLOAT = sys.float_info.max
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a config file says."""
+
+    model: ModelConfig = section(ModelConfig, "The model.")
+    train: TrainConfig = section(TrainConfig, "Training.")
+    data: DataConfig = section(DataConfig, "The text, the database and the joined shards.")
+    evaluate: EvaluateConfig = section(EvaluateConfig, "Evaluation.")
+    sample: SampleConfig = section(SampleConfig, "Generation.")
+
+
+def default_config():
+    """A ConfigDict of every default, for a config file to start from (`sources` and other maps stay open)."""
+    return as_config_dict(RunConfig())
+
+
+def as_config_dict(run: RunConfig):
+    """The ConfigDict of a run, to be changed and resolved again; keys can be added to maps."""
+    import ml_collections
+
+    return open_maps(ml_collections.ConfigDict(to_dict(run)))
+
+
+def open_maps(config):
+    """The ConfigDict, after which names can be added to its maps."""
+    for names in (config.data.sources, config.train.subset_weights):
+        names.unlock()
+    return config
+
+
+def to_dict(config) -> dict:
+    """A dataclass as plain nested dicts, lists of tuples and all, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def completed(config: Mapping) -> dict:
+    """Sections of an earlier run's config with the defaults of keys that were added since.
+
+    Every such key's default is what the code did before, so a run can go on under a newer version.
+    """
+    sections = to_dict(RunConfig())
+    return {name: {**sections.get(name, {}), **section} for name, section in config.items()}
+
+
+def resolve(config: Mapping) -> RunConfig:
+    """The frozen form of a ConfigDict or of nested dicts (a run directory's `config.json`), checked.
+
+    Raises:
+      ValueError: an unknown key (with the nearest known one), a value of another type or out of the range that its
+        field declares, or values that do not fit together.
+    """
+    run = convert(config)
+    check(run)
+    return run
+
+
+def convert(config: Mapping) -> RunConfig:
+    """The frozen form, with every key known and every value of the right type; ranges are not checked.
+
+    Raises:
+      ValueError: an unknown key (with the nearest known one) or a value of another type.
+    """
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    return _convert(RunConfig, config, "config")
+
+
+def check(run: RunConfig) -> None:
+    """Raises ValueError where a value is out of its declared range or does not fit another one."""
+    check_ranges(run)
+    check_model(run.model)
+    check_train(run.train)
+    check_data(run.data)
+
+
+def _convert(kind, value, where: str):
+    """`value` as `kind` (a dataclass, a tuple of numbers, a map of dataclasses or a plain value)."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must be a section with keys, but is {value!r}.")
+        fields = typing.get_type_hints(kind)
+        for key in value:
+            if key not in fields:
+                near = difflib.get_close_matches(str(key), fields, n=1)
+                hint = f"did you mean {where}.{near[0]}?" if near else f"known keys: {', '.join(sorted(fields))}."
+                raise ValueError(f"{where}.{key} is not a known config key; {hint}")
+        return kind(**{key: _convert(fields[key], item, f"{where}.{key}") for key, item in value.items()})
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise ValueError(f"{where} must be a tuple of whole numbers such as (6, 9), but is {value!r}.")
+        return tuple(_convert(int, item, where) for item in value)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must map names to values, but is {value!r}.")
+        item_kind = typing.get_args(kind)[1]
+        items = {str(key): _convert(item_kind, item, f"{where}.{key}") for key, item in value.items()}
+        return items
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > MAX_FLOAT:
+            raise ValueError(f"{where} must be a number up to {MAX_FLOAT:g}, but has {value.bit_length()} bits.")
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where} must be of type {kind.__name__}, but is {value!r} ({type(value).__name__}).")
+    return value
