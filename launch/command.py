@@ -27,6 +27,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from retro_jax.config import RunConfig, SourceConfig, resolve, to_dict
+from retro_jax.paths import local_folder, local_path, with_local_paths
 from retro_jax.preemption import EXIT_CODE, LostHost, Preempted
 
 OK, MISTAKE, DISK_FULL, INTERRUPTED = 0, 2, 3, 130
@@ -174,7 +175,7 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
             raise ValueError(f"--config is missing. For example: retro {verb.name} {verb.example}")
     overrides = [argument for argument in argv if argument.lstrip("-").startswith(("config.", "noconfig."))]
     found = config_of_build if verb.reads_build else config_of_run
-    config = load_config(chosen[-1].split("=", 1)[1]) if chosen else found(Path(without.workdir))
+    config = load_config(chosen[-1].split("=", 1)[1]) if chosen else found(local_folder(without.workdir, "--workdir"))
     keys = [argument.split("=", 1)[0].lstrip("-").removeprefix("no").split(".") for argument in overrides]
     for key in keys:
         new = key[:3] == ["config", "data", "sources"] and len(key) == 5 and key[4] in ("path", "package")
@@ -194,7 +195,8 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
         )
     if verb.needs_workdir and not values.workdir:
         raise ValueError(f"--workdir is missing. For example: retro {verb.name} {verb.example}")
-    return Invocation(resolve(values.config), Path(values.workdir or "."), values)
+    workdir = local_folder(values.workdir or ".", "--workdir")
+    return Invocation(with_local_paths(resolve(values.config)), workdir, values)
 
 
 def _flag_values(verb: Verb) -> flags.FlagValues:
@@ -212,7 +214,7 @@ def load_config(specification: str) -> ConfigDict:
       ValueError: no such file (with the nearest there is), or no `get_config` in it.
     """
     name, _, argument = specification.partition(".py:")
-    path = Path(name + ".py" if ".py:" in specification else name)
+    path = local_path(name + ".py" if ".py:" in specification else name, "--config")
     if not path.is_file():
         there = sorted(str(file) for file in path.parent.glob("*.py"))
         near = difflib.get_close_matches(str(path), there, n=1)

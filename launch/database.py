@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.command import MISTAKE, OK, Invocation, Verb, run_verb
+from retro_jax.paths import local_path
 
 WORKDIR = "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke"
 
@@ -179,7 +180,9 @@ def read_ids(text: str) -> list[int]:
     Raises:
       ValueError: something that is no number.
     """
-    words = Path(text[1:]).read_text().split() if text.startswith("@") else [w for w in text.split(",") if w.strip()]
+    words = [word for word in text.split(",") if word.strip()]
+    if text.startswith("@"):
+        words = local_path(text[1:], "--documents=@FILE, FILE").read_text().split()
     try:
         return [int(word) for word in words]
     except ValueError as error:
