@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline import packages
-from data_pipeline.records import decode
+from data_pipeline.sniff import decode
 
 
 def _files(archive: Path, *patterns: str) -> Iterator[tuple[str, str, str]]:
     for name, content in packages.read_members(archive, *patterns):
-        yield name, decode(content, f"{archive}: {name}", 0), ""
+        yield name, decode(content, f"{archive}: {name}"), ""
 
 
 def _json(archive: Path, pattern: str) -> dict:
     ((name, content),) = packages.read_members(archive, pattern)
-    return json.loads(decode(content, f"{archive}: {name}", 0))
+    return json.loads(decode(content, f"{archive}: {name}"))
 
 
 def _wiki(archive: Path) -> Iterator[tuple[str, str, str]]:
@@ -66,7 +66,7 @@ def _reference(archive: Path) -> Iterator[tuple[str, str, str]]:
     """A country a document: headings in lines of their own, fields as "name: text", without their HTML."""
     for name, content in packages.read_members(archive, "*/*.json"):
         lines: list[str] = []
-        _outline(json.loads(decode(content, f"{archive}: {name}", 0)), lines)
+        _outline(json.loads(decode(content, f"{archive}: {name}")), lines)
         yield name, "\n".join(lines) + "\n", ""
 
 
