@@ -112,8 +112,8 @@ class _Array:
         self._number = 0
 
     def __iter__(self) -> Iterator[tuple[int, str, Mapping | str]]:
-        self._more()
-        self._buffer = self._buffer.removeprefix(MARK)
+        if self._next() == MARK:
+            self._at += 1
         self._take("[")
         if self._next() != "]":
             while True:

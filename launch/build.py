@@ -191,7 +191,7 @@ def describe(stage: str, counts: Mapping, config: Mapping) -> str:
             dropped = sum(sum(subset["dropped"].values()) for subset in subsets)
             return (
                 f"{counts['documents']:,} documents of {len(counts['subsets'])} subsets ({held_out:,} held out), "
-                f"{counts['bytes'] / 1e6:,.1f} MB; {dropped:,} dropped"
+                f"{counts['bytes'] / 1e6:,.1f} MB; {dropped:,} dropped{_left_out(counts.get('files', {}))}"
             )
         case "tokenizer":
             return f"{counts['vocabulary']:,} pieces"
@@ -214,6 +214,16 @@ def describe(stage: str, counts: Mapping, config: Mapping) -> str:
                 f"{sequences['train']:,} training and {sequences.get('validation', 0):,} validation sequences "
                 f"of {config['sequence_length']}"
             )
+
+
+def _left_out(files: Mapping) -> str:
+    """Files of all sources that the documents stage did not read, by ending or reason."""
+    numbers: dict[str, int] = {}
+    for source in files.values():
+        for reason, (count, _) in source["left_out"].items():
+            numbers[reason] = numbers.get(reason, 0) + count
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(numbers.items()))
+    return f"; left out {sum(numbers.values()):,} files: {reasons}" if numbers else ""
 
 
 def summary(rows: Sequence[tuple[str, str, float, float]], data: Path, elapsed: float) -> str:
