@@ -5,8 +5,9 @@
 
 `:PATH,172m` takes a size of the paper (172m, 425m, 1b5, 7b5); `:PATH,smoke` the smallest form. Without a word, a model
 for a laptop (configs/quickstart.py without its text) and a vocabulary of 4,096.
-Read are .txt, .jsonl and .json.gz (.gz and .zst too), .parquet, .arrow, a Hugging Face data set folder, and a TFDS data
-set directory of ArrayRecord files. Records hold the text under "text" (--config.data.sources.own.text_key) and, if you
+Read are .txt, .jsonl, .ndjson and .json (a value a line or one array), these also as .gz, .zst, .xz and .bz2, .parquet,
+.arrow, a Hugging Face data set folder, and a TFDS data set directory of ArrayRecord files; the build says which files it
+leaves out, and .sources.own.format=text reads other endings. Records hold the text under "text" (--config.data.sources.own.text_key) and, if you
 like, a subset name (.subset_key; the Pile: meta.pile_set_name) and an id (.id_key). A store's URL needs its package
 (gcsfs, s3fs).
 Cleaning drops training documents near a held-out one, as the paper does (--config.data.near_duplicate_jaccard=0 leaves

@@ -8,6 +8,8 @@ The id of a document is a hash of its subset and its key (a path, a title; of a 
 of the id, and budgets take documents in the order of a third hash: neither changes when the sources are re-ordered or
 other documents come or go. Every document read is kept or counted under the reason it was dropped for.
 
+The manifest's counts say of each source which files were read and which were left out, by ending or reason.
+
 Sources are read unit by unit into `.read/`, each unit a shard of its own that a later run finds again; what stays is
 decided on rows of facts (`cleaning.py`); then part after part is copied together, each a shard too, and `.read/` goes.
 """
@@ -15,6 +17,7 @@ decided on rows of facts (`cleaning.py`); then part after part is copied togethe
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +27,10 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipeline.cleaning import DROPPED, PLACES, select
+from data_pipeline.listing import Listing, describe_counts
 from data_pipeline.manifests import Manifest, Shard, StageError, fingerprint, read_manifest, run_stage
 from data_pipeline.near_duplicates import Signer
-from data_pipeline.readers import read_unit, source_digest, source_units
+from data_pipeline.readers import list_source, read_unit, source_digest, source_units
 from data_pipeline.rows import ShardedRows
 from data_pipeline.spill import SpillWriter, copy_lines
 from data_pipeline.titles import read_titles, title_of
@@ -79,20 +83,31 @@ def build_documents(directory: Path, config: DataConfig) -> Manifest:
         "near_duplicate_jaccard": config.near_duplicate_jaccard,
         "part_bytes": PART_BYTES,
     }
-    inputs = {f"source {name}": source_digest(name, source) for name, source in sources.items()}
+    listings = {name: list_source(name, source) for name, source in sources.items()}
+    inputs = {f"source {name}": source_digest(name, source, listings[name]) for name, source in sources.items()}
     work = directory / ".read" / fingerprint([facts, inputs])[:16]
-    manifest = run_stage(directory, STAGE, facts, inputs, partial(_parts, config, sources, facts, inputs, work))
+    shards = partial(_parts, config, sources, listings, facts, inputs, work)
+    files = {name: listing.counts() for name, listing in listings.items() if listing}
+    manifest = run_stage(directory, STAGE, facts, inputs, shards, counts={"files": files} if files else {})
     shutil.rmtree(directory / ".read", ignore_errors=True)  # our own intermediate files
     return manifest
 
 
 def _parts(
-    config: DataConfig, sources: Mapping[str, SourceConfig], facts: dict, inputs: dict, work: Path
+    config: DataConfig,
+    sources: Mapping[str, SourceConfig],
+    listings: Mapping[str, Listing | None],
+    facts: dict,
+    inputs: dict,
+    work: Path,
 ) -> list[Shard]:
     """Reads what is not read yet and decides what stays; the shards that copy it together."""
     units = []
     for number, (name, source) in enumerate(sources.items()):
-        for unit in source_units(name, source):
+        if listing := listings[name]:
+            for line in (f"reads {describe_counts(listing.counts())}", *(f"note: {note}" for note in listing.notes)):
+                print(f"{name}: {line}", file=sys.stderr, flush=True)
+        for unit in source_units(name, source, listings[name]):
             stem = f"{len(units):05d}"
             make = partial(_read_unit, config, number, name, source, unit, stem)
             units.append(Shard(stem, SpillWriter.files(stem), make))

@@ -1,4 +1,4 @@
-"""Files of a source, on this machine or in an object store, by one way: listed, named, fingerprinted and read.
+"""Files of a source, on this machine or in an object store, by one way: fingerprinted and read (listing.py lists them).
 
 fsspec opens both; a URL needs the package of its store beside it (gcsfs for gs://, s3fs for s3://). A read that fails
 is tried again from the byte it had reached, a few times; then the build stops, and the same command continues it.
@@ -11,9 +11,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 
 from data_pipeline.manifests import StageError
+from retro_jax.paths import is_url, local_path
 
 ATTEMPTS = 5  # stores drop connections; the waits between are 2, 4, 8 and 16 seconds
 BLOCK = 1 << 20
@@ -28,21 +30,43 @@ class SourceFile:
     url: str
     name: str
     bytes: int
+    changed: int = 0  # nanoseconds, of a file on this machine; 0: not known
+
+    @property
+    def local(self) -> bool:
+        return not is_url(self.url)
+
+
+STORES = {
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+    "oss": "ossfs",
+}
 
 
 def file_system(url: str):
     """(fsspec file system, its path) of a path or URL; StageError where the store's package is missing."""
     import fsspec  # of the [build] extra
 
+    if not is_url(str(url)):  # fsspec reads more than a path out of "local:x" and "a::b"
+        return fsspec.filesystem("file"), os.path.abspath(local_path(url, "path"))
     try:
         fs, path = fsspec.core.url_to_fs(str(url))
     except ImportError as error:
         store = url.partition("://")[0]
-        package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "az": "adlfs", "abfs": "adlfs"}.get(
-            store, "its package"
-        )
+        package = STORES.get(store, "the package of its fsspec file system")
         raise StageError(
-            f"{store}:// needs a package that is not installed ({error}): pip install {package}."
+            f"{url}: {store}:// needs a package that is not installed ({error}): pip install {package}."
         ) from None
     except ValueError as error:
         raise StageError(
@@ -51,49 +75,26 @@ def file_system(url: str):
     return fs, path
 
 
-def list_files(path: str, endings: tuple[str, ...], where: str) -> list[SourceFile]:
-    """The files of a file, folder or glob, in the order of their names; in a folder, those with one of `endings`.
+def store_files(fs, root: str) -> tuple[str, dict[str, dict]]:
+    """What a store has at an object, folder or glob: (the folder that names are relative to, {path: information}).
+
+    fsspec's own `isfile` takes every failure for a no.
 
     Raises:
-      StageError: nothing is there; the message begins with `where`.
+      FileNotFoundError: nothing is there, and it is no glob.
     """
-    shown = str(path)
-    fs, root = file_system(os.path.expanduser(shown))
-
-    def find() -> tuple[str, dict]:
-        kind = _kind(fs, root)
-        if kind == "file":
-            return str(PurePosixPath(root).parent), {root: fs.info(root)}
-        if kind == "directory":
-            return root, {p: info for p, info in _files_below(fs, root) if p.endswith(endings)}
-        if not glob.has_magic(root):
-            raise StageError(f"{where}.path={shown!r} does not exist; give a file, a folder or a glob.")
-        fixed = PurePosixPath(root).parts
-        fixed = fixed[: next(i for i, part in enumerate(fixed) if glob.has_magic(part))]
-        return str(PurePosixPath(*fixed)), _files_of_glob(fs, root)
-
-    base, found = attempt(find, f"{where}.path={shown!r}")
-    if not found and glob.has_magic(root):
-        raise StageError(f"{where}.path={shown!r} is a glob that matches no file; check it with `ls`.")
-    if not found:
-        kinds = " or ".join(f"*{ending}" for ending in endings)
-        raise StageError(f"{where}.path={shown!r} is a folder without any {kinds} file; put text there.")
-    local = "file" in fs.protocol
-    files = [
-        SourceFile(p if local else fs.unstrip_protocol(p), PurePosixPath(p).relative_to(base).as_posix(), info["size"])
-        for p, info in found.items()
-    ]
-    return sorted(files, key=lambda file: file.name)
-
-
-def _kind(fs, path: str) -> str:
-    """ "file", "directory", or "" where nothing is there. fsspec's own `isfile` takes every failure for a no."""
-    if "file" in fs.protocol:
-        return "file" if fs.isfile(path) else "directory" if fs.isdir(path) else ""
     try:
-        return fs.info(path)["type"]
+        kind = fs.info(root)["type"]
     except FileNotFoundError:
-        return ""
+        if not glob.has_magic(root):
+            raise
+        parts = PurePosixPath(root).parts
+        fixed = parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))]
+        found = fs.glob(root, detail=True)
+        return str(PurePosixPath(*fixed)), {path: info for path, info in found.items() if info["type"] == "file"}
+    if kind == "file":
+        return str(PurePosixPath(root).parent), {root: fs.info(root)}
+    return root, dict(_files_below(fs, root))
 
 
 def _files_below(fs, folder: str) -> Iterator[tuple[str, dict]]:
@@ -110,20 +111,6 @@ def _files_below(fs, folder: str) -> Iterator[tuple[str, dict]]:
             yield info["name"], info
 
 
-def _files_of_glob(fs, pattern: str) -> dict[str, dict]:
-    """Every file that a glob matches. On a disk fsspec leaves out what cannot be listed, so each folder on the way is."""
-    parts = PurePosixPath(pattern).parts
-    for number, part in enumerate(parts) if "file" in fs.protocol else ():
-        if not glob.has_magic("/".join(parts[: number + 1])):
-            continue
-        for folder, info in fs.glob(str(PurePosixPath(*parts[:number])), detail=True).items():
-            if info["type"] == "directory":
-                _ = list(_files_below(fs, folder)) if "**" in part else fs.ls(folder)
-        if "**" in part:
-            break
-    return {path: info for path, info in fs.glob(pattern, detail=True).items() if info["type"] == "file"}
-
-
 def attempt(call: Callable, what: str, *, tries: int = ATTEMPTS):
     """`call()`, again after a failure that may pass; StageError with the way to go on when it does not."""
     for number in range(tries):
@@ -131,8 +118,10 @@ def attempt(call: Callable, what: str, *, tries: int = ATTEMPTS):
             time.sleep(2.0**number)
         try:
             return call()
-        except (StageError, FileNotFoundError, PermissionError, NotImplementedError):
+        except (StageError, FileNotFoundError, NotImplementedError):
             raise
+        except PermissionError as error:
+            raise forbidden(what, error) from error
         except Exception as error:  # every store has errors of its own, few of them an OSError
             last = error
     # Only the kind of the error: its text may hold an address with a key in it.
@@ -142,13 +131,38 @@ def attempt(call: Callable, what: str, *, tries: int = ATTEMPTS):
     ) from last
 
 
+def forbidden(what: str, error: PermissionError) -> StageError:
+    """What is said of a file or folder that must not be read."""
+    place = f" ({error.filename})" if error.filename else ""
+    return StageError(
+        f"{what} cannot be read: permission denied{place}. Give yourself the right to read it, or take it out of the source."
+    )
+
+
+def check_unchanged(file: SourceFile) -> None:
+    """Raises StageError where a file on this machine is another than when it was listed (its fingerprint is of then)."""
+    if not file.changed:
+        return
+    try:
+        now = os.stat(file.url)
+    except OSError:
+        raise StageError(
+            f"{file.url} went away while it was read. Put it back, and run the same command again."
+        ) from None
+    if (now.st_size, now.st_mtime_ns) != (file.bytes, file.changed):
+        raise StageError(
+            f"{file.url} changed while it was read (it had {file.bytes:,} bytes, and now has {now.st_size:,}). Wait until it "
+            "is written, then run the same command again."
+        )
+
+
 class RetryingFile(io.RawIOBase):
     """A file that reopens itself where a read failed. A stream that ends before its size counts as failed."""
 
     def __init__(self, file: SourceFile):
         super().__init__()
         self._fs, self._path = file_system(file.url)
-        self._shown, self._bytes = file.url, file.bytes
+        self._file, self._shown, self._bytes = file, file.url, file.bytes
         self._stream, self._at = None, 0
 
     def readable(self) -> bool:
@@ -179,6 +193,7 @@ class RetryingFile(io.RawIOBase):
             stream.seek(self._at)
         content = stream.read(size)
         if not content:
+            check_unchanged(self._file)
             raise EOFError("it ends early")
         self._stream = stream
         return content
@@ -200,11 +215,15 @@ def digest_files(files: list[SourceFile]) -> str:
     for file in files:
         fs, path = file_system(file.url)
         if "file" in fs.protocol:
-            with open(path, "rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            content = attempt(partial(_sha256, path), file.url)
         else:
             info = attempt(lambda fs=fs, path=path: fs.info(path), file.url)
             stamp = next((f"{key}={info[key]}" for key in STAMPS if info.get(key)), "")
             content = f"{file.bytes} {stamp}"
         digest.update(f"{file.name}\0{content}\n".encode())
     return digest.hexdigest()
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

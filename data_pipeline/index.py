@@ -63,6 +63,7 @@ def build_index(directory: Path, config: DataConfig, embeddings: Path, chunks: P
     subset = Subset(config.database_fraction, None if chunks is None else ChunkTable(chunks))
     ranges = key_ranges(vectors.database_chunks, config.index_shards)
     sizes = [len(subset.ids(start, stop)) for start, stop in ranges]
+    subset.check_documents(vectors.database_chunks)
     kind, why = choose_kind(sum(sizes), min(sizes), config, installed=scann_installed())
     if kind == "scann":
         choose_settings(min(sizes), config)  # a mistake is told before anything is built

@@ -1,7 +1,8 @@
 """Joined shards: sequences of whole chunks beside the text of their neighbors, as a TFDS data set of ArrayRecord files.
 
 `tfds.builder_from_directory(directory).as_data_source("train")` opens it with none of our code. This is the only file
-that imports tensorflow_datasets and array_record; TensorFlow itself is never needed.
+that writes with tensorflow_datasets and array_record (tfds_text.py reads data sets of others); TensorFlow itself is never
+needed.
 
 A sequence is C chunk ids of one subset. Everything stored follows from those ids, the chunk table and the neighbor
 table, so another packing, shuffle or shard size leaves the neighbors valid: they belong to chunks, not to sequences.
@@ -325,32 +326,3 @@ def open_split(directory: Path, split: str, *, verify: bool = True):
             f"Give more documents or raise config.data.validation_fraction, and build into another --workdir."
         )
     return tfds.builder_from_directory(str(directory)).as_data_source(split), manifest
-
-
-def split_lengths(directory: str, split: str, where: str) -> dict[str, int]:
-    """Examples of each split (or of the one given) of any TFDS data set directory, as a source of text.
-
-    Raises:
-      StageError: it cannot be opened without TensorFlow, or has no such split.
-    """
-    import tensorflow_datasets as tfds
-
-    info = tfds.builder_from_directory(directory).info
-    if info.file_format.value != "array_record":
-        raise StageError(
-            f"{where}.path={directory!r} holds {info.file_format.value} files, which need TensorFlow; only array_record "
-            "is read here. Write it anew with tfds build --file_format=array_record, or export it to Parquet."
-        )
-    lengths = {name: found.num_examples for name, found in sorted(info.splits.items())}
-    if split and split not in lengths:
-        raise StageError(f"{where}.split={split!r} is not a split of {directory}; there is: {', '.join(lengths)}.")
-    return {split: lengths[split]} if split else lengths
-
-
-def split_records(directory: str, split: str, start: int, stop: int):
-    """Yields (number from 1, where, example) of examples [start, stop) of a split of any TFDS data set directory."""
-    import tensorflow_datasets as tfds
-
-    source = tfds.builder_from_directory(directory).as_data_source(split)
-    for number in range(start, stop):
-        yield number + 1, f"{directory}, split {split}, example {number + 1:,}", source[number]

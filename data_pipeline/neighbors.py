@@ -8,8 +8,9 @@ first, and a copy of its text in another document is a neighbor like any other. 
 of N's document (`ChunkTable.value`), so with N no text of the query's document can come back.
 """
 
+import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from data_pipeline.index import index_shards, open_shard, shard_bytes
 from data_pipeline.lexical import Lexical
 from data_pipeline.manifests import (
     Manifest,
+    StageError,
     fingerprint,
     make_missing,
     read_manifest,
@@ -40,6 +42,7 @@ STAGE = "neighbors"
 QUERIES_AT_ONCE = 2048
 COLUMNS = ("ids", "distances")
 RERANKED = 10  # candidates a neighbor that BM25 chooses from
+FEW_DOCUMENTS = 10  # under which a user is told that neighbors will be few
 ANSWERS_AT_ONCE = 50_000  # files of answers of one index shard that exist at once, about 2 MB each
 
 
@@ -130,18 +133,66 @@ def _search(
     name: str, table: ChunkTable, vectors: EmbeddingTable, start: int, stop: int, k: int, temporary: Path, searcher
 ) -> dict:
     """What one index shard answers for chunks [start, stop)."""
-    ids = np.empty((stop - start, k), np.int64)
-    distances = np.empty(ids.shape, np.float32)
+    ids = np.full((stop - start, k), PADDING, np.int64)
+    distances = np.full(ids.shape, np.inf, np.float32)
+    lone = only_document(table)
     with progress(description=name, total=stop - start, unit="chunk") as bar:
         for first in range(start, stop, QUERIES_AT_ONCE):
             block = slice(first, min(first + QUERIES_AT_ONCE, stop))
-            place = slice(block.start - start, block.stop - start)
-            ids[place], distances[place] = find_neighbors(
-                searcher, vectors[block], table.document_ids[block], table.document_ids, k
-            )
+            documents = table.document_ids[block]
+            asked = np.flatnonzero(documents != lone)  # the others would be searched ever deeper for what is not there
+            if len(asked):
+                places = block.start - start + asked
+                ids[places], distances[places] = find_neighbors(
+                    searcher, vectors[block][asked], documents[asked], table.document_ids, k
+                )
             bar.update(block.stop - block.start)
     _save(temporary / name, ids, distances)
     return {}
+
+
+def only_document(table: ChunkTable) -> int | None:
+    """The id of the document that every chunk of the database is of; None where there are several."""
+    first, last = table.document_ids[np.array([0, table.database_chunks - 1])]
+    return int(first) if first == last else None  # chunks of a document stand together
+
+
+def check_documents(counts: Mapping, paths: Sequence[str], *, wanted: bool) -> str:
+    """A note on how far the neighbors of a documents stage can reach, "" where there are enough documents.
+
+    Args:
+      counts: of the stage's manifest.
+      paths: of the sources, for the command that splits a file.
+      wanted: whether the model reads neighbors; without, one document is noted alone.
+
+    Raises:
+      StageError: no document to train on, or one, whose chunks can have no neighbors.
+    """
+    splits = ("train", "validation")
+    kept = {split: sum(subset[split]["documents"] for subset in counts["subsets"].values()) for split in splits}
+    if not kept["train"]:
+        raise StageError(
+            f"All documents ({kept['validation']:,}) fell into the held-out split, so none is left to train on or to search. "
+            "Give more documents, or lower config.data.validation_fraction, and build into another --workdir."
+        )
+    if kept["train"] > 1:
+        few = kept["train"] < FEW_DOCUMENTS
+        found = f"Neighbors come from other documents, and there are {kept['train']:,} to train on: they will be few."
+        return f"{found} {_split_it(paths)}" if few and wanted else ""
+    held_out = f" ({kept['validation']:,} more are held out and never searched)" if kept["validation"] else ""
+    said = f"A database of one document{held_out} has no neighbors: a neighbor is a chunk of another document."
+    if not wanted:
+        return said
+    raise StageError(f"{said} {_split_it(paths)}")
+
+
+def _split_it(paths: Sequence[str]) -> str:
+    file = next((path for path in paths if path), "BOOK.txt")
+    return (
+        "Give more documents, or split yours where its parts end, a chapter or an article a file; by lines, for example: "
+        f"mkdir parts && split -l 100 --additional-suffix=.txt {shlex.quote(file)} parts/ and build from parts in another "
+        "--workdir. Parts of one text are then neighbors of one another, so a gain on them is not one on new text."
+    )
 
 
 def _merge(
@@ -166,7 +217,8 @@ def _merge(
         counts["reranked"] = {"kept": int(kept.sum()), "of": int((nearest != PADDING).sum())}
     _save(temporary / stem, ids, distances)
     missing, same = int((ids == PADDING).sum()), int((distances == 0).sum())
-    return {"chunks": len(ids), "missing": missing, "same_text": same, **counts}
+    without = int((ids == PADDING).all(axis=1).sum())
+    return {"chunks": len(ids), "missing": missing, "chunks_without": without, "same_text": same, **counts}
 
 
 def _save(stem: Path, ids, distances) -> None:

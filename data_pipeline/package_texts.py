@@ -8,18 +8,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline import packages
-from data_pipeline.records import decode
+from data_pipeline.archives import read_members
+from data_pipeline.sniff import decode
 
 
 def _files(archive: Path, *patterns: str) -> Iterator[tuple[str, str, str]]:
-    for name, content in packages.read_members(archive, *patterns):
-        yield name, decode(content, f"{archive}: {name}", 0), ""
+    for name, content in read_members(archive, *patterns):
+        yield name, decode(content, f"{archive}: {name}"), ""
 
 
 def _json(archive: Path, pattern: str) -> dict:
-    ((name, content),) = packages.read_members(archive, pattern)
-    return json.loads(decode(content, f"{archive}: {name}", 0))
+    ((name, content),) = read_members(archive, pattern)
+    return json.loads(decode(content, f"{archive}: {name}"))
 
 
 def _wiki(archive: Path) -> Iterator[tuple[str, str, str]]:
@@ -64,9 +64,9 @@ def _mathematics(path: Path) -> Iterator[tuple[str, str, str]]:
 
 def _reference(archive: Path) -> Iterator[tuple[str, str, str]]:
     """A country a document: headings in lines of their own, fields as "name: text", without their HTML."""
-    for name, content in packages.read_members(archive, "*/*.json"):
+    for name, content in read_members(archive, "*/*.json"):
         lines: list[str] = []
-        _outline(json.loads(decode(content, f"{archive}: {name}", 0)), lines)
+        _outline(json.loads(decode(content, f"{archive}: {name}")), lines)
         yield name, "\n".join(lines) + "\n", ""
 
 
@@ -93,7 +93,7 @@ ADDRESS = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
 
 def _email(archive: Path) -> Iterator[tuple[str, str, str]]:
     """Subject and text of each message that is not spam; addresses are masked, other parts left out."""
-    for name, content in packages.read_members(archive, "data/*-ham-*/*.txt"):
+    for name, content in read_members(archive, "data/*-ham-*/*.txt"):
         message = email.message_from_bytes(content, policy=email.policy.default)
         try:
             part = message.get_body(preferencelist=("plain", "html"))

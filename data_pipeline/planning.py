@@ -23,6 +23,7 @@ from pathlib import Path
 
 from data_pipeline.bert import read_shape
 from data_pipeline.embeddings import EmbeddingTable
+from data_pipeline.formats import is_packed
 from data_pipeline.index import BYTES_A_NUMBER, KEYS_A_SHARD, open_searcher
 from data_pipeline.manifests import StageError
 from data_pipeline.readers import read_source, source_units
@@ -33,7 +34,6 @@ from retro_jax.config import RunConfig, SourceConfig
 TEXT_BYTES = 8_000_000  # at most, for the tokenizer and the counts
 CHUNKS = (1_500, 4_500)  # of the two samples that are embedded, indexed and searched
 QUERIES, TURNS = 1000, 5  # to time the search
-COMPRESSED = (".gz", ".zst", ".parquet")
 PARALLEL = ("documents", "chunks", "embeddings", "lexical", "index", "neighbors", "joined")
 LEAVES_GROW = 0.2  # 9, 10, 13, 24 leaves for 3, 11, 35, 360 thousand keys of nine subsets, recall@10 0.95
 CHOOSING = 0.1  # of the documents stage, measured on nine subsets: duplicates, budgets, near duplicates
@@ -76,7 +76,7 @@ def source_bytes(run: RunConfig) -> dict[str, float]:
         units = source_units(name, source)
         if source.package:
             size = sum(len(raw.text.encode()) for raw in read_source(name, source) if not raw.dropped)
-        elif any(not unit.files or any(file.name.endswith(COMPRESSED) for file in unit.files) for unit in units):
+        elif any(not unit.files or any(is_packed(file.name) for file in unit.files) for unit in units):
             raise StageError(
                 f"The text of config.data.sources.{name} is not measured by its files; give --plan_tokens."
             )

@@ -7,22 +7,25 @@ units, each a pure function of its files, so that a build goes on where it stopp
 
 import hashlib
 import numbers
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from data_pipeline import packages
-from data_pipeline.files import SourceFile, digest_files, list_files, open_file
+from data_pipeline.files import SourceFile, check_unchanged, digest_files, forbidden
+from data_pipeline.formats import FORMATS, Wanted, format_of
+from data_pipeline.json_records import holder, too_large
+from data_pipeline.listing import Listing, list_data_set, list_files
 from data_pipeline.manifests import StageError
 from data_pipeline.package_texts import RENDER
-from data_pipeline.records import JSONL, decode, json_lines, table_rows, too_large
+from data_pipeline.sniff import decode, encoding_by_nulls
+from data_pipeline.tfds_text import data_set_folder, split_lengths, split_records
 from retro_jax.config import DataConfig, SourceConfig
+from retro_jax.paths import is_url, local_path
 
-ENDINGS = {"text": (".txt",), "jsonl": JSONL, "parquet": (".parquet",), "arrow": (".arrow",)}
-ALL = tuple(ending for endings in ENDINGS.values() for ending in endings)
-FORMATS = (*ENDINGS, "tfds")
-TFDS_MARK = "features.json"  # a folder that holds it is a TFDS data set
+NAMES = (*FORMATS, "tfds")
 UNIT_BYTES, UNIT_FILES, UNIT_ROWS = 64 << 20, 1000, 100_000  # small files are read together up to this much
+MANY_NULLS = 16  # in a record, from which on it may be UTF-16
 
 
 @dataclass(frozen=True)
@@ -62,22 +65,35 @@ def read_source(name: str, source: SourceConfig, limit: int = DataConfig.max_doc
         yield from read_unit(name, source, unit, limit)
 
 
-def source_units(name: str, source: SourceConfig) -> list[Unit]:
-    """The units of a source, in order."""
+def list_source(name: str, source: SourceConfig) -> Listing | None:
+    """The files of a source, read and left out; None of a package.
+
+    Raises:
+      StageError: neither or both of package and path, an unknown format, or what `list_files` finds.
+    """
+    _check_source(name, source)
+    if source.package:
+        return None
+    where = f"config.data.sources.{name}.path"
+    if folder := _tfds(name, source):
+        return list_data_set(folder, where)
+    return list_files(source.path, where, source.format)
+
+
+def source_units(name: str, source: SourceConfig, listing: Listing | None = None) -> list[Unit]:
+    """The units of a source, in order; of what was listed, or is now."""
     _check_source(name, source)
     if source.package:
         return [Unit()]
-    if _format(name, source) == "tfds":
-        from data_pipeline.joined import split_lengths
-
-        lengths = split_lengths(source.path, source.split, f"config.data.sources.{name}")
+    if folder := _tfds(name, source):
+        lengths = split_lengths(folder, source.split, f"config.data.sources.{name}")
         return [
             Unit(split=split, start=start, stop=min(start + UNIT_ROWS, length))
             for split, length in lengths.items()
             for start in range(0, length, UNIT_ROWS)
         ]
     units, some, size = [], [], 0
-    for file in source_files(name, source):
+    for file in (listing or list_source(name, source)).files:
         if some and (size + file.bytes > UNIT_BYTES or len(some) == UNIT_FILES):
             units.append(Unit(tuple(some)))
             some, size = [], 0
@@ -94,33 +110,28 @@ def read_unit(name: str, source: SourceConfig, unit: Unit, limit: int) -> Iterat
             yield Raw(name, title, title, text, package.license, dropped)
         return
     if unit.split:
-        from data_pipeline.joined import split_records
-
-        records = split_records(source.path, unit.split, unit.start, unit.stop)
+        records = split_records(_tfds(name, source), unit.split, unit.start, unit.stop)
         yield from _documents(name, source, unit.split, records, limit)
+    keys = (source.text_key, source.subset_key, source.id_key, source.title_key)
+    columns = tuple(dict.fromkeys(key.partition(".")[0] for key in keys if key))
+    wanted = Wanted(limit, columns, f"config.data.sources.{name}.text_key (subset_key, id_key, title_key)")
     for file in unit.files:
-        kind = _format(name, source, file.name)
-        if kind == "text":
-            if file.bytes > limit:
-                raise too_large(file.url, limit)
-            with open_file(file) as stream:
-                yield Raw(name, file.name, file.name, decode(stream.read(), file.url, 0), source.license)
-        elif kind == "jsonl":
-            yield from _documents(name, source, file.name, json_lines(file, limit), limit)
+        form = FORMATS[source.format or format_of(file.name)]
+        if form.one_document:
+            for _, _, text in form.read(file, wanted):
+                yield Raw(name, file.name, file.name, text, source.license)
         else:
-            keys = (source.text_key, source.subset_key, source.id_key, source.title_key)
-            columns = list(dict.fromkeys(key.partition(".")[0] for key in keys if key))
-            option = f"config.data.sources.{name}.text_key (subset_key, id_key, title_key)"
-            yield from _documents(name, source, file.name, table_rows(file, columns, option), limit)
+            yield from _documents(name, source, file.name, form.read(file, wanted), limit)
+        check_unchanged(file)
 
 
-def source_digest(name: str, source: SourceConfig) -> str:
+def source_digest(name: str, source: SourceConfig, listing: Listing | None = None) -> str:
     """SHA-256 of what the source holds: its package's pinned checksum, or the names and contents of its files."""
-    _check_source(name, source)
-    parts = [packages.package(source.package).sha256 if source.package else digest_files(source_files(name, source))]
+    listing = listing or list_source(name, source)
+    parts = [digest_files(list(listing.files)) if listing else packages.package(source.package).sha256]
     if source.evaluation_titles:
         where = f"config.data.sources.{name}.evaluation_titles"
-        parts.append(digest_files(list_files(source.evaluation_titles, ("",), where)))
+        parts.append(digest_files(list(list_files(source.evaluation_titles, where, any_ending=True).files)))
     return parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -130,53 +141,72 @@ def _check_source(name: str, source: SourceConfig) -> None:
             f"config.data.sources.{name} needs either a package or a path, but has package={source.package!r} and "
             f"path={source.path!r}."
         )
-    if source.format not in ("", *FORMATS):
-        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    if source.format not in ("", *NAMES):
+        known = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
         raise StageError(f"config.data.sources.{name}.format must be {known}, but is {source.format!r}.")
 
 
 def source_files(name: str, source: SourceConfig) -> list[SourceFile]:
-    """The source's files with their names relative to what was pointed at, in the order of these names.
-
-    Raises:
-      StageError: no file is there, or the format is unknown.
-    """
-    _check_source(name, source)
-    kind = _format(name, source)
-    endings = ("",) if kind == "tfds" else ENDINGS[source.format] if source.format else ALL
-    return list_files(source.path, endings, f"config.data.sources.{name}")
+    """The files of `list_source`; none of a package."""
+    listing = list_source(name, source)
+    return list(listing.files) if listing else []
 
 
-def _format(name: str, source: SourceConfig, file: str = "") -> str:
-    """Of the source, or of one of its files: as the config says, else by the name."""
-    if source.format:
-        return source.format
-    if not file:
-        here = os.path.join(os.path.expanduser(source.path), TFDS_MARK)
-        return "tfds" if "://" not in source.path and os.path.exists(here) else "text"
-    if file.endswith(".json"):
-        return "jsonl"
-    return next((kind for kind, endings in ENDINGS.items() if file.endswith(endings)), "text")
+def _tfds(name: str, source: SourceConfig) -> Path | None:
+    """The folder of a TFDS data set, where the source is one."""
+    if source.format not in ("", "tfds"):
+        return None
+    where = f"config.data.sources.{name}.path"
+    if is_url(source.path):
+        if source.format:
+            raise StageError(
+                f"{where}={source.path!r} is a URL, but TFDS data sets are read from this machine. Copy the folder here, or "
+                "export it to Parquet."
+            )
+        return None
+    try:
+        folder = data_set_folder(local_path(source.path, where), where)
+    except PermissionError as error:
+        raise forbidden(f"{where}={source.path!r}", error) from None
+    except OSError:
+        return None  # what is not there is said by list_files
+    except ValueError as error:
+        raise StageError(str(error)) from None
+    if source.format and folder is None:
+        raise StageError(
+            f"{where}={source.path!r} holds no TFDS data set: a folder with features.json, dataset_info.json and files "
+            "*.array_record-00000-of-00001, or one that holds such a folder named as a version (1.0.0)."
+        )
+    return folder
 
 
 def _documents(name: str, source: SourceConfig, shown: str, records, limit: int) -> Iterator[Raw]:
     """The documents of (number, where, record); their key is their id or their text, for rows move in a shuffled file."""
+    option = f"config.data.sources.{name}"
     for number, where, record in records:
         subset = title = ""
         if source.subset_key:
-            subset = _string(record, source.subset_key, where, f"config.data.sources.{name}.subset_key")
+            subset = _string(record, source.subset_key, where, f"{option}.subset_key")
             if not subset:
-                raise StageError(f"{where} has an empty name under {source.subset_key!r}; mend or remove it.")
+                raise StageError(f"{where} has an empty name under {source.subset_key!r}. Give it one.")
         if source.title_key:
-            title = _string(record, source.title_key, where, f"config.data.sources.{name}.title_key") or ""
-        text = _string(record, source.text_key, where, f"config.data.sources.{name}.text_key")
+            title = _string(record, source.title_key, where, f"{option}.title_key") or ""
+        text = record if isinstance(record, str) else _string(record, source.text_key, where, f"{option}.text_key")
         content = _encoded(text or "", where)
         _encoded(subset + title, where)
+        many = content.count(b"\0") >= MANY_NULLS
+        if many and (
+            encoding := encoding_by_nulls(text.encode("latin1", "replace"))
+        ):  # a byte a letter, as it was read
+            raise StageError(
+                f"{where} holds {encoding.upper()} that was read as UTF-8: NUL bytes stand between its letters. Make the file "
+                "again from text that was decoded as what it is."
+            )
         if len(content) > limit:
             raise too_large(where, limit)
         key = hashlib.sha256(content).hexdigest()
         if source.id_key:
-            key = _identity(record, source.id_key, where, f"config.data.sources.{name}.id_key")
+            key = _identity(record, source.id_key, where, f"{option}.id_key")
         dropped = "null" if text is None else ""
         yield Raw(subset or name, f"{shown}:{number}", key, text or "", source.license, dropped, title)
 
@@ -186,7 +216,9 @@ def _identity(record, dotted: str, where: str, option: str) -> str:
     value = _value(record, dotted, where, option)
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole and (not value or not isinstance(value, str)):
-        raise StageError(f"{where} has no id under {dotted!r}, but {value!r:.40}. Mend it, or leave {option} empty.")
+        raise StageError(
+            f"{where} has no id under {dotted!r}, but {value!r:.40}. Give it one, or leave {option} empty."
+        )
     _encoded(str(value), where)
     return str(value)
 
@@ -198,7 +230,7 @@ def _encoded(text: str, where: str) -> bytes:
     except UnicodeEncodeError as error:
         raise StageError(
             f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}), which is no text in any "
-            "encoding. Mend or remove this line."
+            "encoding. Correct this line, or make the file again."
         ) from None
 
 
@@ -215,8 +247,11 @@ def _value(record, dotted: str, where: str, option: str):
     for part in dotted.split("."):
         if not isinstance(value, Mapping) or part not in value:
             there = ", ".join(sorted(value)) if isinstance(value, Mapping) else f"no keys (it is {value!r:.40})"
-            raise StageError(f"{where} has no key {dotted!r}; there is: {there}. Set {option} to the right one.")
+            path, _, line = where.rpartition(", line ")
+            inside = holder(value, path) if line == "1" and isinstance(value, Mapping) else ""
+            remedy = f"Set {option} to the right one.{' Or: ' if inside else ''}{inside}"
+            raise StageError(f"{where} has no key {dotted!r}; there is: {there}. {remedy}")
         value = value[part]
     if isinstance(value, bytes):
-        value = decode(value, where, 0)
+        value = decode(value, where)
     return value

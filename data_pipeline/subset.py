@@ -52,6 +52,17 @@ class Subset:
             )
         return ids, vectors[start:stop] if self.fraction == 1 else vectors[ids]
 
+    def check_documents(self, database_chunks: int) -> None:
+        """Raises StageError where a share holds one document alone: its chunks would have no neighbors."""
+        if self.fraction == 1:
+            return
+        ids = self.ids(0, database_chunks)
+        if len(ids) and len(set(self._table.document_ids[ids[[0, -1]]].tolist())) == 1:
+            raise StageError(
+                f"config.data.database_fraction={self.fraction} leaves one document to be searched, whose chunks have no "
+                "neighbors: a neighbor is a chunk of another document. Take a larger share."
+            )
+
     def save(self, folder: Path, ids: Int64[np.ndarray, "K"]) -> None:
         if self.fraction < 1:
             np.save(folder / IDS, ids)

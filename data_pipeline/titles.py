@@ -4,8 +4,9 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from data_pipeline.files import list_files, open_file
-from data_pipeline.records import decode
+from data_pipeline.compression import convert_command, open_plain
+from data_pipeline.listing import list_files
+from data_pipeline.sniff import check_text, decode
 
 HEADING = re.compile(r"^ ?= (.*[^= ]) = *$", re.MULTILINE)  # Wikitext's mark of an article; sections have "= ="
 
@@ -17,9 +18,11 @@ def read_titles(path: str, where: str) -> frozenset[str]:
       StageError: nothing is there, or it is not UTF-8.
     """
     titles: set[str] = set()
-    for file in list_files(path, ("",), where):
-        with open_file(file) as stream:
-            text = decode(stream.read(), file.url, 0)
+    for file in list_files(path, where, any_ending=True).files:
+        with open_plain(file) as stream:
+            content = stream.read()
+        check_text(content, file.url, convert_command(file))
+        text = decode(content, file.url, 0, convert_command(file))
         titles.update(_normal(HEADING.findall(text) or text.splitlines()))
     return frozenset(titles)
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from launch.config_files import config_of_build, config_of_run, data_directory, load_config
 from launch.reads import READS, check_reads
 from retro_jax.config import RunConfig, SourceConfig, declarations, resolve, to_dict
+from retro_jax.paths import local_folder, with_local_paths
 
 KEPT = "What was finished is kept, and nothing is half-written: the same command continues where it stopped."
 NOTHING_KEPT = "Nothing was changed; the same command starts from the beginning."
@@ -87,7 +88,8 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
         raise ValueError(f"--workdir is missing. For example: retro {verb.name} {verb.example}")
     if not verb.needs_workdir and values.workdir is not None:
         raise ValueError(f"retro {verb.name} writes no files, so --workdir={values.workdir} means nothing; remove it.")
-    return Invocation(resolve(values.config), Path(values.workdir or "."), values, given)
+    workdir = local_folder(values.workdir or ".", "--workdir")
+    return Invocation(with_local_paths(resolve(values.config)), workdir, values, given)
 
 
 def _kept_config(verb: Verb, words: Sequence[str]) -> ConfigDict:
@@ -97,7 +99,7 @@ def _kept_config(verb: Verb, words: Sequence[str]) -> ConfigDict:
     values(["retro", *(word for word in words if not override_of(word))])  # refuses unknown flags
     if not (verb.reads_run or verb.reads_build) or not values.workdir:
         raise ValueError(f"--config is missing. For example: retro {verb.name} {verb.example}")
-    return (config_of_build if verb.reads_build else config_of_run)(Path(values.workdir))
+    return (config_of_build if verb.reads_build else config_of_run)(local_folder(values.workdir, "--workdir"))
 
 
 def flag_values(verb: Verb) -> flags.FlagValues:

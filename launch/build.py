@@ -104,8 +104,10 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
       Counts of every stage's manifest, by stage, each with "seconds" of work in all runs together.
 
     Raises:
-      ValueError, StageError: see the stages; what is finished stays.
+      ValueError, StageError: see the stages; what is finished stays. Also one document, which has no neighbors.
     """
+    from data_pipeline.neighbors import check_documents
+
     data = data_directory(run, workdir)
     rows, counts, started = [], {}, time.monotonic()
     made = stages(run, data)
@@ -115,6 +117,10 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
         manifest = make(directory)
         seconds = json.loads((directory / "seconds.json").read_text())["seconds"]
         counts[stage] = {**manifest.counts, "seconds": seconds}
+        if stage == "documents" and not (made["neighbors"][0] / "manifest.json").exists():
+            paths = [source.path for source in run.data.sources.values()]
+            if note := check_documents(manifest.counts, paths, wanted=run.model.retrieves):
+                print(f"note: {note}", file=sys.stderr, flush=True)
         rows.append((stage, describe(stage, manifest.counts, manifest.config), seconds, time.monotonic() - before))
     keep_config(run, made["joined"][0].parent)
     print(summary(rows, made["joined"][0].parent, time.monotonic() - started))
@@ -217,7 +223,7 @@ def describe(stage: str, counts: Mapping, config: Mapping) -> str:
             dropped = sum(sum(subset["dropped"].values()) for subset in subsets)
             return (
                 f"{counts['documents']:,} documents of {len(counts['subsets'])} subsets ({held_out:,} held out), "
-                f"{counts['bytes'] / 1e6:,.1f} MB; {dropped:,} dropped"
+                f"{counts['bytes'] / 1e6:,.1f} MB; {dropped:,} dropped{_left_out(counts.get('files', {}))}"
             )
         case "tokenizer":
             return f"{counts['vocabulary']:,} pieces"
@@ -233,13 +239,33 @@ def describe(stage: str, counts: Mapping, config: Mapping) -> str:
         case "index":
             return f"{counts['kind']}, recall@{counts['recall']['k']} {counts['recall']['value']:.3f}"
         case "neighbors":
-            return f"{config['neighbors_stored']} for each of {counts['chunks']:,} chunks"
+            return _neighbors_found(counts, config["neighbors_stored"])
         case _:
             sequences = counts["sequences"]
             return (
                 f"{sequences['train']:,} training and {sequences.get('validation', 0):,} validation sequences "
                 f"of {config['sequence_length']}"
             )
+
+
+def _neighbors_found(counts: Mapping, stored: int) -> str:
+    chunks, missing = counts["chunks"], counts["missing"]
+    if not missing:
+        return f"{stored} found for each of {chunks:,} chunks"
+    mean = stored - missing / chunks
+    text = f"up to {stored} stored, {mean:.4g} found on average for each of {chunks:,} chunks"
+    without = counts.get("chunks_without", 0)  # builds of before did not count them
+    return f"{text}; {without:,} chunks have none" if without else text
+
+
+def _left_out(files: Mapping) -> str:
+    """Files of all sources that the documents stage did not read, by ending or reason."""
+    numbers: dict[str, int] = {}
+    for source in files.values():
+        for reason, (count, _) in source["left_out"].items():
+            numbers[reason] = numbers.get(reason, 0) + count
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(numbers.items()))
+    return f"; left out {sum(numbers.values()):,} files: {reasons}" if numbers else ""
 
 
 def summary(rows: Sequence[tuple[str, str, float, float]], data: Path, elapsed: float) -> str:

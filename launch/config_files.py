@@ -9,6 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from retro_jax.config import RunConfig, as_config_dict, convert, open_maps, resolve, to_dict
+from retro_jax.paths import local_path
 from retro_jax.side_files import read_object
 
 
@@ -20,7 +21,7 @@ def load_config(specification: str) -> ConfigDict:
         that takes no argument or returns no config, an unknown key or a value of another type.
     """
     name, _, argument = specification.partition(".py:")
-    path = Path(name + ".py" if ".py:" in specification else name).expanduser()
+    path = local_path(name + ".py" if ".py:" in specification else name, "--config")
     if not specification.strip():
         raise ValueError("--config is empty; give a config file, such as configs/quickstart.py:smoke.")
     if path.is_dir():

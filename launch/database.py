@@ -10,6 +10,7 @@ from absl import flags
 from launch.arguments import NOTHING_KEPT, Invocation, Verb
 from launch.command import MISTAKE, OK, run_verb
 from launch.reads import check_reads
+from retro_jax.paths import local_path
 from retro_jax.streams import OutputLost, deliver, protect
 
 WORKDIR = "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke"
@@ -191,7 +192,9 @@ def read_ids(text: str) -> list[int]:
     Raises:
       ValueError: something that is no number.
     """
-    words = Path(text[1:]).read_text().split() if text.startswith("@") else [w for w in text.split(",") if w.strip()]
+    words = [word for word in text.split(",") if word.strip()]
+    if text.startswith("@"):
+        words = local_path(text[1:], "--documents=@FILE, FILE").read_text().split()
     try:
         return [int(word) for word in words]
     except ValueError as error:

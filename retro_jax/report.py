@@ -309,7 +309,7 @@ def _facts(results) -> list[str]:
         ("documents", f"{database['documents']:,}"),
         ("search", database["index"]),
         (f"recall@{recall['k']}", f"{recall['value']:.4f}"),
-        ("neighbors read", str(settings["neighbors"])),
+        ("neighbors read, at most", str(settings["neighbors"])),
     ]
     sizes = [("RETRO parameters", f"{model['parameters']:,}")]
     sizes += [("baseline parameters", _count(model["baseline_parameters"]))]

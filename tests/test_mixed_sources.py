@@ -104,9 +104,9 @@ def cut(path, form):
     content = path.read_bytes()
     for share in (0, 0.2, 0.5, 0.9):
         path.write_bytes(content[: int(share * len(content))])
-        yield "truncated|damaged"
+        yield "truncated|damaged|empty"
     path.write_bytes(content[:-8])
-    yield "truncated|damaged"
+    yield "truncated|damaged|empty"
 
 
 def other_column(path, form):

@@ -10,12 +10,13 @@ import stat
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 
 import pytest
 from made_up_packages import catalogue, wheel
 
-from data_pipeline import packages
+from data_pipeline import archives, cache, packages
 from data_pipeline.documents import build_documents
 from data_pipeline.manifests import StageError, file_sha256
 from retro_jax.config import DataConfig, SourceConfig
@@ -155,7 +156,7 @@ def test_an_altered_archive_in_the_cache_is_refused(index):
     root, _ = index
     path = packages.fetch(wanted(root))
     path.write_bytes(path.read_bytes() + b"!")
-    with pytest.raises(StageError, match="is not the pinned archive of made-up 1.0: .* Remove it"):
+    with pytest.raises(StageError, match="is not the pinned archive of made-up 1.0: .* Move it away"):
         packages.fetch(wanted(root))
     assert path.exists(), "nothing is deleted unasked"
 
@@ -214,7 +215,7 @@ def test_a_path_that_leads_outside_is_refused(tmp_path, name):
         write_tar(tmp_path / "a.tar.gz", (name, b"x", tarfile.REGTYPE), ("ok/fine", b"y", tarfile.REGTYPE)),
     ):
         with pytest.raises(StageError, match="leads out of its folder; the archive is refused"):
-            packages.unpack(archive, "", tmp_path / "out" / "here")
+            archives.unpack(archive, "", tmp_path / "out" / "here")
         assert not (tmp_path / "out" / "here").exists() and not (tmp_path / "evil").exists()
 
 
@@ -227,27 +228,27 @@ def test_links_and_devices_are_left_out(tmp_path):
         ("top/m/file", b"x", tarfile.REGTYPE),
     )
     for archive in (zipped, tarred):
-        assert list(packages.read_members(archive, "m/*")) == [("m/file", b"x")]
+        assert list(archives.read_members(archive, "m/*")) == [("m/file", b"x")]
 
 
 def test_no_archive_and_no_match_are_said(tmp_path):
     (tmp_path / "a.whl").write_text("no archive")
     with pytest.raises(StageError, match="neither a zip nor a tar"):
-        list(packages.read_members(tmp_path / "a.whl", "*"))
+        list(archives.read_members(tmp_path / "a.whl", "*"))
     with pytest.raises(StageError, match=r"holds no file text/\*"):
-        list(packages.read_members(wheel(tmp_path, {"other": ""}), "text/*"))
+        list(archives.read_members(wheel(tmp_path, {"other": ""}), "text/*"))
 
 
 def test_unpacking_is_whole_and_checked(tmp_path):
     archive = wheel(tmp_path, {"m/a.json": "one", "m/deep/b.json": "two", "code.py": "raise SystemExit"})
     (tmp_path / ".out.writing" / "left").mkdir(parents=True)  # what a killed run leaves
-    out = packages.unpack(archive, "m/", tmp_path / "out")
+    out = archives.unpack(archive, "m/", tmp_path / "out")
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == ["a.json", "deep/b.json"]
     before = (out / "a.json").stat().st_mtime_ns
-    assert packages.unpack(archive, "m/", out) == out and (out / "a.json").stat().st_mtime_ns == before
+    assert archives.unpack(archive, "m/", out) == out and (out / "a.json").stat().st_mtime_ns == before
     (out / "a.json").write_text("eno")
-    with pytest.raises(StageError, match="a.json is missing or altered. Remove"):
-        packages.unpack(archive, "m/", out)
+    with pytest.raises(StageError, match="a.json is missing or altered. Move"):
+        archives.unpack(archive, "m/", out)
 
 
 def test_no_code_of_a_package_runs(tmp_path, monkeypatch):
@@ -281,3 +282,100 @@ def test_the_real_packages_hold_what_is_documented(tmp_path):
     model = packages.encoder_directory() / "model.safetensors"
     assert file_sha256(model) == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     assert os.path.getsize(model) == 90_868_376
+
+
+def earlier(tmp_path, monkeypatch, root):
+    """The current folder has what an earlier version downloaded; the cache of the user is elsewhere and empty."""
+    monkeypatch.delenv("RETRO_DOWNLOADS")
+    monkeypatch.setenv("RETRO_CACHE", str(tmp_path / "user"))
+    (tmp_path / "here" / "downloads").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here" / "downloads" / FILE, (root / FILE).read_bytes()
+
+
+def test_downloads_do_not_follow_the_current_folder(index, tmp_path, monkeypatch):
+    root, requests = index
+    place, _ = earlier(tmp_path, monkeypatch, root)
+    path = packages.fetch(wanted(root))
+    assert path == tmp_path / "user" / "downloads" / FILE and len(requests) == 2
+    monkeypatch.chdir(tmp_path)
+    assert packages.fetch(wanted(root)) == path and len(requests) == 2
+    assert not place.exists()
+
+
+def test_what_an_earlier_version_fetched_is_used(index, tmp_path, monkeypatch):
+    """Unless it is damaged: then it is fetched into the cache, and the damaged file stays where it is."""
+    root, requests = index
+    place, content = earlier(tmp_path, monkeypatch, root)
+    place.write_bytes(content)
+    assert packages.fetch(wanted(root)).samefile(place) and requests == []
+    place.write_bytes(content[:100])
+    assert packages.fetch(wanted(root)) == tmp_path / "user" / "downloads" / FILE and len(requests) == 2
+    assert place.stat().st_size == 100
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({"RETRO_DOWNLOADS": "/d", "RETRO_CACHE": "/c"}, "/d"),
+        ({"RETRO_CACHE": "/c", "XDG_CACHE_HOME": "/x"}, "/c/downloads"),
+        ({"RETRO_CACHE": "~/c"}, "/home-of/c/downloads"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/retro_jax/downloads"),
+        ({"XDG_CACHE_HOME": "relative"}, "/home-of/.cache/retro_jax/downloads"),
+        ({}, "/home-of/.cache/retro_jax/downloads"),
+    ],
+)
+def test_where_downloads_are_kept(monkeypatch, variables, expected):
+    for name in ("RETRO_DOWNLOADS", "RETRO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home-of", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert str(packages.downloads_directory()) == expected
+
+
+def test_a_cache_that_cannot_be_written_is_named(index, tmp_path, monkeypatch):
+    root, _ = index
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("RETRO_DOWNLOADS", str(tmp_path / "file" / "cache"))
+    with pytest.raises(
+        StageError, match=r"Downloads go to .*file/cache, but it cannot be written \(Not a directory\).*RETRO_CACHE"
+    ):
+        packages.fetch(wanted(root))
+    monkeypatch.setenv("RETRO_DOWNLOADS", "gs://bucket/cache")
+    with pytest.raises(StageError, match="RETRO_DOWNLOADS='gs://bucket/cache' is a URL"):
+        packages.fetch(wanted(root))
+
+
+def test_two_processes_may_fetch_and_unpack_one_file_at_once(tmp_path):
+    """The second begins while the first is half-way, and ends first; neither writes into the other's file."""
+    path = tmp_path / "a.whl"
+    with cache.own_temporary(path) as first:
+        first.write_bytes(b"wh")
+        with cache.own_temporary(path) as second:
+            second.write_bytes(b"whole")
+        assert path.read_bytes() == b"whole"
+        with open(first, "ab") as file:
+            file.write(b"ole")
+    assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]
+    old = tmp_path / ".a.whl.12345678.writing"
+    for age, left in ((2 * cache.STALE, False), (60, True)):
+        old.write_bytes(b"of a killed process")
+        os.utime(old, (time.time() - age,) * 2)
+        with cache.own_temporary(path) as temporary:
+            temporary.write_bytes(b"whole")
+        assert old.exists() == left
+
+
+def test_two_processes_may_unpack_at_once(tmp_path, monkeypatch):
+    archive = wheel(tmp_path, {"m/a": "one", "m/b": "two"})
+    out, rename = tmp_path / "out", os.rename
+
+    def second_is_first(source, target):
+        monkeypatch.setattr(archives.os, "rename", rename)
+        archives.unpack(archive, "m/", out)
+        rename(source, target)
+
+    monkeypatch.setattr(archives.os, "rename", second_is_first)
+    assert archives.unpack(archive, "m/", out) == out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name, "out"]
+    assert (out / "a").read_text() == "one" and (out / "b").read_text() == "two"
