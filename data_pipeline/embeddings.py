@@ -2,7 +2,9 @@
 
     embeddings-00000.npy  [N_s, E], row for row as the shard of chunks
 
-Database and held-out chunks go through the same function, so a query finds a key of the same text at distance 0.
+Database and held-out chunks go through the same function, so a query finds a key of the same text at distance 0. A chunk
+of more word pieces than the encoder has positions for is embedded in windows; the manifest counts them where there are
+any ("chunks_in_windows").
 """
 
 from functools import partial
@@ -81,11 +83,13 @@ def _make(
     stem: str, reader: Tokenizer, table: ChunkTable, start: int, stop: int, dtype: str, temporary: Path, encoder
 ) -> dict:
     texts = [reader.decode(row[row != PADDING]) for row in table.tokens[start:stop]]
-    vectors = encoder.embed(texts, description=stem)
+    ids = encoder.token_ids(texts)
+    vectors = encoder.embed_ids(ids, description=stem)
     if not np.isfinite(vectors).all():
         raise StageError(f"{encoder.directory} gives vectors that are not finite; its weights are broken.")
     np.save(temporary / f"{stem}.npy", vectors.astype(dtype))
-    return {"chunks": len(vectors)}
+    windows = sum(len(each) > encoder.longest for each in ids)
+    return {"chunks": len(vectors), **({"chunks_in_windows": windows} if windows else {})}
 
 
 class EmbeddingTable:

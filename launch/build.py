@@ -201,7 +201,9 @@ def describe(stage: str, counts: Mapping, config: Mapping) -> str:
                 f"the database"
             )
         case "embeddings":
-            return f"{counts['chunks']:,} vectors of {counts['width']}"
+            windows = counts.get("chunks_in_windows", 0)
+            longer = f"; {windows:,} chunks longer than the encoder's positions, in windows" if windows else ""
+            return f"{counts['chunks']:,} vectors of {counts['width']}{longer}"
         case "lexical":
             return f"frequencies of tokens in {counts['chunks']:,} chunks"
         case "index":
