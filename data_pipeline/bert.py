@@ -45,7 +45,7 @@ ACTIVATIONS = {
 def encoder_directory(config: DataConfig) -> Path:
     """The Hugging Face directory that `config.encoder` names, or that of the packaged default, fetched where missing."""
     if config.encoder:
-        return Path(config.encoder)
+        return Path(config.encoder).expanduser()
     from data_pipeline import packages
 
     return packages.encoder_directory()

@@ -146,7 +146,9 @@ def read_directory(directory: Path) -> EncoderDirectory:
     """
     root = Path(directory)
     if not root.is_dir():
-        raise StageError(f"{root} is no encoder: there is no such directory. {REMEDY}")
+        raise StageError(
+            f"{root} is no encoder: there is no such directory here (a model of a hub is not fetched; download it). {REMEDY}"
+        )
     if not (root / "modules.json").is_file():  # the library then takes the mean, and no prompt
         return EncoderDirectory(root, root, read_shape(root))
     folder, pooling, normalize = _read_modules(root)
@@ -320,6 +322,8 @@ def _read_sentence_config(folder: Path) -> bool:
 
 def read_json(path: Path, kind: type):
     """The content of a JSON file that holds a `kind` (dict or list); StageError otherwise."""
+    if not path.is_file():
+        raise StageError(f"{path} is missing; fetch it. {REMEDY}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

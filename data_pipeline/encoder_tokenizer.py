@@ -176,19 +176,14 @@ def _rules(path: Path, facts: dict, config: dict, kind: str) -> dict:
             return own
         split = {"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": True, "use_regex": True}
         return {"normalizer": None, "pre_tokenizer": split}
-    return _check_unigram(path, own)
-
-
-def _check_unigram(path: Path, own: dict) -> dict:
-    """XLM-RoBERTa's rules as they stand in the file; StageError where the class would put others in their place."""
-    normalizer, split = own["normalizer"] or {"type": None}, own["pre_tokenizer"] or {}
-    parts = [part.get("type") for part in split.get("pretokenizers", [split])]
-    if normalizer.get("type") not in (None, "Precompiled") or parts[-1:] != ["Metaspace"]:
-        raise StageError(
-            f"{path} normalizes by {normalizer.get('type')} and splits by {', '.join(map(str, parts))}, but {UNIGRAM} by "
-            f"Precompiled and Metaspace. {REMEDY}"
-        )
-    return own
+    parts = (own["normalizer"] or {}).get("normalizers", [own["normalizer"]])
+    mapped = next((part for part in parts if part and part.get("type") == "Precompiled"), None)
+    scheme = "always" if config.get("add_prefix_space", True) else "never"
+    words = [
+        {"type": "WhitespaceSplit"},
+        {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": True},
+    ]
+    return {"normalizer": mapped, "pre_tokenizer": {"type": "Sequence", "pretokenizers": words}}
 
 
 def _special(config: dict, name: str, kind: str) -> str:

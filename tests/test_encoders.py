@@ -99,7 +99,7 @@ def test_a_long_text_is_pooled_over_windows(tmp_path, normalize):
     """Every word piece counts: the mean over the tokens of windows of nearly one length, each between [CLS] and [SEP]."""
     directory = made_up_encoder.write(tmp_path, normalize=normalize)
     encoder = FrozenEncoder(directory, batch=3)
-    texts = ["mill river " * count for count in (29, 30, 58, 59, 100)]
+    texts = ["mill river " * count for count in (29, 30, 59)]
     weights, vectors = read_weights(directory, encoder.shape), encoder.embed(texts)
     for text, vector in zip(texts, vectors, strict=True):
         (ids,) = encoder.token_ids([text])
