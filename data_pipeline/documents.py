@@ -183,6 +183,8 @@ class DocumentTable:
 
     def lines(self, start: int = 0, stop: int | None = None) -> list[tuple[Path, int, int]]:
         """Where the lines of documents `start` to `stop` are: (file, the first's offset, how many)."""
+        if start < 0:
+            raise ValueError(f"Documents are numbered from 0, but {start} was asked for.")
         stop, found = len(self._lines) if stop is None else min(stop, len(self._lines)), []
         while start < stop:
             part = int(np.searchsorted(self._first, start, side="right")) - 1

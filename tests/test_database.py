@@ -18,6 +18,7 @@ from data_pipeline.embeddings import EmbeddingTable, open_encoder
 from data_pipeline.joined import pack
 from data_pipeline.manifests import StageError, file_sha256, read_manifest
 from data_pipeline.neighbors import NeighborTable, find_neighbors
+from data_pipeline.provenance import Provenance
 from data_pipeline.search import ExactSearcher
 from launch import build, database
 from launch.__main__ import main
@@ -236,6 +237,20 @@ def test_a_searcher_without_removed_keys_is_exact_search_over_the_others():
             ]
             squared += [(np.inf, -1)] * (4 - len(squared))
             assert list(zip(distances[row].tolist(), ids[row].tolist(), strict=True)) == squared
+
+
+@pytest.mark.parametrize("chunk", [-1, -2, 10**6])
+def test_a_chunk_that_is_not_there_has_no_document(root, chunk):
+    """NumPy takes -1 for the last one, and a search for the document of a row behind the last finds the last document."""
+    now = Database(root / "whole" / "data")
+    with pytest.raises(ValueError, match=f"{chunk} is no chunk of .*: they run from 0 to {len(now.table) - 1}"):
+        now.document(chunk)
+    with pytest.raises(ValueError, match=f"{chunk} is no chunk: they run"):
+        Provenance(root / "whole" / "data" / "documents", root / "whole" / "data" / "tokenizer", now.table).pieces(
+            chunk
+        )
+    with pytest.raises(ValueError, match="numbered from 0, but -1"):
+        DocumentTable(root / "whole" / "data" / "documents").lines(-1)
 
 
 def test_what_is_removed_is_never_returned(root, work, capsys):
