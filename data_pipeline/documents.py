@@ -70,20 +70,24 @@ def build_documents(directory: Path, config: DataConfig) -> Manifest:
     Raises:
       StageError: input that cannot be read as the config says, no document left, or two documents of one id.
     """
-    _check(config)
-    directory, sources = Path(directory), dict(sorted(config.sources.items()))
-    facts = {
-        "sources": {name: _relevant(source) for name, source in sources.items()},
-        "minimum_characters": config.minimum_characters,
-        "validation_fraction": config.validation_fraction,
-        "near_duplicate_jaccard": config.near_duplicate_jaccard,
-        "part_bytes": PART_BYTES,
-    }
+    check_settings(config)
+    directory, sources, facts = Path(directory), dict(sorted(config.sources.items())), stage_config(config)
     inputs = {f"source {name}": source_digest(name, source) for name, source in sources.items()}
     work = directory / ".read" / fingerprint([facts, inputs])[:16]
     manifest = run_stage(directory, STAGE, facts, inputs, partial(_parts, config, sources, facts, inputs, work))
     shutil.rmtree(directory / ".read", ignore_errors=True)  # our own intermediate files
     return manifest
+
+
+def stage_config(config: DataConfig) -> dict:
+    """What the stage depends on beside its input; part of its plan."""
+    return {
+        "sources": {name: _relevant(source) for name, source in sorted(config.sources.items())},
+        "minimum_characters": config.minimum_characters,
+        "validation_fraction": config.validation_fraction,
+        "near_duplicate_jaccard": config.near_duplicate_jaccard,
+        "part_bytes": PART_BYTES,
+    }
 
 
 def _parts(
@@ -130,7 +134,8 @@ def _copy_part(work: Path, names: Sequence[str], start: int, stop: int, temporar
     return {"documents": stop - start, "bytes": int(sizes.sum())}
 
 
-def _check(config: DataConfig) -> None:
+def check_settings(config: DataConfig) -> None:
+    """Raises StageError where a setting of the stage cannot be meant."""
     if not config.sources:
         raise StageError(
             "config.data.sources is empty; name a package or a path, for example sources.mine.path=TEXT.txt."

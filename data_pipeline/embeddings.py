@@ -42,11 +42,7 @@ def build_embeddings(
       StageError: a tokenizer other than the one that cut the chunks, or a directory that is no encoder.
       ValueError: config.data.embedding_dtype is not one that is stored.
     """
-    if config.embedding_dtype not in ("float32", "float16"):
-        raise ValueError(
-            f"config.data.embedding_dtype must be float32 or float16, but is {config.embedding_dtype!r}; "
-            f"float16 halves the space and keeps distances to three digits."
-        )
+    check_settings(config)
     source = read_manifest(chunks, CHUNKS)
     table, reader = ChunkTable(chunks), Tokenizer(tokenizer)
     require_fingerprint(
@@ -67,16 +63,34 @@ def build_embeddings(
     return run_stage(
         directory,
         STAGE,
-        {
-            "encoder": encoder.fingerprint,
-            "compute_dtype": COMPUTE_DTYPE,
-            "encoder_batch": config.encoder_batch,
-            "embedding_dtype": config.embedding_dtype,
-        },
+        stage_config(config, encoder.fingerprint),
         {"chunks": source.fingerprint, "tokenizer": reader.fingerprint},
         shards,
         counts={"database_chunks": table.database_chunks, "width": encoder.width},
     )
+
+
+def check_settings(config: DataConfig) -> None:
+    """Raises ValueError where a setting of the stage cannot be meant."""
+    if config.embedding_dtype not in ("float32", "float16"):
+        raise ValueError(
+            f"config.data.embedding_dtype must be float32 or float16, but is {config.embedding_dtype!r}; "
+            f"float16 halves the space and keeps distances to three digits."
+        )
+
+
+def stage_config(config: DataConfig, encoder: str) -> dict:
+    """What the stage depends on beside its input; part of its plan.
+
+    Args:
+      encoder: its fingerprint.
+    """
+    return {
+        "encoder": encoder,
+        "compute_dtype": COMPUTE_DTYPE,
+        "encoder_batch": config.encoder_batch,
+        "embedding_dtype": config.embedding_dtype,
+    }
 
 
 def _make(

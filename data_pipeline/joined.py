@@ -227,23 +227,12 @@ def build_joined(
       StageError: no training text, or what `run_stage` and `join` find.
     """
     length = table.chunk_length
-    if length < 2 or sequence_length % length:
-        raise ValueError(
-            f"A sequence is a whole number of chunks of at least 2 tokens, but config.model.sequence_length="
-            f"{sequence_length} and the chunks hold {length}; take a multiple of {max(length, 2)}."
-        )
+    check_lengths(sequence_length, length)
     if not table.database_chunks:
         raise StageError("No document is left to train on; add text or lower config.data.validation_fraction.")
     packings = {split: made for split, made in pack(table, sequence_length // length).items() if len(made.chunk_ids)}
     stored = neighbors.ids.shape[1]
-    config = {
-        "sequence_length": sequence_length,
-        "chunk_length": length,
-        "neighbors_stored": stored,
-        "vocabulary": vocabulary,
-        "shard_sequences": shard_sequences,
-        "version": VERSION,
-    }
+    config = stage_config(sequence_length, length, stored, vocabulary, shard_sequences)
     shards, sizes = [], {}
     for split, packing in packings.items():
         starts = range(0, len(packing.chunk_ids), shard_sequences)
@@ -256,6 +245,27 @@ def build_joined(
     ranges = {split: {name: list(pair) for name, pair in made.subsets.items()} for split, made in packings.items()}
     metadata = _metadata_shard(Path(directory), schema, sizes)
     return run_stage(directory, STAGE, config, inputs, shards, counts={"subsets": ranges}, last=metadata)
+
+
+def check_lengths(sequence_length: int, chunk_length: int) -> None:
+    """Raises ValueError where a sequence is not a whole number of chunks of at least 2 tokens."""
+    if chunk_length < 2 or sequence_length % chunk_length:
+        raise ValueError(
+            f"A sequence is a whole number of chunks of at least 2 tokens, but config.model.sequence_length="
+            f"{sequence_length} and the chunks hold {chunk_length}; take a multiple of {max(chunk_length, 2)}."
+        )
+
+
+def stage_config(sequence_length: int, chunk_length: int, stored: int, vocabulary: int, shard_sequences: int) -> dict:
+    """What the stage depends on beside its input; part of its plan."""
+    return {
+        "sequence_length": sequence_length,
+        "chunk_length": chunk_length,
+        "neighbors_stored": stored,
+        "vocabulary": vocabulary,
+        "shard_sequences": shard_sequences,
+        "version": VERSION,
+    }
 
 
 def _example_shard(split, name, packing, part, table, neighbors, stored, vocabulary) -> Shard:

@@ -49,9 +49,11 @@ def _build(invocation: Invocation) -> None:
 
     values = invocation.flags
     if values.plan:
+        from data_pipeline.inputs import check_inputs
         from data_pipeline.planning import plan_text
         from launch.plan import make_plan
 
+        check_inputs(invocation.run, invocation.data_directory)
         found = make_plan(invocation.run, values.plan_tokens, values.plan_nodes, values.plan_accelerator)
         print(json.dumps(found) if values.json else plan_text(found))
         return
@@ -80,9 +82,13 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
     Raises:
       ValueError, StageError: see the stages; what is finished stays.
     """
+    from data_pipeline.inputs import check_inputs, check_plans
+
     data = data_directory(run, workdir)
     rows, counts, started = [], {}, time.monotonic()
+    check_inputs(run, data)
     made = stages(run, data)
+    check_plans(run, {stage: directory for stage, (directory, _) in made.items()})
     for number, (stage, (directory, make)) in enumerate(made.items(), start=1):
         print(f"[{number}/{len(made)}] {stage}", file=sys.stderr, flush=True)
         before = time.monotonic()
