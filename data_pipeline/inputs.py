@@ -43,7 +43,7 @@ def check_inputs(run: RunConfig, data: Path) -> None:
     check_settings(run.data)
     check_embeddings(run.data)
     for name, source in run.data.sources.items():
-        _check_source(name, source, run.data.max_document_memory)
+        check_source(name, source, run.data.max_document_memory)
     if run.data.tokenizer:
         from data_pipeline.tokens import read_given
 
@@ -64,8 +64,12 @@ def _check_writable(data: Path) -> None:
         raise StageError(f"{data} cannot be written: {there} is read-only. Give another --workdir, or allow writing.")
 
 
-def _check_source(name: str, source: SourceConfig, limit: int) -> None:
-    """Lists the files of a source and reads its first document, so that a missing key is told for every source."""
+def check_source(name: str, source: SourceConfig, limit: int) -> None:
+    """Lists the files of a source and reads its first document, so that a missing key is told for every source.
+
+    Raises:
+      ValueError, StageError: see `data_pipeline.readers`.
+    """
     if source.package:
         package = packages.package(source.package)
         fetched = (packages.downloads_directory() / package.file).exists()

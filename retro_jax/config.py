@@ -132,7 +132,7 @@ class DataConfig:
     max_document_memory: int = 1 << 28  # bytes of one document that are read; a larger one stops the build by name
     near_duplicate_jaccard: float = 0.8  # training documents nearer a held-out one go (the paper's figure); 0 is off
     tokenizer: str = ""  # a SentencePiece model file; empty trains one
-    encoder: str = ""  # a Hugging Face directory of a BERT; empty: all-MiniLM-L6-v2 from its package
+    encoder: str = ""  # a directory of an encoder (docs/encoders.md); empty: all-MiniLM-L6-v2 from its package
     encoder_batch: int = 16  # texts a batch; 16 fit the caches of a CPU, an accelerator wants some hundred
     embedding_dtype: str = "float32"  # how embeddings are stored: "float32" | "float16"
     exact_below: int = 20_000  # database chunks under which the search is exact

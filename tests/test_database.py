@@ -364,6 +364,22 @@ def test_mistakes_in_removing_are_named_and_change_nothing(work, capsys):
         Database(data)
 
 
+def test_a_mistake_in_adding_is_told_before_anything_is_written(root, work, capsys):
+    """Another encoder, or a source whose records lack the key, leaves no half-made addition behind."""
+    made_up_encoder.write(work / "other", seed=1)
+    (work / "news.jsonl").write_text(json.dumps({"body": "text"}) + "\n")
+    source = "--config.data.sources.news.path="
+    wrong = {
+        "encoder": ([f"{source}{root / 'text'}", f"--config.data.encoder={work / 'other'}"], "does not match"),
+        "key": ([f"{source}{work / 'news.jsonl'}"], "has no key 'text'"),
+        "path": ([f"{source}{work / 'none'}"], "config.data.sources.news.path="),
+    }
+    for changes, message in wrong.values():
+        assert database.main(["add", f"--workdir={work}", *changes]) == 2
+        assert message in capsys.readouterr().err
+        assert not (work / "data" / "additions").exists()
+
+
 def test_what_is_added_counts_at_once_and_changes_no_id(root, work, capsys):
     data, folder = work / "data", work / "new"
     made_up_text.write_folder(folder, documents=3, seed=77)
