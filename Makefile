@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test test-slow test-slurm test-ray test-store test-tpu scaling database-faults benchmark reliability database-report lock lint
+.PHONY: help setup quickstart test test-slow test-slurm test-ray test-store test-encoders test-tpu scaling database-faults benchmark reliability database-report lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -32,7 +32,7 @@ test-slurm: setup ## launch/slurm.sh under a real SLURM of two nodes on this mac
 	@$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 # The locked packages and an extra that is not in the lock.
-.venv-tpu/.ready .venv-ray/.ready .venv-store/.ready: .venv-%/.ready: $(VENV)/.ready
+.venv-tpu/.ready .venv-ray/.ready .venv-store/.ready .venv-encoders/.ready: .venv-%/.ready: $(VENV)/.ready
 	@echo "$*: installing the locked packages and the extra [$*] into .venv-$* (log in .venv-$*/setup.log)"
 	@$(PYTHON) -m venv .venv-$*
 	@.venv-$*/bin/python -m pip install --require-hashes -r requirements.lock > .venv-$*/setup.log 2>&1 || { tail -20 .venv-$*/setup.log; exit 1; }
@@ -50,6 +50,9 @@ test-ray: .venv-ray/.ready ## builds on a Ray cluster of several nodes on this m
 
 test-store: .venv-store/.ready ## sources in an S3 store: a server on this machine, killed half-way
 	@.venv-store/bin/python -m pytest -m store tests/test_object_store.py
+
+test-encoders: .venv-encoders/.ready ## vectors of tiny encoders against sentence-transformers itself (PyTorch, 1 GB)
+	@.venv-encoders/bin/python -m pytest -m encoders tests/test_encoders.py
 
 database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray (resumes); writes docs/database_faults.md
 	@PYTHONPATH=tests .venv-ray/bin/python benchmarks/faults.py

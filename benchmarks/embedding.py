@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     directory = encoder_directory(DataConfig(encoder=options.encoder))
     encoder, chunks = FrozenEncoder(directory), texts(options.data, options.chunks)
-    ids = encoder.token_ids(chunks)
+    ids = [row[: encoder.longest] for row in encoder.token_ids(chunks)]  # the peers have no windows for longer ones
     if not options.peer_python.exists():
         say(f"No peers: {options.peer_python} is missing (`make .venv-peer/.ready` installs it). Our sides run alone.")
     with tempfile.TemporaryDirectory() as temporary:

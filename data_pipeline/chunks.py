@@ -77,11 +77,16 @@ def build_chunks(directory: Path, config: DataConfig, chunk_length: int, documen
     return run_stage(
         directory,
         STAGE,
-        {"chunk_length": chunk_length, "shard_chunks": config.shard_chunks},
+        stage_config(config, chunk_length),
         {"documents": source.fingerprint, "tokenizer": reader.fingerprint},
         shards,
         counts={"subsets": names, "chunk_length": chunk_length},
     )
+
+
+def stage_config(config: DataConfig, chunk_length: int) -> dict:
+    """What the stage depends on beside its input; part of its plan."""
+    return {"chunk_length": chunk_length, "shard_chunks": config.shard_chunks}
 
 
 def document_ranges(

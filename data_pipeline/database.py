@@ -155,6 +155,8 @@ class Database:
         return values(self.tokens, self.document_ids, ids)
 
     def _part(self, chunk: int) -> tuple[Provenance, int]:
+        if not 0 <= chunk < self._first[-1]:
+            raise ValueError(f"{chunk} is no chunk of {self.data}: they run from 0 to {self._first[-1] - 1}.")
         number = int(np.searchsorted(self._first, chunk, side="right")) - 1
         if number not in self._provenances:
             directory = self._directories[number]

@@ -74,15 +74,8 @@ def build_documents(directory: Path, config: DataConfig) -> Manifest:
     Raises:
       StageError: input that cannot be read as the config says, no document left, or two documents of one id.
     """
-    _check(config)
-    directory, sources = Path(directory), dict(sorted(config.sources.items()))
-    facts = {
-        "sources": {name: _relevant(source) for name, source in sources.items()},
-        "minimum_characters": config.minimum_characters,
-        "validation_fraction": config.validation_fraction,
-        "near_duplicate_jaccard": config.near_duplicate_jaccard,
-        "part_bytes": PART_BYTES,
-    }
+    check_settings(config)
+    directory, sources, facts = Path(directory), dict(sorted(config.sources.items())), stage_config(config)
     listings = {name: list_source(name, source) for name, source in sources.items()}
     inputs = {f"source {name}": source_digest(name, source, listings[name]) for name, source in sources.items()}
     work = directory / ".read" / fingerprint([facts, inputs])[:16]
@@ -91,6 +84,17 @@ def build_documents(directory: Path, config: DataConfig) -> Manifest:
     manifest = run_stage(directory, STAGE, facts, inputs, shards, counts={"files": files} if files else {})
     shutil.rmtree(directory / ".read", ignore_errors=True)  # our own intermediate files
     return manifest
+
+
+def stage_config(config: DataConfig) -> dict:
+    """What the stage depends on beside its input; part of its plan."""
+    return {
+        "sources": {name: _relevant(source) for name, source in sorted(config.sources.items())},
+        "minimum_characters": config.minimum_characters,
+        "validation_fraction": config.validation_fraction,
+        "near_duplicate_jaccard": config.near_duplicate_jaccard,
+        "part_bytes": PART_BYTES,
+    }
 
 
 def _parts(
@@ -145,7 +149,8 @@ def _copy_part(work: Path, names: Sequence[str], start: int, stop: int, temporar
     return {"documents": stop - start, "bytes": int(sizes.sum())}
 
 
-def _check(config: DataConfig) -> None:
+def check_settings(config: DataConfig) -> None:
+    """Raises StageError where a setting of the stage cannot be meant."""
     if not config.sources:
         raise StageError(
             "config.data.sources is empty; name a package or a path, for example sources.mine.path=TEXT.txt."
@@ -198,6 +203,8 @@ class DocumentTable:
 
     def lines(self, start: int = 0, stop: int | None = None) -> list[tuple[Path, int, int]]:
         """Where the lines of documents `start` to `stop` are: (file, the first's offset, how many)."""
+        if start < 0:
+            raise ValueError(f"Documents are numbered from 0, but {start} was asked for.")
         stop, found = len(self._lines) if stop is None else min(stop, len(self._lines)), []
         while start < stop:
             part = int(np.searchsorted(self._first, start, side="right")) - 1

@@ -2,7 +2,9 @@
 
     embeddings-00000.npy  [N_s, E], row for row as the shard of chunks
 
-Database and held-out chunks go through the same function, so a query finds a key of the same text at distance 0.
+Database and held-out chunks go through the same function, so a query finds a key of the same text at distance 0. A chunk
+of more word pieces than the encoder has positions for is embedded in windows; the manifest counts them where there are
+any ("chunks_in_windows").
 """
 
 from functools import partial
@@ -40,11 +42,7 @@ def build_embeddings(
       StageError: a tokenizer other than the one that cut the chunks, or a directory that is no encoder.
       ValueError: config.data.embedding_dtype is not one that is stored.
     """
-    if config.embedding_dtype not in ("float32", "float16"):
-        raise ValueError(
-            f"config.data.embedding_dtype must be float32 or float16, but is {config.embedding_dtype!r}; "
-            f"float16 halves the space and keeps distances to three digits."
-        )
+    check_settings(config)
     source = read_manifest(chunks, CHUNKS)
     table, reader = ChunkTable(chunks), Tokenizer(tokenizer)
     require_fingerprint(
@@ -65,27 +63,47 @@ def build_embeddings(
     return run_stage(
         directory,
         STAGE,
-        {
-            "encoder": encoder.fingerprint,
-            "compute_dtype": COMPUTE_DTYPE,
-            "encoder_batch": config.encoder_batch,
-            "embedding_dtype": config.embedding_dtype,
-        },
+        stage_config(config, encoder.fingerprint),
         {"chunks": source.fingerprint, "tokenizer": reader.fingerprint},
         shards,
         counts={"database_chunks": table.database_chunks, "width": encoder.width},
     )
 
 
+def check_settings(config: DataConfig) -> None:
+    """Raises ValueError where a setting of the stage cannot be meant."""
+    if config.embedding_dtype not in ("float32", "float16"):
+        raise ValueError(
+            f"config.data.embedding_dtype must be float32 or float16, but is {config.embedding_dtype!r}; "
+            f"float16 halves the space and keeps distances to three digits."
+        )
+
+
+def stage_config(config: DataConfig, encoder: str) -> dict:
+    """What the stage depends on beside its input; part of its plan.
+
+    Args:
+      encoder: its fingerprint.
+    """
+    return {
+        "encoder": encoder,
+        "compute_dtype": COMPUTE_DTYPE,
+        "encoder_batch": config.encoder_batch,
+        "embedding_dtype": config.embedding_dtype,
+    }
+
+
 def _make(
     stem: str, reader: Tokenizer, table: ChunkTable, start: int, stop: int, dtype: str, temporary: Path, encoder
 ) -> dict:
     texts = [reader.decode(row[row != PADDING]) for row in table.tokens[start:stop]]
-    vectors = encoder.embed(texts, description=stem)
+    ids = encoder.token_ids(texts)
+    vectors = encoder.embed_ids(ids, description=stem)
     if not np.isfinite(vectors).all():
         raise StageError(f"{encoder.directory} gives vectors that are not finite; its weights are broken.")
     np.save(temporary / f"{stem}.npy", vectors.astype(dtype))
-    return {"chunks": len(vectors)}
+    windows = sum(len(each) > encoder.longest for each in ids)
+    return {"chunks": len(vectors), **({"chunks_in_windows": windows} if windows else {})}
 
 
 class EmbeddingTable:

@@ -73,13 +73,7 @@ def build_index(directory: Path, config: DataConfig, embeddings: Path, chunks: P
         Shard(name, [f"{name}/{file}" for file in files], partial(_make, name, kind, config, vectors, subset, *rows))
         for name, rows in zip(names, ranges, strict=True)
     ]
-    facts = {
-        **{"kind": kind, "metric": METRIC, "recall_k": config.neighbors_stored, "ranges": ranges},
-        **{"leaves": config.index_leaves, "leaves_searched": config.index_leaves_searched},
-        **{"reorder": config.index_reorder, "index_shards": config.index_shards},
-        **{"recall_target": config.recall_target, "recall_sample": config.recall_sample},
-        "database_fraction": config.database_fraction,
-    }
+    facts = {"kind": kind, "ranges": ranges, **stage_config(config)}
     return run_stage(
         directory,
         STAGE,
@@ -89,6 +83,17 @@ def build_index(directory: Path, config: DataConfig, embeddings: Path, chunks: P
         counts={"kind": kind, "why": why, "database_chunks": sum(sizes)},
         last=Shard("recall", [], partial(_measure, directory, config, vectors, subset, ranges)),
     )
+
+
+def stage_config(config: DataConfig) -> dict:
+    """What the stage depends on beside its input and what follows from the number of keys; part of its plan."""
+    return {
+        **{"metric": METRIC, "recall_k": config.neighbors_stored},
+        **{"leaves": config.index_leaves, "leaves_searched": config.index_leaves_searched},
+        **{"reorder": config.index_reorder, "index_shards": config.index_shards},
+        **{"recall_target": config.recall_target, "recall_sample": config.recall_sample},
+        "database_fraction": config.database_fraction,
+    }
 
 
 def key_ranges(rows: int, shards: int) -> list[list[int]]:

@@ -19,12 +19,13 @@ from jaxtyping import Bool, Int
 
 from data_pipeline.manifests import Manifest, Shard, StageError, read_manifest, run_stage
 from data_pipeline.rows import first_rows
-from retro_jax.dimensions import PADDING
+from retro_jax.dimensions import PADDING, check_ids
 
 NAME = "retro_joined"
 VERSION = "1.0.0"
 STAGE = "joined"
 SPLITS = ("train", "validation")
+OTHER_TOKENIZER = "The chunks are of a larger vocabulary: set --config.model.vocabulary to that of their tokenizer."
 
 
 @dataclass(frozen=True)
@@ -227,23 +228,12 @@ def build_joined(
       StageError: no training text, or what `run_stage` and `join` find.
     """
     length = table.chunk_length
-    if length < 2 or sequence_length % length:
-        raise ValueError(
-            f"A sequence is a whole number of chunks of at least 2 tokens, but config.model.sequence_length="
-            f"{sequence_length} and the chunks hold {length}; take a multiple of {max(length, 2)}."
-        )
+    check_lengths(sequence_length, length)
     if not table.database_chunks:
         raise StageError("No document is left to train on; add text or lower config.data.validation_fraction.")
     packings = {split: made for split, made in pack(table, sequence_length // length).items() if len(made.chunk_ids)}
     stored = neighbors.ids.shape[1]
-    config = {
-        "sequence_length": sequence_length,
-        "chunk_length": length,
-        "neighbors_stored": stored,
-        "vocabulary": vocabulary,
-        "shard_sequences": shard_sequences,
-        "version": VERSION,
-    }
+    config = stage_config(sequence_length, length, stored, vocabulary, shard_sequences)
     shards, sizes = [], {}
     for split, packing in packings.items():
         starts = range(0, len(packing.chunk_ids), shard_sequences)
@@ -251,22 +241,43 @@ def build_joined(
         for number, start in enumerate(starts):
             name = f"{NAME}-{split}.array_record-{number:05d}-of-{len(starts):05d}"
             part = range(start, start + sizes[split][number])
-            shards.append(_example_shard(split, name, packing, part, table, neighbors, stored))
+            shards.append(_example_shard(split, name, packing, part, table, neighbors, stored, vocabulary))
     schema = (sequence_length, length, stored)
     ranges = {split: {name: list(pair) for name, pair in made.subsets.items()} for split, made in packings.items()}
     metadata = _metadata_shard(Path(directory), schema, sizes)
     return run_stage(directory, STAGE, config, inputs, shards, counts={"subsets": ranges}, last=metadata)
 
 
-def _example_shard(split, name, packing, part, table, neighbors, stored) -> Shard:
+def check_lengths(sequence_length: int, chunk_length: int) -> None:
+    """Raises ValueError where a sequence is not a whole number of chunks of at least 2 tokens."""
+    if chunk_length < 2 or sequence_length % chunk_length:
+        raise ValueError(
+            f"A sequence is a whole number of chunks of at least 2 tokens, but config.model.sequence_length="
+            f"{sequence_length} and the chunks hold {chunk_length}; take a multiple of {max(chunk_length, 2)}."
+        )
+
+
+def stage_config(sequence_length: int, chunk_length: int, stored: int, vocabulary: int, shard_sequences: int) -> dict:
+    """What the stage depends on beside its input; part of its plan."""
+    return {
+        "sequence_length": sequence_length,
+        "chunk_length": chunk_length,
+        "neighbors_stored": stored,
+        "vocabulary": vocabulary,
+        "shard_sequences": shard_sequences,
+        "version": VERSION,
+    }
+
+
+def _example_shard(split, name, packing, part, table, neighbors, stored, vocabulary) -> Shard:
     chosen = slice(part.start, part.stop)
     subsets = [packing.subset_of(number) for number in part]
     examples = (packing.chunk_ids[chosen].copy(), packing.scored[chosen].copy(), subsets)  # of this shard alone
-    make = partial(_make, split, name, examples, table, neighbors, stored)
+    make = partial(_make, split, name, examples, table, neighbors, stored, vocabulary)
     return Shard(name.replace(".array_record", ""), [name], make)
 
 
-def _make(split, name, examples, table, neighbors, stored, temporary: Path) -> dict:
+def _make(split, name, examples, table, neighbors, stored, vocabulary, temporary: Path) -> dict:
     from array_record.python import array_record_module
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -276,6 +287,8 @@ def _make(split, name, examples, table, neighbors, stored, temporary: Path) -> d
     chunks = targets = 0
     for ids, scored, subset in zip(chunk_ids, marks, subsets, strict=True):
         example = join(ids, scored, split, subset, table, neighbors)
+        for tokens in (example["tokens"], example["neighbor_tokens"]):
+            check_ids(f"Tokens of the chunks for {name}, config.model.vocabulary", tokens, vocabulary, OTHER_TOKENIZER)
         chunks += int((ids != PADDING).sum())
         targets += int(example["loss_mask"].sum())
         # Parsed and written again in a fixed order of keys: TFDS leaves it to a hash that changes with the process.

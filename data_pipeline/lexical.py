@@ -15,7 +15,7 @@ from jaxtyping import Float32, Float64, Int, Int64
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.engine import Shard
 from data_pipeline.manifests import Manifest, read_manifest, run_stage
-from retro_jax.dimensions import PADDING
+from retro_jax.dimensions import PADDING, check_ids
 
 STAGE = "lexical"
 SATURATION, LENGTH = 1.2, 0.75  # k1 and b of BM25, the usual ones
@@ -39,6 +39,7 @@ def _count(name: str, table: ChunkTable, start: int, stop: int, vocabulary: int,
     frequencies, tokens = np.zeros(vocabulary, np.int64), 0
     for first in range(start, stop, ROWS_AT_ONCE):
         rows = np.sort(table.tokens[first : min(first + ROWS_AT_ONCE, stop)], axis=1)
+        check_ids(f"Tokens of the chunks for {name}, config.model.vocabulary", rows, vocabulary)
         new = rows != PADDING
         tokens += int(new.sum())
         new[:, 1:] &= rows[:, 1:] != rows[:, :-1]
@@ -88,6 +89,7 @@ class Lexical:
           ids, distances: candidates, nearest first.
           tokens: the table [chunks, M] that ids are rows of.
         """
+        check_ids(f"Tokens of a query for {self.directory}", queries, len(self._weights))
         found, measured = ids[:, :k].copy(), distances[:, :k].copy()
         for row, query in enumerate(queries):
             there = ids[row] != PADDING

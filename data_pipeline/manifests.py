@@ -273,11 +273,35 @@ def _claim(directory: Path, stage: str, plan: dict) -> None:
     found = json.loads(path.read_text())
     if found == plan:
         return
-    if not (directory / "manifest.json").exists() and not any((directory / ".parts").glob("*.json")):
+    if not _something_made(directory):
         write_json(path, plan)  # a first attempt failed, for example on a file that has been mended since
         return
+    raise _other_plan(directory, found, plan)
+
+
+def check_claim(directory: Path, stage: str, config: Mapping, inputs: Mapping[str, str]) -> None:
+    """Raises StageError where something was made in `directory` from another config; nothing is written.
+
+    Args:
+      config, inputs: of these the keys that are known before the stages before it are made.
+    """
+    directory = Path(directory)
+    if not (directory / "plan.json").exists() or not _something_made(directory):
+        return
+    found = json.loads((directory / "plan.json").read_text())
+    wanted = json.loads(json.dumps({"stage": stage, "config": config, "inputs": dict(inputs)}))
+    known = {part: {key: found.get(part, {}).get(key) for key in wanted[part]} for part in ("config", "inputs")}
+    if (there := {"stage": found.get("stage"), **known}) != wanted:
+        raise _other_plan(directory, there, wanted)
+
+
+def _something_made(directory: Path) -> bool:
+    return (directory / "manifest.json").exists() or any((directory / ".parts").glob("*.json"))
+
+
+def _other_plan(directory: Path, found: Mapping, plan: Mapping) -> StageError:
     differing = ", ".join(_differences(found, plan)) or "its layout"
-    raise StageError(
+    return StageError(
         f"{directory} holds the stage '{found.get('stage')}' made from another config or input; what differs: {differing}. "
         f"Nothing was changed. Use another --workdir, or move {directory} away yourself to have it made anew."
     )

@@ -71,7 +71,7 @@ def build_neighbors(
         "Point to the chunks that were embedded, or run `retro build` with another --workdir.",
     )
     words = _lexical(config, lexical)
-    facts = {"neighbors_stored": config.neighbors_stored, "rerank": config.rerank}
+    facts = stage_config(config)
     inputs = {
         "chunks": table.fingerprint,
         "embeddings": vectors.fingerprint,
@@ -98,6 +98,11 @@ def build_neighbors(
     manifest = run_stage(directory, STAGE, facts, inputs, shards, counts=counts, prepare=prepare, at_once=at_once)
     shutil.rmtree(directory / ".answers", ignore_errors=True)  # our own intermediate files
     return manifest
+
+
+def stage_config(config: DataConfig) -> dict:
+    """What the stage depends on beside its input; part of its plan."""
+    return {"neighbors_stored": config.neighbors_stored, "rerank": config.rerank}
 
 
 def _lexical(config: DataConfig, directory: Path | None) -> Lexical | None:

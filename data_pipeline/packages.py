@@ -177,6 +177,11 @@ def fetch(wanted: Package) -> Path:
     return path
 
 
+def is_fetched(wanted: Package) -> bool:
+    """Whether the package's archive is on this machine already."""
+    return any(path.exists() for path in (downloads_directory() / wanted.file, *earlier_downloads(wanted.file)))
+
+
 def _download(wanted: Package, path: Path) -> None:
     """Fetches into `path`, whole and checked or not at all."""
     if wanted.client == "npm":

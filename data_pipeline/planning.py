@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_pipeline.bert import read_shape
 from data_pipeline.embeddings import EmbeddingTable
+from data_pipeline.encoder_directory import read_directory
 from data_pipeline.formats import is_packed
 from data_pipeline.index import BYTES_A_NUMBER, KEYS_A_SHARD, open_searcher
 from data_pipeline.manifests import StageError
@@ -170,7 +170,7 @@ def _search_seconds(searcher, queries) -> float:
 
 def chip_hours(tokens: float, encoder: Path, peak_flops: float) -> float:
     """Hours of one chip at its published rate for the matrix products of embedding: no real run is faster."""
-    shape = read_shape(encoder)
+    shape = read_directory(encoder).shape
     products = shape.layers * shape.width * (4 * shape.width + 2 * shape.feed_forward)
     return 2 * products * tokens / peak_flops / 3600
 

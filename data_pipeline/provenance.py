@@ -41,7 +41,9 @@ class Provenance:
         self._read = lru_cache(maxsize=64)(self._read_document)
 
     def number(self, chunk: int) -> int:
-        """The number of the chunk's document, in table order."""
+        """The number of the chunk's document, in table order. ValueError where there is no such chunk."""
+        if not 0 <= chunk < len(self._table):
+            raise ValueError(f"{chunk} is no chunk: they run from 0 to {len(self._table) - 1}.")
         return int(np.searchsorted(self.first_chunks, chunk, side="right")) - 1
 
     def document(self, chunk: int) -> Document:

@@ -48,24 +48,44 @@ def build_tokenizer(directory: Path, config: DataConfig, vocabulary: int, docume
       StageError: the text has too little for so large a vocabulary (or too many letters for so small a one), or the
         given model has no byte fallback, no BOS or EOS, or another size.
     """
-    if config.tokenizer:
-        given = Path(config.tokenizer)
-        if not given.is_file():
-            raise StageError(f"config.data.tokenizer={config.tokenizer!r} does not exist; give a SentencePiece model.")
-        inputs = {"given tokenizer": file_sha256(given)}
-        facts: dict = {"vocabulary": vocabulary}
-    else:
-        inputs = {"documents": read_documents_manifest(documents).fingerprint}
-        facts = {"vocabulary": vocabulary, "training_bytes": training_bytes(vocabulary)}
+    inputs = given_inputs(config) or {"documents": read_documents_manifest(documents).fingerprint}
 
     def make(temporary: Path) -> dict:
-        proto = given.read_bytes() if config.tokenizer else train_sentencepiece(documents, vocabulary)
+        proto = read_given(config, vocabulary) if config.tokenizer else train_sentencepiece(documents, vocabulary)
         pieces = _pieces(_processor(proto), vocabulary)
         (temporary / MODEL).write_bytes(proto)
         np.save(temporary / BYTES, np.array([len(piece) for piece in pieces], np.int32))
         return {"vocabulary": vocabulary}
 
+    facts = stage_config(config, vocabulary)
     return run_stage(directory, STAGE, facts, inputs, [Shard("tokenizer", [MODEL, BYTES], make)])
+
+
+def stage_config(config: DataConfig, vocabulary: int) -> dict:
+    """What the stage depends on beside its input; part of its plan."""
+    return {"vocabulary": vocabulary, **({} if config.tokenizer else {"training_bytes": training_bytes(vocabulary)})}
+
+
+def given_inputs(config: DataConfig) -> dict[str, str]:
+    """The stage's input where the config gives a model; empty where one is trained. StageError where it is no file."""
+    if not config.tokenizer:
+        return {}
+    given = Path(config.tokenizer).expanduser()
+    if not given.is_file():
+        raise StageError(f"config.data.tokenizer={config.tokenizer!r} does not exist; give a SentencePiece model.")
+    return {"given tokenizer": file_sha256(given)}
+
+
+def read_given(config: DataConfig, vocabulary: int) -> bytes:
+    """The model that the config gives.
+
+    Raises:
+      StageError: no such file, no SentencePiece model, or one that `build_tokenizer` does not take.
+    """
+    given_inputs(config)
+    proto = Path(config.tokenizer).expanduser().read_bytes()
+    _pieces(_processor(proto), vocabulary)
+    return proto
 
 
 class Tokenizer:

@@ -54,10 +54,12 @@ def _build(invocation: Invocation) -> None:
     values = invocation.flags
     check_flags(values)
     if values.plan:
+        from data_pipeline.inputs import check_inputs
         from data_pipeline.planning import plan_text
         from launch.plan import make_plan
 
         try:
+            check_inputs(invocation.run, invocation.data_directory)
             found = make_plan(invocation.run, values.plan_tokens, values.plan_nodes, values.plan_accelerator)
         except KeyboardInterrupt as interrupted:
             interrupted.kept = NOTHING_KEPT
@@ -106,11 +108,14 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
     Raises:
       ValueError, StageError: see the stages; what is finished stays. Also one document, which has no neighbors.
     """
+    from data_pipeline.inputs import check_inputs, check_plans
     from data_pipeline.neighbors import check_documents
 
     data = data_directory(run, workdir)
     rows, counts, started = [], {}, time.monotonic()
+    check_inputs(run, data)
     made = stages(run, data)
+    check_plans(run, {stage: directory for stage, (directory, _) in made.items()})
     for number, (stage, (directory, make)) in enumerate(made.items(), start=1):
         print(f"[{number}/{len(made)}] {stage}", file=sys.stderr, flush=True)
         before = time.monotonic()
@@ -233,7 +238,9 @@ def describe(stage: str, counts: Mapping, config: Mapping) -> str:
                 f"the database"
             )
         case "embeddings":
-            return f"{counts['chunks']:,} vectors of {counts['width']}"
+            windows = counts.get("chunks_in_windows", 0)
+            longer = f"; {windows:,} chunks longer than the encoder's positions, in windows" if windows else ""
+            return f"{counts['chunks']:,} vectors of {counts['width']}{longer}"
         case "lexical":
             return f"frequencies of tokens in {counts['chunks']:,} chunks"
         case "index":

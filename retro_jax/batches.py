@@ -18,9 +18,11 @@ from jaxtyping import Array, Float, Int
 
 from data_pipeline.joined import open_split
 from retro_jax.config import ModelConfig, TrainConfig
-from retro_jax.dimensions import PADDING
+from retro_jax.dimensions import PADDING, check_ids
 
 PASSES = 2**31  # endless; grain's own "endless" length overflows when it is cut into batches of one
+TOKENS = ("tokens", "targets", "neighbor_tokens")  # the features that index tables of the vocabulary
+DAMAGED = "These shards were not made by one build: run `retro build` into another --workdir."
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # batches; order does not depend on it
 
 
@@ -145,25 +147,33 @@ def _shuffled(numbers: tuple[int, int], *seeds: int) -> grain.MapDataset[int]:
 
 
 class Examples(Sequence):
-    """The examples of one split, read at random; `subsets` are the index ranges of each, `manifest` the stage's."""
+    """The examples of one split, read at random; `subsets` are the index ranges of each, `manifest` the stage's.
 
-    def __init__(self, source, manifest, split: str):
-        self._source = source
+    Raises ValueError, in reading too, where the manifest counts sequences that are not there, or a sequence holds a token
+    that the vocabulary does not have.
+    """
+
+    def __init__(self, source, manifest, split: str, directory: Path):
+        self._source, self._where = source, f"{directory}, {split}"
         self.manifest = manifest
         self.subsets = {name: tuple(pair) for name, pair in manifest.counts["subsets"][split].items()}
+        ends = np.array([end - 1 for _, end in self.subsets.values()])
+        check_ids(f"Sequences of {self._where} in its manifest.json", ends, len(source), DAMAGED)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, number: int) -> dict:
-        return _plain(self._source[number])
+        return self._plain(number, self._source[number])
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict]:
-        return [_plain(example) for example in self._source.__getitems__(numbers)]
+        return [self._plain(*pair) for pair in zip(numbers, self._source.__getitems__(numbers), strict=True)]
 
-
-def _plain(example: dict) -> dict:
-    return {**example, "subset": example["subset"].decode()}
+    def _plain(self, number: int, example: dict) -> dict:
+        for name in TOKENS:
+            what = f"{self._where} sequence {number}, {name} for config.model.vocabulary"
+            check_ids(what, example[name], self.manifest.config["vocabulary"], DAMAGED)
+        return {**example, "subset": example["subset"].decode()}
 
 
 def open_examples(directory: Path, split: str, model: ModelConfig) -> Examples:
@@ -188,7 +198,7 @@ def open_examples(directory: Path, split: str, model: ModelConfig) -> Examples:
             f"{stored['neighbors_stored']} neighbors a chunk. Lower it, or build with "
             f"--config.data.neighbors_stored={model.neighbors} in another --workdir."
         )
-    return Examples(source, manifest, split)
+    return Examples(source, manifest, split, directory)
 
 
 def validation_examples(directory: Path, model: ModelConfig) -> Examples:

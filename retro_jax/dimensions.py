@@ -14,3 +14,21 @@ Positions, chunks and neighbors count from 0 in code; layer numbers (the set P) 
 # It is negative so that it can never be read as token 0 or as chunk 0 (no vocabulary and no database has an entry -1);
 # every consumer turns it into an explicit mask before it indexes anything.
 PADDING = -1
+
+
+def check_ids(what: str, ids, size: int, remedy: str = "") -> None:
+    """Raises ValueError where an id is neither PADDING nor in [0, size): it has no row in the table that it is for.
+
+    JAX reads the nearest row in place of one that is not there and NumPy takes -2 for the last but one, both without a
+    word; so ids are checked on the host where they come in.
+
+    Args:
+      what: the ids, with the file that they are from, and the table.
+      ids: an integer array.
+    """
+    if not ids.size or (ids.max() < size and ids.min() >= PADDING):
+        return
+    wrong = ids.max() if ids.max() >= size else ids.min()
+    raise ValueError(
+        f"{what}: {wrong} is no id there; they run from 0 to {size - 1} (-1 is padding). {remedy}".rstrip()
+    )

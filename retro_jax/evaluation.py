@@ -96,7 +96,13 @@ def score(
 
     Raises:
       StageError: examples that are not these chunks, or that do not score every text token exactly once.
+      ValueError: a table of bytes of another vocabulary than the model's.
     """
+    if len(token_bytes) != model.vocabulary:
+        raise ValueError(
+            f"The tokenizer's table of bytes has {len(token_bytes):,} tokens, but config.model.vocabulary="
+            f"{model.vocabulary:,}: evaluate with the data that the model was trained with."
+        )
     chunk_ids = pack(table, model.chunks)["validation"].chunk_ids
     if len(chunk_ids) != len(examples):
         raise StageError(

@@ -16,8 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from retro_jax.config import ModelConfig, SampleConfig
-from retro_jax.dimensions import PADDING
+from retro_jax.dimensions import PADDING, check_ids
 from retro_jax.models.retro import merge
+
+OTHER_TOKENIZER = "Give the tokenizer and the database that the model was trained with (--config.data.directory)."
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,10 @@ def retrieve_full_chunks(
 
 
 class Predictor:
-    """Logits of the token after a text; compiled once for each power of two of chunks."""
+    """Logits of the token after a text; compiled once for each power of two of chunks.
+
+    Raises ValueError where a token of the text or of a neighbor is not one of config.model.vocabulary.
+    """
 
     def __init__(self, model: ModelConfig, params: dict):
         self.model, self._params = model, params
@@ -134,12 +139,14 @@ class Predictor:
         chunks = min(model.chunks, 1 << (used - 1).bit_length())
         padded = np.full((1, chunks * length), PADDING, np.int32)
         padded[0, : len(window)] = window
+        check_ids("Tokens of the text, config.model.vocabulary", padded, model.vocabulary, OTHER_TOKENIZER)
         segments = np.where(np.arange(chunks) < used, 0, PADDING)[None].astype(np.int32)
         neighbors = None
         if retrieved:
             neighbors = np.full((1, chunks, model.neighbors, model.retrieved_length), PADDING, np.int32)
             for place, found in enumerate(retrieved[start : start + chunks]):
                 neighbors[0, place] = found.tokens
+            check_ids("Tokens of neighbors, config.model.vocabulary", neighbors, model.vocabulary, OTHER_TOKENIZER)
         return np.asarray(_logits(model, self._params, padded, segments, neighbors, len(window) - 1))
 
 

@@ -20,6 +20,7 @@ from data_pipeline.embeddings import EmbeddingTable, open_encoder
 from data_pipeline.joined import pack
 from data_pipeline.manifests import StageError, file_sha256, read_manifest
 from data_pipeline.neighbors import NeighborTable, find_neighbors
+from data_pipeline.provenance import Provenance
 from data_pipeline.search import ExactSearcher
 from launch import build, database
 from launch.__main__ import main
@@ -243,6 +244,20 @@ def test_a_searcher_without_removed_keys_is_exact_search_over_the_others():
             assert list(zip(distances[row].tolist(), ids[row].tolist(), strict=True)) == squared
 
 
+@pytest.mark.parametrize("chunk", [-1, -2, 10**6])
+def test_a_chunk_that_is_not_there_has_no_document(root, chunk):
+    """NumPy takes -1 for the last one, and a search for the document of a row behind the last finds the last document."""
+    now = Database(root / "whole" / "data")
+    with pytest.raises(ValueError, match=f"{chunk} is no chunk of .*: they run from 0 to {len(now.table) - 1}"):
+        now.document(chunk)
+    with pytest.raises(ValueError, match=f"{chunk} is no chunk: they run"):
+        Provenance(root / "whole" / "data" / "documents", root / "whole" / "data" / "tokenizer", now.table).pieces(
+            chunk
+        )
+    with pytest.raises(ValueError, match="numbered from 0, but -1"):
+        DocumentTable(root / "whole" / "data" / "documents").lines(-1)
+
+
 def test_what_is_removed_is_never_returned(root, work, capsys):
     data = work / "data"
     table, stored = ChunkTable(data / "chunks"), NeighborTable(data / "neighbors")
@@ -360,6 +375,22 @@ def test_the_verbs_read_the_settings_that_their_table_names(work):
         with recorded() as recorder:
             assert database.main([action, f"--workdir={work}", *more]) == 0
         assert_reads(f"database {action}", recorder.keys)
+
+
+def test_a_mistake_in_adding_is_told_before_anything_is_written(root, work, capsys):
+    """Another encoder, or a source whose records lack the key, leaves no half-made addition behind."""
+    made_up_encoder.write(work / "other", seed=1)
+    (work / "news.jsonl").write_text(json.dumps({"body": "text"}) + "\n")
+    source = "--config.data.sources.news.path="
+    wrong = {
+        "encoder": ([f"{source}{root / 'text'}", f"--config.data.encoder={work / 'other'}"], "does not match"),
+        "key": ([f"{source}{work / 'news.jsonl'}"], "has no key 'text'"),
+        "path": ([f"{source}{work / 'none'}"], "config.data.sources.news.path="),
+    }
+    for change, message in wrong.values():
+        assert database.main(["add", f"--workdir={work}", *change]) == 2
+        assert message in capsys.readouterr().err
+        assert not (work / "data" / "additions").exists()
 
 
 def test_what_is_added_counts_at_once_and_changes_no_id(root, work, capsys, monkeypatch):

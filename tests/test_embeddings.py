@@ -15,6 +15,7 @@ from data_pipeline.documents import build_documents
 from data_pipeline.embeddings import EmbeddingTable, build_embeddings, open_encoder
 from data_pipeline.manifests import StageError, read_manifest
 from data_pipeline.tokens import Tokenizer, build_tokenizer
+from launch.build import describe
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,25 @@ def test_broken_weights(root):
     made_up_encoder.write(root / "encoder-nan", tensors=tensors)
     with pytest.raises(StageError, match="not finite; its weights are broken"):
         build(root, config, "broken", encoder="encoder-nan")
+
+
+def test_a_chunk_longer_than_the_encoders_positions_loses_nothing(root):
+    """A text is cut without a word where the encoder has no more positions; the manifest counts what is in windows."""
+    root, config = root
+    assert "chunks_in_windows" not in read_manifest(root / "embeddings", "embeddings").counts
+    tensors = made_up_encoder.weights()
+    name = "embeddings.position_embeddings.weight"
+    tensors[name] = tensors[name][:12]
+    made_up_encoder.write(root / "encoder-12", config={"max_position_embeddings": 12}, tensors=tensors)
+    manifest = build(root, config, "windows", encoder="encoder-12")
+    encoder, table = FrozenEncoder(root / "encoder-12"), ChunkTable(root / "chunks")
+    tokenizer = Tokenizer(root / "tokenizer")
+    texts = [tokenizer.decode(row[row != -1]) for row in table.tokens[:]]
+    longer = [len(ids) > 12 for ids in encoder.token_ids(texts)]
+    assert 0 < manifest.counts["chunks_in_windows"] == sum(longer)
+    assert f"{sum(longer)} chunks longer than the encoder's positions" in describe("embeddings", manifest.counts, {})
+    row = longer.index(True)
+    assert not np.allclose(encoder.embed([texts[row] + " mill"]), encoder.embed([texts[row]]), atol=1e-4)
 
 
 def test_an_altered_vector_is_noticed(root):

