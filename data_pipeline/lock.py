@@ -23,7 +23,7 @@ class BuildLock:
     def __enter__(self) -> "BuildLock":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            self._file = open(self.path, "a+")
+            self._file = open(self.path, "a+", encoding="utf-8", errors="replace")
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

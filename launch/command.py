@@ -14,7 +14,6 @@ import dataclasses
 import difflib
 import errno
 import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -27,9 +26,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from retro_jax.config import RunConfig, SourceConfig, resolve, to_dict
+from retro_jax.config_file import read_config_file
 from retro_jax.preemption import EXIT_CODE, LostHost, Preempted
 
 OK, MISTAKE, DISK_FULL, INTERRUPTED = 0, 2, 3, 130
+RUN_REMEDY = "Give --config, that of the run; it is written anew by `retro train` with that config and"
 CONFIG_HELP = """\
   --config=FILE.py[:ARGUMENTS]   what to run, e.g. configs/retro.py:172m,smoke
   --config.SECTION.KEY=VALUE     changes one value, e.g. --config.train.steps=100 (keys: retro_jax/config.py)
@@ -241,11 +242,11 @@ def config_of_run(workdir: Path) -> ConfigDict:
       ValueError: no model was trained there.
     """
     path = model_directory(workdir) / "config.json"
-    if not path.is_file():
+    if not path.parent.exists():
         raise ValueError(
             f"{workdir} holds no trained model, so --config is needed. Train one first: retro train --help."
         )
-    config = ConfigDict(to_dict(resolve(json.loads(path.read_text()))))
+    config = ConfigDict(to_dict(read_config_file(path, f"{RUN_REMEDY} --workdir={path.parent}.")))
     if (Path(workdir) / "data").is_dir():
         config.data.directory = ""
     return config
@@ -264,7 +265,8 @@ def config_of_build(workdir: Path) -> ConfigDict:
         found = f"{len(paths)} shares of a database" if paths else "no finished build with a config.json"
         raise ValueError(f"{workdir} holds {found}, so --config is needed: that of the build.")
     path = paths[0]
-    config = ConfigDict(to_dict(resolve(json.loads(path.read_text()))))
+    remedy = "Give --config of the build, or run `retro build` with it once more: it writes the file anew."
+    config = ConfigDict(to_dict(read_config_file(path, remedy)))
     for section in (config.data.sources, config.train.subset_weights):
         section.unlock()
     return config

@@ -19,6 +19,7 @@ from pathlib import Path
 from launch.command import Invocation, Verb, parse, run_verb
 from launch.train import VERB as TRAIN
 from retro_jax.config import RunConfig, to_dict
+from retro_jax.files import DamagedFile, read_json
 
 VERB = Verb(
     "quickstart",
@@ -107,9 +108,12 @@ def is_trained(step: Step) -> bool:
     invocation = parse(TRAIN, step.arguments)
     config, last = invocation.workdir / "config.json", invocation.run.train.steps
     whole = invocation.workdir / "checkpoints" / f"{last}.whole.json"
-    if not (config.exists() and whole.exists()):
+    if not whole.exists():
         return False
-    return json.loads(config.read_text()) == json.loads(json.dumps(to_dict(invocation.run)))
+    try:
+        return read_json(config, "") == json.loads(json.dumps(to_dict(invocation.run)))
+    except DamagedFile:
+        return False  # the verb says what is wrong, or mends it
 
 
 def run_step(step: Step) -> int:
@@ -120,7 +124,7 @@ def run_step(step: Step) -> int:
 
 def closing(workdir: Path, elapsed: float) -> str:
     """Whether the promised effect was seen, what it took, and where to look; `evaluate` has printed the table."""
-    results = json.loads((workdir / "results.json").read_text())
+    results = read_json(workdir / "results.json", "Run the same command again.", keys=("verdict", "seconds"))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     seen = "WAS seen" if results["verdict"]["seen"] else "was NOT seen"
     return "\n".join(

@@ -5,14 +5,13 @@ step 0 is the baseline, with retrieval On or Off. With `config.train.trainable="
 and Off stays the baseline for good; "all" trains everything from there.
 """
 
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 
-from retro_jax.checkpoints import load_params
+from retro_jax.checkpoints import load_fingerprints, load_params
 from retro_jax.config import RunConfig
 from retro_jax.models.retro import zero_cca_outputs
 from retro_jax.optimizer import flatten, group, unflatten
@@ -39,9 +38,9 @@ def initial_state(
     if not train.initialize_from:
         return create_state(run, optimizer, mesh)
     source = Path(train.initialize_from)
-    base, base_run, _ = load_params(source)
+    base, base_run, step = load_params(source)
     _require_same_decoder(run, base_run, source)
-    _require_same_tokenizer(fingerprints["tokenizer"], source)
+    _require_same_tokenizer(fingerprints["tokenizer"], source, step)
     return create_state(run, optimizer, mesh, graft(initial_params(run, mesh), base))
 
 
@@ -69,8 +68,8 @@ def _require_same_decoder(run: RunConfig, base: RunConfig, source: Path) -> None
         )
 
 
-def _require_same_tokenizer(tokenizer: str, source: Path) -> None:
-    found = json.loads((source / "versions.json").read_text())["fingerprints"]["tokenizer"]
+def _require_same_tokenizer(tokenizer: str, source: Path, step: int) -> None:
+    found = load_fingerprints(source, step)["tokenizer"]
     if found != tokenizer:
         raise ValueError(
             f"The decoder of {source} was trained with tokenizer {found[:16]}…, but this data has {tokenizer[:16]}…; "

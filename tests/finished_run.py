@@ -6,7 +6,6 @@ a second. `restore` brings it back to what it was, after a trial that changed it
 
 import contextlib
 import io
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +77,9 @@ class FinishedRun:
             answer = self.run(verb)
             assert answer.code == 0, (verb, answer)
             if verb == "build":
-                self.documents = [document.id for document in DocumentTable(self.work / "data" / "documents").read(0, 2)]
+                self.documents = [
+                    document.id for document in DocumentTable(self.work / "data" / "documents").read(0, 2)
+                ]
         shutil.copytree(self.work, self.copy)
         self.files = sorted(str(path.relative_to(self.copy)) for path in self.copy.rglob("*") if path.is_file())
 

@@ -7,13 +7,12 @@ import collections
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from finished_run import STEPS, Answer, FinishedRun
+from finished_run import Answer, FinishedRun
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from training_fixture import compiled_once  # noqa: F401
@@ -158,7 +157,10 @@ def test_a_damaged_file_gives_the_right_result_or_a_message_that_names_it(finish
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(
-        st.sampled_from(VERBS), st.sampled_from(finished.files), st.sampled_from(KINDS), st.floats(0, 1, exclude_max=True)
+        st.sampled_from(VERBS),
+        st.sampled_from(finished.files),
+        st.sampled_from(KINDS),
+        st.floats(0, 1, exclude_max=True),
     )
     def trials(verb, name, kind, at):
         outcome, answer = trial(finished, verb, name, kind, at)
