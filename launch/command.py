@@ -25,6 +25,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from launch.explain import is_foreign, words
 from retro_jax.config import RunConfig, SourceConfig, resolve, to_dict
 from retro_jax.config_file import read_config_file
 from retro_jax.preemption import EXIT_CODE, LostHost, Preempted
@@ -89,7 +90,7 @@ def run_verb(verb: Verb, execute: Callable[[Invocation], None], argv: Sequence[s
         return EXIT_CODE
     except Exception as error:
         code, message = explain(error, verb)
-        if os.environ.get("RETRO_TRACEBACK") == "1" or message is None:
+        if os.environ.get("RETRO_TRACEBACK", "0") not in ("", "0") or message is None:
             raise
         print(f"retro {verb.name}: {message}", file=sys.stderr)
         return code
@@ -105,13 +106,10 @@ def explain(error: BaseException, verb: Verb) -> tuple[int, str | None]:
                 f"the disk is full: {_room(cause) or str(error).splitlines()[0]} What was finished is whole and nothing "
                 f"was removed: make room, then run the same command again; it continues where it stopped."
             )
-    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] in BUILD_EXTRA:
-        return MISTAKE, f"needs the package {error.name}, of the [build] extra: pip install 'retro_jax[build]'."
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
-        return MISTAKE, f"{error.strerror or error}: {error.filename}. Check the path."
-    if isinstance(error, (ValueError, flags.Error)):
+    if isinstance(error, flags.Error) or (isinstance(error, ValueError) and not is_foreign(error)):
         return MISTAKE, str(error)
-    return 1, None
+    message = words(error)
+    return (1, None) if message is None else (MISTAKE, message)
 
 
 def _disk_full(error: BaseException) -> bool:
@@ -125,9 +123,6 @@ def _room(error: BaseException) -> str:
     """What is left where the error says it was; empty where it does not say."""
     where = getattr(error, "filename", None)
     return f"{shutil.disk_usage(_existing(Path(where))).free / 2**20:,.0f} MiB are left at {where}." if where else ""
-
-
-BUILD_EXTRA = ("scann", "sentencepiece", "tokenizers", "safetensors", "pypi_simple", "zstandard")
 
 
 def _causes(error: BaseException | None):
