@@ -1,13 +1,13 @@
 """What was removed from a finished database and what was added to it, beside the stages of the build, which stay as they are.
 
     removed.json          {"documents": [ids], "subsets": [names]}: what no search returns any more
+    removed.copy.json     the same again: what was removed must not come back because one file is lost or damaged
     additions/00000/      documents, chunks, embeddings and index of text that came later, made by the build's own stages
 
 Both count at once wherever `data_pipeline.database` is asked. Chunk ids never change: those of an addition follow on all
 that were there before.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +16,14 @@ import numpy as np
 
 from data_pipeline.chunks import ChunkTable, build_chunks
 from data_pipeline.documents import DocumentTable, build_documents, read_documents_manifest
-from data_pipeline.manifests import StageError, read_manifest, write_json
+from data_pipeline.manifests import StageError, note, read_manifest, write_json
 from data_pipeline.selection import SPLITS
-from retro_jax.config import RunConfig, SourceConfig, resolve, to_dict
+from retro_jax.config import RunConfig, SourceConfig, to_dict
+from retro_jax.config_file import read_config_file
+from retro_jax.files import DamagedFile, read_json
 
-REMOVED, ADDITIONS, CONFIG = "removed.json", "additions", "config.json"
-FINISHED = "finished.json"  # its counts, written last: an addition counts from then on
+REMOVED, COPY, ADDITIONS, CONFIG = "removed.json", "removed.copy.json", "additions", "config.json"
+FINISHED = "finished.json"  # its counts, written behind the last stage; from that stage on the addition counts
 STAGES = ("documents", "chunks", "embeddings", "index")
 
 
@@ -40,24 +42,36 @@ class Removed:
 
 
 def read_removed(data: Path) -> Removed:
-    path = Path(data) / REMOVED
-    if not path.exists():
-        return Removed()
-    try:
-        facts = json.loads(path.read_text())
-        return Removed(frozenset(facts["documents"]), frozenset(facts["subsets"]))
-    except (ValueError, KeyError, TypeError) as error:
-        # Not taken for empty: what was removed must not come back because of a damaged file.
+    """What either of the two files lists.
+
+    Raises:
+      StageError: a damaged file and no whole one beside it. That is not taken for an empty list.
+    """
+    found, faults = [], []
+    for path in (Path(data) / REMOVED, Path(data) / COPY):
+        if not path.exists():
+            continue
+        try:
+            facts = read_json(path, "What the other copy lists stays removed.", keys=("documents", "subsets"))
+            found.append(Removed(frozenset(facts["documents"]), frozenset(facts["subsets"])))
+        except (DamagedFile, TypeError) as error:
+            faults.append(str(error))
+    if faults and not found:
         raise StageError(
-            f"{path} is damaged ({type(error).__name__}: {error}). Restore it from a copy, or move it away and run "
-            "`retro database remove` again with what it listed."
-        ) from None
+            f"{faults[0].partition('. ')[0]}, and there is no whole copy. Restore {data}/{REMOVED} from a backup, or move it "
+            f"and {COPY} away and run `retro database remove` again with what it listed."
+        )
+    if len(found) == 1 and (faults or not (Path(data) / REMOVED).exists()):
+        note(faults[0] if faults else f"{data}/{REMOVED} is missing. What {COPY} lists stays removed.")
+    return Removed(
+        frozenset().union(*(one.documents for one in found)), frozenset().union(*(one.subsets for one in found))
+    )
 
 
 def addition_directories(data: Path) -> list[Path]:
     """Finished additions, in order."""
     found = sorted((Path(data) / ADDITIONS).glob("[0-9]*"))
-    return [path for path in found if (path / FINISHED).exists()]
+    return [path for path in found if (path / FINISHED).exists() or (path / STAGES[-1] / "manifest.json").exists()]
 
 
 def remove(data: Path, documents: Iterable[int] = (), subsets: Iterable[str] = ()) -> dict[str, int]:
@@ -94,7 +108,9 @@ def remove(data: Path, documents: Iterable[int] = (), subsets: Iterable[str] = (
 
 
 def _write(data: Path, removed: Removed) -> None:
-    write_json(data / REMOVED, {"documents": sorted(removed.documents), "subsets": sorted(removed.subsets)})
+    for name in (COPY, REMOVED):
+        facts = {"documents": sorted(removed.documents), "subsets": sorted(removed.subsets)}
+        write_json(data / name, facts, seal=True)
 
 
 def add(data: Path, run: RunConfig, sources: Mapping[str, SourceConfig], encoder: Path) -> dict[str, int]:
@@ -125,7 +141,7 @@ def add(data: Path, run: RunConfig, sources: Mapping[str, SourceConfig], encoder
     numbers = (data / ADDITIONS / f"{number:05d}" for number in range(len(earlier) + 1))
     directory = next(path for path in numbers if path not in earlier)
     run = replace(run, data=replace(run.data, sources=dict(sources), validation_fraction=0.0))
-    write_json(directory / CONFIG, to_dict(run))
+    write_json(directory / CONFIG, to_dict(run), seal=True)
     return make_addition(data, directory, encoder)
 
 
@@ -135,7 +151,8 @@ def make_addition(data: Path, directory: Path, encoder: Path) -> dict[str, int]:
     from data_pipeline.embeddings import build_embeddings, open_encoder
     from data_pipeline.index import build_index
 
-    config = resolve(json.loads((directory / CONFIG).read_text())).data
+    remedy = f"Restore it from a copy, or move {directory} away and run `retro database add` with its sources again."
+    config = read_config_file(directory / CONFIG, remedy).data
     base = read_manifest(data / "chunks", "chunks", verify=False)
     stored = read_manifest(data / "embeddings", EMBEDDINGS, verify=False).config["embedding_dtype"]
     open_encoder(data / "embeddings", encoder)  # refuses another encoder

@@ -61,7 +61,7 @@ class Database:
         self.data = Path(data)
         self._tombstones: Removed = read_removed(data)
         self._directories = [self.data, *addition_directories(data)]
-        self._tables = [ChunkTable(directory / "chunks") for directory in self._directories]
+        self._tables = [ChunkTable(directory / "chunks", verify=True) for directory in self._directories]
         self.table = self._tables[0]
         self.tokens, self.document_ids = (
             ShardedRows([path for table in self._tables for path in getattr(table, name).paths])

@@ -28,13 +28,14 @@ from jaxtyping import Int
 
 from data_pipeline.cleaning import DROPPED, PLACES, select
 from data_pipeline.listing import Listing, describe_counts
-from data_pipeline.manifests import Manifest, Shard, StageError, fingerprint, read_manifest, run_stage
+from data_pipeline.manifests import REPAIR, Manifest, Shard, StageError, fingerprint, read_manifest, run_stage
 from data_pipeline.near_duplicates import Signer
 from data_pipeline.readers import list_source, read_unit, source_digest, source_units
 from data_pipeline.rows import ShardedRows
 from data_pipeline.spill import SpillWriter, copy_lines
 from data_pipeline.titles import read_titles, title_of
 from retro_jax.config import DataConfig, SourceConfig, to_dict
+from retro_jax.files import load_array
 from retro_jax.progress import progress
 
 STAGE = "documents"
@@ -120,12 +121,16 @@ def _parts(
         select, work / "units", [unit.name for unit in units], config.near_duplicate_jaccard, sources, counts
     )
     found = run_stage(work / "kept", "cleaning", facts, inputs, [Shard("kept", [PLACES, DROPPED], make)]).counts
-    ranges = part_ranges(np.load(work / "kept" / PLACES, mmap_mode="r")[:, 2], PART_BYTES)
+    ranges = part_ranges(_places(work)[:, 2], PART_BYTES)
     shards = [Shard("dropped", [DROPPED], partial(_copy_dropped, work / "kept" / DROPPED, dict(found)))]
     for number, (start, stop) in enumerate(ranges):
         names = [f"part-{number:05d}.jsonl", f"lines-{number:05d}.npy"]
         shards.append(Shard(names[0].partition(".")[0], names, partial(_copy_part, work, names, start, stop)))
     return shards
+
+
+def _places(work: Path) -> Int[np.ndarray, "D 4"]:
+    return load_array(work / "kept" / PLACES, "Run the same `retro build` again.", mapped=True)
 
 
 def part_ranges(lengths: Int[np.ndarray, "D"], part_bytes: int) -> list[tuple[int, int]]:
@@ -142,7 +147,7 @@ def _copy_dropped(path: Path, counts: dict, temporary: Path) -> dict:
 
 def _copy_part(work: Path, names: Sequence[str], start: int, stop: int, temporary: Path) -> dict:
     """One part: the lines of documents [start, stop) from the units that they were read into."""
-    places = np.load(work / "kept" / PLACES, mmap_mode="r", allow_pickle=False)[start:stop]
+    places = _places(work)[start:stop]
     lengths, sizes = places[:, 2], places[:, 3]
     copy_lines(work / "units", places[:, :3], temporary / names[0])
     np.save(temporary / names[1], np.stack([np.cumsum(lengths) - lengths, sizes], axis=1))
@@ -226,7 +231,12 @@ def _records(lines: Sequence[tuple[Path, int, int]]) -> Iterator[dict]:
         with open(path, "rb") as file:
             file.seek(offset)
             for _ in range(count):
-                yield json.loads(file.readline())
+                line = file.readline()
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    where = f"{path}, byte {file.tell() - len(line):,}"
+                    raise StageError(f"{where}: this line is not JSON of ours ({error}). {REPAIR}") from None
 
 
 def read_documents_manifest(directory: Path) -> Manifest:

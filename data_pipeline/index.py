@@ -9,7 +9,6 @@ Index shards are built alone, searched alone, and their answers merged by (dista
 it is and why, what each shard's settings are, and the recall@k: the share of the true k nearest that is found.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -20,7 +19,7 @@ import numpy as np
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.embeddings import EmbeddingTable
 from data_pipeline.engine import Shard
-from data_pipeline.manifests import Manifest, StageError, read_manifest, require_fingerprint, run_stage
+from data_pipeline.manifests import REPAIR, Manifest, StageError, read_manifest, require_fingerprint, run_stage
 from data_pipeline.recall import Sample
 from data_pipeline.scann_search import (
     FILES,
@@ -36,6 +35,7 @@ from data_pipeline.scann_search import (
 from data_pipeline.search import ExactSearcher, MergedSearcher, PlacedSearcher, Searcher
 from data_pipeline.subset import IDS, Subset
 from retro_jax.config import DataConfig
+from retro_jax.files import load_array, read_json
 
 STAGE = "index"
 BYTES_A_NUMBER = 9.5  # of an open index shard, for each number of its keys
@@ -140,7 +140,8 @@ def _measure(
     found = None
     for number, (start, stop) in enumerate(ranges):
         name = f"index-{number:05d}"
-        facts = json.loads((directory / ".parts" / f"{name}.json").read_text())["counts"]["shards"][name]
+        remedy = "Run `retro build` again with the same config and --workdir."
+        facts = read_json(directory / ".parts" / f"{name}.json", remedy, keys=["counts"])["counts"]["shards"][name]
         ids, keys = subset.keys(vectors, start, stop)
         sample.compare(ids, keys)
         searcher = PlacedSearcher(_open(directory / name, keys, facts), ids)
@@ -184,7 +185,7 @@ def shard_bytes(vectors: EmbeddingTable, facts: Mapping) -> int:
 def open_shard(folder: Path, vectors: EmbeddingTable, facts: Mapping, start: int, stop: int) -> Searcher:
     """The search over one index shard; its ids are rows of the database."""
     if (folder / IDS).exists():
-        ids = np.load(folder / IDS, allow_pickle=False)
+        ids = load_array(folder / IDS, REPAIR)
         return PlacedSearcher(_open(folder, vectors[ids], facts), ids)
     searcher = _open(folder, vectors[start:stop], facts)
     return searcher if start == 0 else PlacedSearcher(searcher, np.arange(start, stop))

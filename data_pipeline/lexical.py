@@ -14,8 +14,9 @@ from jaxtyping import Float32, Float64, Int, Int64
 
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.engine import Shard
-from data_pipeline.manifests import Manifest, read_manifest, run_stage
+from data_pipeline.manifests import REPAIR, Manifest, read_manifest, run_stage
 from retro_jax.dimensions import PADDING, check_ids
+from retro_jax.files import load_array
 
 STAGE = "lexical"
 SATURATION, LENGTH = 1.2, 0.75  # k1 and b of BM25, the usual ones
@@ -58,7 +59,7 @@ class Lexical:
     def __init__(self, directory: Path):
         manifest = read_manifest(directory, STAGE)
         self.directory, self.fingerprint = Path(directory), manifest.fingerprint
-        frequencies = sum(np.load(self.directory / file.name, allow_pickle=False) for file in manifest.files)
+        frequencies = sum(load_array(self.directory / file.name, REPAIR) for file in manifest.files)
         chunks = manifest.counts["chunks"]
         self._average = manifest.counts["tokens"] / chunks
         self._weights = np.log(1 + (chunks - frequencies + 0.5) / (frequencies + 0.5))

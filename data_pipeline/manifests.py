@@ -12,7 +12,6 @@ Every byte but the seconds is a function of config and input, so a killed and re
 """
 
 import errno
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -20,138 +19,28 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from data_pipeline.engine import Engine, InProcess, Shard, current_engine
+from retro_jax.files import DamagedFile, file_sha256, read_json, write_json
+from retro_jax.files import atomic_path as atomic_path
+from retro_jax.files import digest as fingerprint  # noqa: F401
+from retro_jax.manifests import REPAIR as REPAIR
+from retro_jax.manifests import (
+    File,
+    Manifest,
+    StageError,
+    check_file,
+    note,
+    read_facts,
+    read_manifest,
+    read_seconds,
+)
+from retro_jax.manifests import require_fingerprint as require_fingerprint
 from retro_jax.progress import progress
 
 PACKAGES = ("jax", "numpy", "scann", "sentencepiece", "tokenizers", "tensorflow-datasets", "array-record")
-
-
-class StageError(ValueError):
-    """A stage's input or output is not what it must be; the message names both sides and the remedy."""
-
-
-@dataclass(frozen=True)
-class File:
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a finished stage made of what. `fingerprint` covers all but the library versions."""
-
-    stage: str
-    config: Mapping
-    inputs: Mapping[str, str]  # name of the input stage -> its fingerprint
-    versions: Mapping[str, str]
-    counts: Mapping  # whatever the stage counted, summed over shards where it is a number
-    files: tuple[File, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        facts = asdict(self)
-        del facts["versions"]
-        return fingerprint(facts)
-
-
-def fingerprint(facts) -> str:
-    """SHA-256 of the canonical JSON of `facts`, in hexadecimal."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, facts) -> None:
-    """Writes JSON atomically: a reader sees the old file or the new one, whole."""
-    with atomic_path(path) as temporary:
-        Path(temporary).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-
-
-class atomic_path:
-    """`with atomic_path(path) as temporary: write(temporary)`: synced and renamed to `path` on success only."""
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        self.temporary = self.path.with_name(f".{self.path.name}.writing")
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.temporary
-
-    def __exit__(self, kind, value, traceback):
-        if kind is None:
-            with open(self.temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
-        return False
-
-
-def read_manifest(directory: Path, stage: str, *, verify: bool = True) -> Manifest:
-    """The manifest of a finished stage, its files checked.
-
-    Args:
-      verify: recompute checksums too (sizes are always compared).
-
-    Raises:
-      StageError: no manifest (with the command that makes it), another stage, or a missing, short or altered file.
-    """
-    directory = Path(directory)
-    path = directory / "manifest.json"
-    if not path.exists():
-        state = "is half-written" if (directory / "plan.json").exists() else "is not there"
-        raise StageError(
-            f"The stage '{stage}' in {directory} {state}: it has no manifest.json. Run `retro build` again with the same config and --workdir; it continues where it stopped."
-        )
-    try:
-        facts = json.loads(path.read_text())
-    except ValueError as error:
-        raise StageError(
-            f"{path} is no JSON ({error}), so it was not written by this program. Remove it, and run `retro build` again: it is made anew from {directory}/.parts."
-        ) from None
-    if facts["stage"] != stage:
-        raise StageError(
-            f"{directory} holds the stage '{facts['stage']}', but '{stage}' is needed. Point to the directory of '{stage}'."
-        )
-    files = tuple(File(**file) for file in facts.pop("files"))
-    manifest = Manifest(**facts, files=files)
-    for file in files:
-        check_file(directory, file, verify=verify)
-    return manifest
-
-
-def check_file(directory: Path, file: File, *, verify: bool) -> None:
-    path = Path(directory) / file.name
-    if not path.exists():
-        raise StageError(
-            f"{path} is missing, but {directory}/manifest.json lists it. Remove {directory}/manifest.json and {directory}/.parts, and run `retro build` again to make it anew."
-        )
-    size = path.stat().st_size
-    if size != file.bytes:
-        raise StageError(
-            f"{path} is truncated or grown: it has {size:,} bytes, but the manifest says {file.bytes:,}. Remove it with {directory}/manifest.json and {directory}/.parts, and run `retro build` again."
-        )
-    if verify and (found := file_sha256(path)) != file.sha256:
-        raise StageError(
-            f"{path} was altered: its sha256 is {found[:16]}…, but the manifest says {file.sha256[:16]}…. Remove it with {directory}/manifest.json and {directory}/.parts, and run `retro build` again."
-        )
-
-
-def require_fingerprint(name: str, found: str, expected: str, remedy: str) -> None:
-    """Raises StageError where an artifact is not the one that its reader was made with."""
-    if found != expected:
-        raise StageError(
-            f"The {name} does not match: found fingerprint {found[:16]}…, but {expected[:16]}… is expected. {remedy}"
-        )
 
 
 def run_stage(
@@ -184,15 +73,20 @@ def run_stage(
     """
     directory = Path(directory)
     plan = json.loads(json.dumps({"stage": stage, "config": config, "inputs": dict(inputs)}))
-    plan["shards"] = _planned(directory) if callable(shards) else [shard.name for shard in shards]
-    _claim(directory, stage, plan)
-    if (directory / "manifest.json").exists():
-        return read_manifest(directory, stage)
+    if not callable(shards):
+        plan["shards"] = [shard.name for shard in shards]
+    if (manifest := _finished(directory, plan)) is not None:
+        return manifest
+    _refuse_another(directory, plan)
     started = time.monotonic()
     try:
         if callable(shards):
             shards = shards()
-            write_json(directory / "plan.json", plan | {"shards": [shard.name for shard in shards]})
+            plan["shards"] = [shard.name for shard in shards]
+        if _read_plan(directory) != plan:
+            write_json(
+                directory / "plan.json", plan, seal=True
+            )  # here: by now the input and the settings have been looked at
         parts = make_missing(directory, stage, shards, unit=unit, prepare=prepare, at_once=at_once)
         if last is not None:
             parts += make_missing(directory, last.name, [last], engine=InProcess())
@@ -209,16 +103,15 @@ def run_stage(
             total[key] = add_counts(total.get(key), value)
     files = [file for part in parts for file in part["files"]]
     versions = {name: package_version(name) for name in PACKAGES}
-    earlier = (
-        json.loads((directory / "seconds.json").read_text())["seconds"]
-        if (directory / "seconds.json").exists()
-        else 0.0
-    )
+    earlier = (read_seconds(directory) or 0.0) if (directory / "seconds.json").exists() else 0.0
     write_json(directory / "seconds.json", {"seconds": earlier + time.monotonic() - started})
-    write_json(
-        directory / "manifest.json",
-        {**{k: plan[k] for k in ("stage", "config", "inputs")}, "versions": versions, "counts": total, "files": files},
-    )
+    facts = {
+        **{k: plan[k] for k in ("stage", "config", "inputs")},
+        "versions": versions,
+        "counts": total,
+        "files": files,
+    }
+    write_json(directory / "manifest.json", facts, seal=True)
     return read_manifest(directory, stage, verify=False)
 
 
@@ -245,7 +138,7 @@ def make_missing(
                 prepare(chosen)
             for number, facts in (engine or current_engine()).map(partial(_make_shard, directory), chosen):
                 # Written here alone, so that a worker thought lost and its successor never write one file at once.
-                write_json(_part_path(directory, chosen[number]), facts)
+                write_json(_part_path(directory, chosen[number]), facts, seal=True)
                 parts[batch[number]] = facts
                 bar.update()
     _remove_unfinished(directory)
@@ -258,25 +151,54 @@ def _remove_unfinished(directory: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _planned(directory: Path) -> list[str]:
-    """Names of the shards in the plan there; none where they are not known yet."""
-    path = directory / "plan.json"
-    return json.loads(path.read_text())["shards"] if path.exists() else []
+def _finished(directory: Path, plan: dict) -> Manifest | None:
+    """The manifest of a finished stage of this plan, all files verified; None where there is something to make.
+
+    What is damaged of its bookkeeping is written anew, with a line: plan.json here, manifest.json by the caller.
+    """
+    if not (directory / "manifest.json").exists():
+        return None
+    try:
+        manifest = read_facts(directory)
+    except StageError as error:
+        note(str(error))
+        return None
+    found = _read_plan(directory)
+    there = {"stage": manifest.stage, "config": dict(manifest.config), "inputs": dict(manifest.inputs)}
+    if found is None or not _same(found, there):  # the plan is damaged, not the stage
+        found = there | {"shards": plan.get("shards") or order_of_parts(directory, manifest)}
+        if _same(there, plan):
+            note(f"{directory}/plan.json is damaged or missing; it is written anew from manifest.json.")
+            write_json(directory / "plan.json", found, seal=True)
+    if not _same(found, plan):
+        _raise_another(directory, found, plan)
+    return read_manifest(directory, plan["stage"])
 
 
-def _claim(directory: Path, stage: str, plan: dict) -> None:
-    """Writes plan.json, or checks that the one there is this plan. A plan of which nothing was made yet is replaced."""
-    path = directory / "plan.json"
-    if not path.exists():
-        write_json(path, plan)
-        return
-    found = json.loads(path.read_text())
-    if found == plan:
-        return
-    if not _something_made(directory):
-        write_json(path, plan)  # a first attempt failed, for example on a file that has been mended since
-        return
-    raise _other_plan(directory, found, plan)
+def _same(found: Mapping, plan: Mapping) -> bool:
+    """Whether two plans agree in what both say; which shards there are is not known before the input was read."""
+    return all(found[key] == plan[key] for key in {*found} & {*plan})
+
+
+def order_of_parts(directory: Path, manifest: Manifest) -> list[str]:
+    """Names of a finished stage's shards in the order of their files in the manifest; those without files follow."""
+    place = {file.name: number for number, file in enumerate(manifest.files)}
+    order = {}
+    for path in sorted((directory / ".parts").glob("*.json")):
+        try:
+            files = read_json(path, "", keys=["files"])["files"]
+            order[path.stem] = min([place[file["name"]] for file in files], default=len(place))
+        except (DamagedFile, KeyError, TypeError):
+            order[path.stem] = len(place)
+    return sorted(order, key=order.get)
+
+
+def _read_plan(directory: Path) -> dict | None:
+    """plan.json; None where it is missing or damaged."""
+    try:
+        return read_json(directory / "plan.json", "", keys=("stage", "config", "inputs", "shards"))
+    except DamagedFile:
+        return None
 
 
 def check_claim(directory: Path, stage: str, config: Mapping, inputs: Mapping[str, str]) -> None:
@@ -286,22 +208,37 @@ def check_claim(directory: Path, stage: str, config: Mapping, inputs: Mapping[st
       config, inputs: of these the keys that are known before the stages before it are made.
     """
     directory = Path(directory)
-    if not (directory / "plan.json").exists() or not _something_made(directory):
+    found = _read_plan(directory)
+    if found is None or not _something_made(directory):
         return
-    found = json.loads((directory / "plan.json").read_text())
     wanted = json.loads(json.dumps({"stage": stage, "config": config, "inputs": dict(inputs)}))
-    known = {part: {key: found.get(part, {}).get(key) for key in wanted[part]} for part in ("config", "inputs")}
-    if (there := {"stage": found.get("stage"), **known}) != wanted:
-        raise _other_plan(directory, there, wanted)
+    known = {part: {key: found[part].get(key) for key in wanted[part]} for part in ("config", "inputs")}
+    if (there := {"stage": found["stage"], **known}) != wanted:
+        _raise_another(directory, there, wanted)
 
 
 def _something_made(directory: Path) -> bool:
     return (directory / "manifest.json").exists() or any((directory / ".parts").glob("*.json"))
 
 
-def _other_plan(directory: Path, found: Mapping, plan: Mapping) -> StageError:
-    differing = ", ".join(_differences(found, plan)) or "its layout"
-    return StageError(
+def _refuse_another(directory: Path, plan: dict) -> None:
+    """Raises StageError where shards were made there by another plan, or by one that cannot be read any more."""
+    if not any((directory / ".parts").glob("*.json")):
+        return  # a first attempt failed, for example on a mistyped setting
+    found = _read_plan(directory)
+    if found is None:
+        raise StageError(
+            f"{directory}/plan.json is missing or damaged, so it is not known which config the shards there were made with. "
+            f"Nothing was changed. Restore it from a copy, or move {directory} away yourself to have it made anew."
+        )
+    if not _same(found, plan):
+        _raise_another(directory, found, plan)
+
+
+def _raise_another(directory: Path, found: Mapping, plan: Mapping) -> None:
+    known = {key: found[key] for key in plan}  # of the shards only where they are known
+    differing = ", ".join(_differences(known, plan)) or "its layout"
+    raise StageError(
         f"{directory} holds the stage '{found.get('stage')}' made from another config or input; what differs: {differing}. "
         f"Nothing was changed. Use another --workdir, or move {directory} away yourself to have it made anew."
     )
@@ -323,13 +260,18 @@ def _part_path(directory: Path, shard: Shard) -> Path:
 
 
 def _read_part(directory: Path, shard: Shard) -> dict | None:
-    """The facts of a whole shard; None where it is to be made."""
+    """The facts of a whole shard, its files verified; None, with a line where it is damaged, where it is to be made."""
     path = _part_path(directory, shard)
     if not path.exists():
         return None
-    facts = json.loads(path.read_text())
-    paths = [(directory / file["name"], file["bytes"]) for file in facts["files"]]
-    return facts if all(path.exists() and path.stat().st_size == size for path, size in paths) else None
+    try:
+        facts = read_json(path, "", keys=("counts", "files"))
+        for file in facts["files"]:
+            check_file(directory, File(file["name"], file["bytes"], file["sha256"]), verify=True)
+        return facts
+    except (DamagedFile, StageError, KeyError, TypeError) as error:
+        note(f"{str(error).partition('. ')[0]}; the shard {shard.name} of {directory} is made again.")
+        return None
 
 
 def _make_shard(directory: Path, shard: Shard, thing) -> dict:

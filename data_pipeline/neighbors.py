@@ -36,6 +36,7 @@ from data_pipeline.rows import ShardedRows
 from data_pipeline.search import Searcher, merge_rows, search_kept
 from retro_jax.config import DataConfig
 from retro_jax.dimensions import PADDING
+from retro_jax.files import load_array
 from retro_jax.progress import progress
 
 STAGE = "neighbors"
@@ -43,6 +44,7 @@ QUERIES_AT_ONCE = 2048
 COLUMNS = ("ids", "distances")
 RERANKED = 10  # candidates a neighbor that BM25 chooses from
 FEW_DOCUMENTS = 10  # under which a user is told that neighbors will be few
+ANSWERS_REMEDY = "Run the same `retro build` again: it searches anew what is missing or damaged."
 ANSWERS_AT_ONCE = 50_000  # files of answers of one index shard that exist at once, about 2 MB each
 
 
@@ -232,7 +234,7 @@ def _save(stem: Path, ids, distances) -> None:
 
 
 def _load(stem: Path) -> list[np.ndarray]:
-    return [np.load(stem.with_name(f"{stem.name}.{column}.npy"), allow_pickle=False) for column in COLUMNS]
+    return [load_array(stem.with_name(f"{stem.name}.{column}.npy"), ANSWERS_REMEDY) for column in COLUMNS]
 
 
 def find_neighbors(

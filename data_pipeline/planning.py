@@ -25,7 +25,7 @@ from data_pipeline.embeddings import EmbeddingTable
 from data_pipeline.encoder_directory import read_directory
 from data_pipeline.formats import is_packed
 from data_pipeline.index import BYTES_A_NUMBER, KEYS_A_SHARD, open_searcher
-from data_pipeline.manifests import StageError
+from data_pipeline.manifests import StageError, read_manifest, read_seconds
 from data_pipeline.readers import read_source, source_units
 from data_pipeline.search import ExactSearcher
 from data_pipeline.tokens import training_bytes
@@ -135,10 +135,11 @@ def read_sample(data: Path) -> tuple[Sample, dict]:
     """A sample's finished stages, and the counts of their manifests."""
     facts, seconds, sizes = {}, {}, {}
     for path in sorted(data.glob("*/manifest.json")):
-        stage, manifest = path.parent.name, json.loads(path.read_text())
-        facts[stage] = manifest["counts"]
-        seconds[stage] = json.loads((path.parent / "seconds.json").read_text())["seconds"]
-        sizes[stage] = sum(file["bytes"] for file in manifest["files"])
+        stage = path.parent.name
+        manifest = read_manifest(path.parent, stage, verify=False)
+        facts[stage] = manifest.counts
+        seconds[stage] = read_seconds(path.parent) or 0.0
+        sizes[stage] = sum(file.bytes for file in manifest.files)
     chunks = facts["chunks"]
     counts = (facts["documents"]["bytes"], chunks["tokens"], chunks["chunks"], chunks["database_chunks"])
     return Sample(*counts, seconds, sizes), facts

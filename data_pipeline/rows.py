@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from retro_jax.files import load_array
+from retro_jax.manifests import REPAIR
+
 
 class ShardedRows:
     """The rows of several .npy files as one read-only table [N, ...], mapped into memory, never read as a whole.
@@ -15,7 +18,7 @@ class ShardedRows:
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = list(paths)
-        self._parts = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+        self._parts = [load_array(path, REPAIR, mapped=True) for path in paths]
         self._ends = np.cumsum([len(part) for part in self._parts])
         self.shape = (int(self._ends[-1]), *self._parts[0].shape[1:])
         self.dtype = self._parts[0].dtype

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, UInt32
 
 from data_pipeline.selection import FACT
+from retro_jax.files import read_json
 
 BLOCK = 1 << 22
 
@@ -34,7 +35,7 @@ class SpillWriter:
     def __exit__(self, kind, value, traceback) -> None:
         for file in (self._lines, self._facts, self._signatures):
             file.close()
-        self._paths[3].write_text(json.dumps(list(self._subsets)))
+        self._paths[3].write_text(json.dumps(list(self._subsets)), encoding="utf-8")
 
     def add(self, line: bytes, subset: str, signature: UInt32[np.ndarray, "P"] | None, **facts) -> None:
         fact = np.zeros((), FACT)
@@ -64,7 +65,7 @@ class Spill:
         self._first = np.cumsum([0, *sizes])
         for (_, facts, _, subsets), start, stop in zip(self._paths, self._first[:-1], self._first[1:], strict=True):
             part = np.fromfile(facts, FACT)
-            local = json.loads(subsets.read_text())
+            local = read_json(subsets, "Run the same `retro build` again: it reads that unit anew.", kind=list)
             self.subsets += [name for name in local if name not in self.subsets]
             part["subset"] = np.array([self.subsets.index(name) for name in local], np.uint32)[part["subset"]]
             self.facts[start:stop] = part

@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipeline.documents import Document, DocumentTable, read_documents_manifest
-from data_pipeline.manifests import Manifest, Shard, StageError, file_sha256, read_manifest, run_stage
+from data_pipeline.manifests import REPAIR, Manifest, Shard, StageError, file_sha256, read_manifest, run_stage
 from retro_jax.config import DataConfig
+from retro_jax.files import load_array
 
 STAGE = "tokenizer"
 MODEL, BYTES = "tokenizer.model", "token_bytes.npy"
@@ -148,7 +149,7 @@ class Tokenizer:
 def read_token_bytes(directory: Path) -> Int[np.ndarray, "V"]:
     """UTF-8 bytes of every token of a finished stage; needs no SentencePiece."""
     read_manifest(directory, STAGE)
-    return np.load(Path(directory) / BYTES, allow_pickle=False)
+    return load_array(Path(directory) / BYTES, REPAIR)
 
 
 def training_bytes(vocabulary: int) -> int:

@@ -6,14 +6,16 @@ continuation; no neighbor is of its query's document, by id or by text, and ever
 a sample is embedded again, and a sample of queries searched exactly.
 """
 
-import json
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.changes import STAGES as ADDED
 from data_pipeline.changes import addition_directories
-from data_pipeline.manifests import add_counts, file_sha256, fingerprint
+from data_pipeline.manifests import add_counts, fingerprint, order_of_parts
+from retro_jax.files import DamagedFile, file_sha256, read_json
+from retro_jax.manifests import KEYS, StageError, read_facts
 from retro_jax.progress import progress
 
 STAGES = ("documents", "tokenizer", "chunks", "embeddings", "lexical", "index", "neighbors", "joined")
@@ -21,25 +23,26 @@ STAGES = ("documents", "tokenizer", "chunks", "embeddings", "lexical", "index", 
 
 def stages_of(data: Path) -> list[str]:
     """The stages that the build in `data` has: `lexical` where neighbors are re-ranked."""
-    plan = _read(Path(data) / "neighbors" / "plan.json") or {}
-    ranked = (Path(data) / "lexical").exists() or "lexical" in plan.get("inputs", {})
+    books = (_read(Path(data) / "neighbors" / name, ["inputs"]) for name in (PLAN, MANIFEST))
+    ranked = (Path(data) / "lexical").exists() or any("lexical" in book["inputs"] for book in books if book)
     return [stage for stage in STAGES if stage != "lexical" or ranked]
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Something wrong in a stage; `shard` is what to redo: its name, MANIFEST, or ALL of the stage."""
+    """Something wrong in a stage; `shard` is what to redo: its name, MANIFEST, PLAN, or ALL of the stage."""
 
     stage: str
     shard: str
     what: str
 
     def __str__(self) -> str:
-        redo = {MANIFEST: "write manifest.json anew", ALL: "redo the whole stage"}.get(self.shard, f"redo {self.shard}")
+        files = {name: f"write {name} anew" for name in (MANIFEST, PLAN)}
+        redo = {**files, ALL: "redo the whole stage"}.get(self.shard, f"redo {self.shard}")
         return f"{self.stage}: {self.what} -> {redo}"
 
 
-MANIFEST, ALL = "manifest.json", "*"
+MANIFEST, PLAN, ALL = "manifest.json", "plan.json", "*"
 
 
 def check_stage(data: Path, stage: str, fingerprints: Mapping[str, str]) -> tuple[list[Damage], str | None]:
@@ -52,26 +55,32 @@ def check_stage(data: Path, stage: str, fingerprints: Mapping[str, str]) -> tupl
       The damages, and the fingerprint that the whole stage has (None where that cannot be told).
     """
     directory = Path(data) / stage
-    plan = _read(directory / "plan.json")
+    plan, damages = _read(directory / "plan.json", ("stage", "config", "inputs", "shards")), []
     if plan is None:
-        return [Damage(stage, ALL, f"{directory}/plan.json is missing or unreadable")], None
+        try:
+            made = read_facts(directory)
+        except StageError:
+            return [Damage(stage, ALL, f"{directory}/plan.json and manifest.json are missing or unreadable")], None
+        damages.append(Damage(stage, PLAN, "plan.json is missing or unreadable"))
+        plan = {"stage": made.stage, "config": made.config, "inputs": made.inputs}
+        plan["shards"] = order_of_parts(directory, made)
     if stale := [name for name, found in plan["inputs"].items() if fingerprints.get(name, found) != found]:
         return [Damage(stage, ALL, f"it was made from another '{', '.join(stale)}' than there is")], None
-    damages, files, counts = [], [], {}
+    files, counts = [], {}
     more = sorted(
         {path.stem for path in (directory / ".parts").glob("*.json")} - set(plan["shards"])
     )  # made after them
     for shard in progress([*plan["shards"], *more], description=f"verify {stage}", unit="shard"):
-        part = _read(directory / ".parts" / f"{shard}.json")
-        if part is None or not {"counts", "files"} <= set(part):
+        part = _read(directory / ".parts" / f"{shard}.json", ("counts", "files"))
+        if part is None:
             damages.append(Damage(stage, shard, f".parts/{shard}.json is missing or unreadable"))
             continue
         damages += [Damage(stage, shard, wrong) for file in part["files"] if (wrong := _wrong(directory, file))]
         files += part["files"]
         for key, value in part["counts"].items():
             counts[key] = add_counts(counts.get(key), value)
-    manifest = _read(directory / "manifest.json")
-    if manifest is None or not {"stage", "config", "inputs", "counts", "files"} <= set(manifest):
+    manifest = _read(directory / "manifest.json", KEYS)
+    if manifest is None:
         return [*damages, Damage(stage, MANIFEST, "manifest.json is missing or unreadable")], None
     whole = {key: plan[key] for key in ("stage", "config", "inputs")}
     whole |= {"counts": {**manifest["counts"], **counts}, "files": files}
@@ -100,20 +109,19 @@ def _check_stages(data: Path, stages, folder: str, fingerprints: dict[str, str])
     return damages
 
 
-def _read(path: Path) -> dict | None:
-    """A JSON object; None where there is none."""
+def _read(path: Path, keys: Sequence[str]) -> dict | None:
+    """A JSON object with these keys; None where there is none, or where it was altered."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json(path, "", keys=keys)
+    except DamagedFile:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _wrong(directory: Path, file: Mapping) -> str:
     """What is wrong with a file; empty where nothing is."""
     path = directory / file["name"]
-    if not path.exists():
-        return f"{file['name']} is missing"
+    if not path.is_file():
+        return f"{file['name']} is missing" if not path.exists() else f"{file['name']} is a folder"
     if (size := path.stat().st_size) != file["bytes"]:
         return f"{file['name']} has {size:,} bytes instead of {file['bytes']:,}"
     if file_sha256(path) != file["sha256"]:
@@ -138,7 +146,15 @@ def set_up_repair(data: Path, stage: str, damages: list[Damage]) -> str | None:
         directory.rename(aside)
         return str(aside)
     for damage in damages:
-        if damage.shard != MANIFEST:
-            (directory / ".parts" / f"{damage.shard}.json").unlink(missing_ok=True)
-    (directory / "manifest.json").unlink(missing_ok=True)
+        if damage.shard not in (MANIFEST, PLAN):
+            _take(directory / ".parts" / f"{damage.shard}.json")
+    if any(damage.shard != PLAN for damage in damages):
+        _take(directory / MANIFEST)
     return None
+
+
+def _take(path: Path) -> None:
+    """Removes a file of the bookkeeping; a folder in its place is moved aside."""
+    if path.is_dir():
+        path.rename(path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
+    path.unlink(missing_ok=True)

@@ -109,6 +109,7 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
       ValueError, StageError: see the stages; what is finished stays. Also one document, which has no neighbors.
     """
     from data_pipeline.inputs import check_inputs, check_plans
+    from data_pipeline.manifests import read_seconds
     from data_pipeline.neighbors import check_documents
 
     data = data_directory(run, workdir)
@@ -120,7 +121,7 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
         print(f"[{number}/{len(made)}] {stage}", file=sys.stderr, flush=True)
         before = time.monotonic()
         manifest = make(directory)
-        seconds = json.loads((directory / "seconds.json").read_text())["seconds"]
+        seconds = read_seconds(directory) or 0.0
         counts[stage] = {**manifest.counts, "seconds": seconds}
         if stage == "documents" and not (made["neighbors"][0] / "manifest.json").exists():
             paths = [source.path for source in run.data.sources.values()]
@@ -134,11 +135,15 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
 
 def keep_config(run: RunConfig, data: Path) -> None:
     """Writes the resolved config beside the stages, where `retro database` finds it."""
-    from data_pipeline.manifests import write_json
+    from retro_jax.files import DamagedFile, read_json, write_json
 
     path = data / "config.json"
-    if not path.exists() or json.loads(path.read_text()) != json.loads(json.dumps(to_dict(run))):
-        write_json(path, to_dict(run))
+    try:
+        found = read_json(path, "")
+    except DamagedFile:
+        found = None
+    if found != json.loads(json.dumps(to_dict(run))):
+        write_json(path, to_dict(run), seal=True)
 
 
 def stages(run: RunConfig, data: Path) -> dict[str, tuple[Path, Callable]]:

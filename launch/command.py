@@ -24,6 +24,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.arguments import Invocation, Verb, flag_values, parse
+from launch.explain import is_foreign, words
 from launch.reads import READS
 from retro_jax.preemption import EXIT_CODE, INTERRUPTED, SIGNALS, LostHost, Preempted, Signals, exit_code, name_of
 from retro_jax.progress import close_bars
@@ -81,7 +82,7 @@ def _end(error: BaseException, verb: Verb) -> int:
             code, message = EXIT_CODE, str(error)
         case _:
             code, message = explain(error, verb)
-            if os.environ.get("RETRO_TRACEBACK") == "1" or message is None:
+            if os.environ.get("RETRO_TRACEBACK", "0") not in ("", "0") or message is None:
                 raise error
     print(f"{name}: {message}", file=sys.stderr)
     return code
@@ -103,13 +104,10 @@ def explain(error: BaseException, verb: Verb) -> tuple[int, str | None]:
                 f"the disk is full: {_room(cause) or str(error).splitlines()[0]} What was finished is whole and nothing "
                 f"was removed: make room, then run the same command again; it continues where it stopped."
             )
-    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] in BUILD_EXTRA:
-        return MISTAKE, f"needs the package {error.name}, of the [build] extra: pip install 'retro_jax[build]'."
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
-        return MISTAKE, f"{error.strerror or error}: {error.filename}. Check the path."
-    if isinstance(error, (ValueError, flags.Error)):
+    if isinstance(error, flags.Error) or (isinstance(error, ValueError) and not is_foreign(error)):
         return MISTAKE, str(error)
-    return 1, None
+    message = words(error)
+    return (1, None) if message is None else (MISTAKE, message)
 
 
 def _disk_full(error: BaseException) -> bool:
@@ -123,9 +121,6 @@ def _room(error: BaseException) -> str:
     """What is left where the error says it was; empty where it does not say."""
     where = getattr(error, "filename", None)
     return f"{shutil.disk_usage(_existing(Path(where))).free / 2**20:,.0f} MiB are left at {where}." if where else ""
-
-
-BUILD_EXTRA = ("scann", "sentencepiece", "tokenizers", "safetensors", "pypi_simple", "zstandard")
 
 
 def _causes(error: BaseException | None):

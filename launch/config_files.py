@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from retro_jax.config import RunConfig, as_config_dict, convert, open_maps, resolve, to_dict
+from retro_jax.config import RunConfig, as_config_dict, convert, open_maps, to_dict
+from retro_jax.config_file import read_config_file
 from retro_jax.paths import local_path
-from retro_jax.side_files import read_object
 
 
 def load_config(specification: str) -> ConfigDict:
@@ -141,13 +141,10 @@ def config_of_build(workdir: Path) -> ConfigDict:
 
 
 def _read_config(path: Path) -> ConfigDict:
-    try:
-        return as_config_dict(resolve(read_object(path)))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} cannot be read: {error} Give --config, that of the run or build, in its place; the `retro train` or "
-            f"`retro build` command that made it writes it anew."
-        ) from error
+    remedy = (
+        "Give --config, that of the run or build; the `retro train` or `retro build` that made the file writes it anew."
+    )
+    return as_config_dict(read_config_file(path, remedy))
 
 
 def model_directory(workdir: Path) -> Path:

@@ -66,15 +66,15 @@ def _info(invocation: Invocation) -> None:
 def info(data: Path) -> str:
     """Counts, bytes, seconds and fingerprints by stage; recall; changes since the build."""
     from data_pipeline.database import Database
-    from data_pipeline.manifests import read_manifest
+    from data_pipeline.manifests import read_manifest, read_seconds
     from data_pipeline.verification import stages_of
     from launch.build import describe
 
     lines = [f"{'stage':<11}{'MB':>9}{'seconds':>10}  {'fingerprint':<18}holds"]
     for stage in stages_of(data):
         manifest = read_manifest(data / stage, stage, verify=False)
-        seconds = data / stage / "seconds.json"
-        spent = json.loads(seconds.read_text())["seconds"] if seconds.exists() else float("nan")
+        spent = read_seconds(data / stage)
+        spent = float("nan") if spent is None else spent
         size = sum(file.bytes for file in manifest.files) / 1e6
         text = describe(stage, manifest.counts, manifest.config)
         lines.append(f"{stage:<11}{size:>9.1f}{spent:>10.1f}  {manifest.fingerprint[:16]}  {text}")
@@ -194,7 +194,16 @@ def read_ids(text: str) -> list[int]:
     """
     words = [word for word in text.split(",") if word.strip()]
     if text.startswith("@"):
-        words = local_path(text[1:], "--documents=@FILE, FILE").read_text().split()
+        try:
+            words = local_path(text[1:], "--documents=@FILE, FILE").read_text(encoding="utf-8").split()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"--documents={text} is not UTF-8 text (byte {error.start}); it is one id a line."
+            ) from None
+        except OSError as error:
+            raise ValueError(
+                f"--documents={text} cannot be read: {error.strerror}. It is a file of ids, one a line."
+            ) from None
     try:
         return [int(word) for word in words]
     except ValueError as error:

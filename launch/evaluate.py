@@ -1,22 +1,24 @@
 """`retro evaluate`: bits per byte under every condition, then results.json, plots and the report."""
 
 import dataclasses
-import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_pipeline.manifests import read_manifest, require_fingerprint, write_json
 from launch.arguments import Invocation, Verb
 from launch.command import run_verb
 from launch.config_files import model_directory
 from retro_jax.config import RUNTIME, RunConfig, at_run_time, to_dict
+from retro_jax.files import DamagedFile, file_sha256, read_json, write_json
 from retro_jax.hosts import require_one_process
 from retro_jax.lock import lock_directory
+from retro_jax.manifests import note, read_manifest, require_fingerprint
 
 FORMAT = 2  # of results.json: figures of another are made anew
 
+REMEDY = "The figures are measured anew."
+RESULT_KEYS = ("made_from", "subsets", "all", "verdict", "leakage", "database", "model", "data", "versions", "settings")
 VERB = Verb(
     "evaluate",
     "bits per byte of held-out text by subset: baseline, retrieval off, on and every control; writes results.json and "
@@ -55,22 +57,43 @@ def evaluate(run: RunConfig, workdir: Path) -> str:
     runs = find_runs(run, workdir)
     made_from = inputs(run, data, runs)
     path = workdir / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    if results.get("made_from") != made_from:
+    found = find_results(workdir, made_from)
+    if found is None:
         started = time.monotonic()
         results, passages = measure(run, data, runs)
         seconds = facts.stage_seconds(data, runs) | {"evaluate": time.monotonic() - started}
         write_json(workdir / "passages.json", passages)
-        write_json(path, {**results, "seconds": seconds, "made_from": made_from})
-        results = json.loads(path.read_text())
+        made_from |= {"passages": file_sha256(workdir / "passages.json")}
+        write_json(path, {**results, "seconds": seconds, "made_from": made_from}, seal=True)
+        results = read_json(path, REMEDY)
     else:
+        results, passages = found
         print(f"evaluate: {path} is of these checkpoints and settings already; making the report.", file=sys.stderr)
     plots = make_plots(results, facts.run_metrics(runs))
     for name, plot in plots.items():
         write_text(workdir / "plots" / f"{name}.svg", plot)
-    passages = json.loads((workdir / "passages.json").read_text())
     write_text(workdir / "report.html", make_report(results, passages, plots, f"RETRO report: {workdir.name}"))
     return "\n".join([table_text(results), "", results["verdict"]["text"], f"Report: {workdir / 'report.html'}"])
+
+
+def find_results(workdir: Path, made_from: Mapping) -> tuple[dict, list] | None:
+    """Results and passages that an earlier call made from the same; None where they are to be made.
+
+    Damaged ones are made anew, with a line on standard error; so are those of an earlier version.
+    """
+    path = workdir / "results.json"
+    if not path.exists():
+        return None
+    try:
+        results = read_json(path, REMEDY, keys=RESULT_KEYS)
+        found = dict(results["made_from"])
+        passages = read_json(workdir / "passages.json", REMEDY, kind=list)
+        if found.pop("passages", None) not in (None, file_sha256(workdir / "passages.json")):
+            raise DamagedFile(f"{workdir}/passages.json was altered. {REMEDY}")
+    except (DamagedFile, TypeError, ValueError) as error:
+        note(str(error))
+        return None
+    return (results, passages) if found == made_from else None
 
 
 def find_runs(run: RunConfig, workdir: Path) -> dict[str, Path]:

@@ -23,6 +23,7 @@ from launch.command import run_verb
 from launch.reads import READS, is_read
 from launch.train import VERB as TRAIN
 from retro_jax.config import RunConfig, to_dict
+from retro_jax.files import read_json
 from retro_jax.preemption import Interrupted, Signals, exit_code
 from retro_jax.side_files import read_object
 from retro_jax.streams import fresh_line
@@ -151,7 +152,7 @@ def in_foreground() -> bool:
 
 def closing(workdir: Path, elapsed: float) -> str:
     """Whether the promised effect was seen, what it took, and where to look; `evaluate` has printed the table."""
-    results = json.loads((workdir / "results.json").read_text())
+    results = read_json(workdir / "results.json", "Run the same command again.", keys=("verdict", "seconds"))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     seen = "WAS seen" if results["verdict"]["seen"] else "was NOT seen"
     return "\n".join(

@@ -50,7 +50,7 @@ class FileLock:
     def _take(self) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._file = open(self.path, "a+")
+            self._file = open(self.path, "a+", encoding="utf-8", errors="replace")
         except FileNotFoundError:
             if self.path.is_symlink():
                 raise

@@ -1,11 +1,11 @@
 """What stands in results.json beside the figures: database, models, data, versions, seconds by stage."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_pipeline.manifests import Manifest, StageError, read_manifest
 from retro_jax.config import ModelConfig, RunConfig
+from retro_jax.files import DamagedFile, read_json
+from retro_jax.manifests import Manifest, StageError, note, read_manifest, read_seconds
 from retro_jax.metrics import read_metrics
 from retro_jax.models.parameters import parameter_counts
 from retro_jax.run_directory import git_revision
@@ -82,8 +82,11 @@ def data_facts(documents: Manifest) -> dict:
 
 def version_facts(run_directory: Path) -> dict:
     """Packages and devices of the training run, and the source's revision now."""
-    path = run_directory / "versions.json"
-    trained = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        trained = read_json(run_directory / "versions.json", "The report goes without the versions of that run.")
+    except DamagedFile as error:
+        note(str(error))
+        trained = {}
     facts = {"source": git_revision(), "python": trained.get("python", "unknown")}
     return {**facts, **trained.get("packages", {}), "devices": trained.get("devices", "unknown")}
 
@@ -91,11 +94,8 @@ def version_facts(run_directory: Path) -> dict:
 def stage_seconds(data: Path, runs: Mapping[str, Path]) -> dict[str, float]:
     """Seconds of every stage and run that wrote its own, in the order in which they were made."""
     places = {stage: data / stage for stage in STAGES} | {f"train {name}": path for name, path in runs.items()}
-    return {
-        name: json.loads((path / "seconds.json").read_text())["seconds"]
-        for name, path in places.items()
-        if (path / "seconds.json").exists()
-    }
+    found = {name: read_seconds(path) for name, path in places.items() if (path / "seconds.json").exists()}
+    return {name: seconds for name, seconds in found.items() if seconds is not None}
 
 
 def run_metrics(runs: Mapping[str, Path]) -> dict[str, list[dict]]:

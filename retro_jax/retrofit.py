@@ -49,7 +49,7 @@ def check_start(run: RunConfig, fingerprints: dict) -> None:
     if train.initialize_from:
         source = Path(train.initialize_from)
         _require_same_decoder(run, read_config(source), source)
-        _require_same_tokenizer(fingerprints["tokenizer"], source)
+        _require_same_tokenizer(fingerprints["tokenizer"], source, require_whole(source))
 
 
 def graft(params: dict, base: dict) -> dict:
@@ -76,8 +76,8 @@ def _require_same_decoder(run: RunConfig, base: RunConfig, source: Path) -> None
         )
 
 
-def _require_same_tokenizer(tokenizer: str, source: Path) -> None:
-    found = load_fingerprints(source, require_whole(source))["tokenizer"]
+def _require_same_tokenizer(tokenizer: str, source: Path, step: int) -> None:
+    found = load_fingerprints(source, step)["tokenizer"]
     if found != tokenizer:
         raise ValueError(
             f"The decoder of {source} was trained with tokenizer {found[:16]}…, but this data has {tokenizer[:16]}…; "

@@ -1,26 +1,19 @@
 """Small JSON files beside a run: read whatever they hold, and put a damaged one aside instead of stopping for it."""
 
-import json
 import os
 import sys
 from pathlib import Path
+
+from retro_jax.files import read_json
 
 
 def read_object(path: Path) -> dict | None:
     """The JSON object in a file; None where there is no file.
 
     Raises:
-      ValueError: the file holds something else; it is named.
+      DamagedFile: the file holds something else; it is named.
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}).") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (it holds no JSON object).")
-    return found
+    return read_json(path, "") if os.path.lexists(path) else None
 
 
 def free_name(path: Path, word: str) -> Path:
