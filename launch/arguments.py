@@ -149,12 +149,11 @@ def one_word_flags(verb: Verb, argv: Sequence[str]) -> list[str]:
 
 
 def check_repeats(words: Sequence[str]) -> None:
-    """Raises ValueError where --config, --workdir or a key is given twice: one of the two would be ignored."""
-    seen: dict[str, str] = {}
+    """Raises ValueError where --config or --workdir is given twice. Of a key given twice the last counts, as is usual."""
+    seen: dict[str | None, str] = {}
     for word in words:
-        key = override_of(word)
-        name = flag_name(word) if key is None else f"config.{key}"
-        if (name in ("config", "workdir") or key) and seen.setdefault(name, word) != word:
+        name = flag_name(word)
+        if name in ("config", "workdir") and seen.setdefault(name, word) != word:
             raise ValueError(f"--{name} is given twice, {seen[name]} and {word}; give it once.")
 
 

@@ -19,6 +19,7 @@ from retro_jax.config import (
     TrainConfig,
     declarations,
 )
+from retro_jax.models import retro
 
 OF_RECORDS = tuple(f"data.sources.NAME.{key}" for key in ("text_key", "subset_key", "id_key", "title_key", "split"))
 SECTIONS = (
@@ -63,6 +64,7 @@ class Recorder:
 def recorded() -> Iterator[Recorder]:
     """Watches the configs of the command lines that are parsed meanwhile."""
     recorder, parse = Recorder(), command.parse
+    retro._abstract.cache_clear()  # else an equal config of an earlier test may have been read in place of ours
 
     def watched(*arguments):
         invocation = parse(*arguments)
