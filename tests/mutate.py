@@ -115,11 +115,12 @@ class Runner:
 
     def _pytest(self, copy: Path, tests: Sequence[str]) -> tuple[str, str]:
         scratch = copy.with_name(f"{copy.name}-scratch")
-        options = ["-q", "-x", "-m", "", "-p", "no:cacheprovider", f"--basetemp={scratch}"]
+        options = ["-q", "-x", "--tb=short", "-o", "addopts=", "-p", "no:cacheprovider", f"--basetemp={scratch}"]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(copy), str(copy / "tests")]),  # before the checkout's own
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # no test needs one, and loading them takes longer than many tests
             "PYTHONDONTWRITEBYTECODE": "1",  # a mistake of the same length in the same second would go unnoticed
+            "COLUMNS": "250",  # of the line that the log keeps of a failure
             "JAX_COMPILATION_CACHE_DIR": str(self._cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }
@@ -181,9 +182,7 @@ class Log:
         return hashlib.sha256(json.dumps([self._source, *facts]).encode()).hexdigest()
 
 
-def run_all(
-    log: Log, jobs: int, description: str, work: Mapping[object, Callable[[], tuple[str, str]]]
-) -> Iterator[tuple]:
+def run_all(jobs: int, description: str, work: Mapping[object, Callable[[], tuple[str, str]]]) -> Iterator[tuple]:
     """Yields (key of `work`, outcome, output, seconds) as the work is done, `jobs` at a time."""
 
     def timed(function):
@@ -216,8 +215,9 @@ def check(root: Path, mutations: Sequence[Mutation], jobs: int) -> list[str]:
             facts = {mutation: (mutation.file, mutation.old, mutation.new, mutation.test) for mutation in mutations}
             missing = [mutation for mutation in mutations if log[facts[mutation]] is None]
             work = {mutation: (lambda mutation=mutation: runner.finds(mutation)) for mutation in missing}
-            for mutation, outcome, _, seconds in run_all(log, jobs, "mistakes", work):
-                log.write(facts[mutation], outcome, name=mutation.name, test=mutation.test, seconds=seconds)
+            for mutation, outcome, output, seconds in run_all(jobs, "mistakes", work):
+                said = next((line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+                log.write(facts[mutation], outcome, name=mutation.name, said=said[:300], seconds=seconds)
         finally:
             runner.close()
     return [
@@ -234,7 +234,7 @@ def _require_passing(log: Log, runner: Runner, mutations: Sequence[Mutation], jo
         if log[(mutation.test,)] != "passed":
             by_file.setdefault(mutation.test.partition("::")[0], set()).add(mutation.test)
     work = {file: (lambda tests=tests: runner.passes(sorted(tests))) for file, tests in by_file.items()}
-    for file, outcome, output, seconds in run_all(log, jobs, "tests without a mistake", work):
+    for file, outcome, output, seconds in run_all(jobs, "tests without a mistake", work):
         if outcome != "passed":
             raise ValueError(f"Tests of {file} do not pass without any mistake ({outcome}); mend that first.\n{output}")
         for test in by_file[file]:

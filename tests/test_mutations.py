@@ -86,7 +86,7 @@ def repository(tmp_path):
 
 def outcomes(root: Path) -> dict[str, str]:
     lines = (root / "runs" / "mutations" / "log.jsonl").read_text().splitlines()
-    return {line.get("name", line["test"]): line["outcome"] for line in map(json.loads, lines)}
+    return {line.get("name") or line["test"]: line["outcome"] for line in map(json.loads, lines)}
 
 
 def test_the_command_prints_what_no_test_finds_and_resumes(repository, capsys, monkeypatch):
