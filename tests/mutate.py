@@ -69,11 +69,11 @@ def load(root: Path = ROOT) -> tuple[list[Mutation], dict[str, str]]:
 
 
 def source_digest(root: Path) -> str:
-    """SHA-256 of what a test may read: every file but documentation and the mistakes themselves."""
+    """SHA-256 of what the tests may read: every file but documentation, the mistakes and what plants them."""
     digest = hashlib.sha256()
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         name = path.relative_to(root)
-        if path.suffix != ".md" and DATA not in name.parents:
+        if path.suffix != ".md" and DATA not in name.parents and name.name not in ("mutate.py", "test_mutations.py"):
             digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
@@ -213,7 +213,7 @@ def check(root: Path, mutations: Sequence[Mutation], jobs: int) -> list[str]:
         try:
             _require_passing(log, runner, mutations, jobs)
             facts = {mutation: (mutation.file, mutation.old, mutation.new, mutation.test) for mutation in mutations}
-            missing = [mutation for mutation in mutations if log[facts[mutation]] is None]
+            missing = [mutation for mutation in mutations if log[facts[mutation]] not in OUTCOMES.values()]
             work = {mutation: (lambda mutation=mutation: runner.finds(mutation)) for mutation in missing}
             for mutation, outcome, output, seconds in run_all(jobs, "mistakes", work):
                 said = next((line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
@@ -242,7 +242,7 @@ def _require_passing(log: Log, runner: Runner, mutations: Sequence[Mutation], jo
 
 
 def main(argv: Sequence[str], root: Path = ROOT) -> int:
-    """Returns 0 where every mistake was found, 1 where one was not, 2 where that could not be seen."""
+    """Returns 0 where every mistake was found, 1 where one was not, 2 where that could not be seen, 130 when stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="the mistakes whose name contains this")
     parser.add_argument("--list", action="store_true", help="print name, file, test and topics, and plant nothing")
@@ -260,6 +260,9 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
     except ValueError as error:
         print(f"mutations: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("mutations: stopped; the same command continues.", file=sys.stderr)
+        return 130
     for line in survived:
         print(f"not found: {line}")
     print(f"{len(mutations)} mistakes planted, {len(mutations) - len(survived)} found by their tests.")
