@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test test-slow test-slurm test-ray test-store test-encoders test-tpu scaling database-faults benchmark reliability database-report lock lint
+.PHONY: help setup quickstart test test-slow test-slurm test-ray test-store test-encoders test-tpu mutations scaling database-faults benchmark reliability database-report lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -41,6 +41,10 @@ test-slurm: setup ## launch/slurm.sh under a real SLURM of two nodes on this mac
 
 test-tpu: .venv-tpu/.ready ## tests that compile for absent TPUs
 	@.venv-tpu/bin/python -m pytest -m tpu
+
+ONLY ?=
+mutations: setup ## plants the known mistakes one at a time and prints those that no test finds (resumes); ONLY=NAME for some
+	@$(BIN)/python tests/mutate.py --only="$(ONLY)"
 
 scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hour or more) and writes docs/scaling.md
 	@.venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/scaling.md

@@ -94,6 +94,15 @@ def test_arguments_that_are_not_known(file, argument, message):
         run_config(file, argument)
 
 
+def test_an_unknown_key_is_an_error():
+    """A key that is dropped leaves a size as it was: here, of the decoder, of its encoder and of training."""
+    for section, known in (({"model": {"widht": 4}}, "model.width"), ({"train": {"stepz": 1}}, "train.steps")):
+        with pytest.raises(ValueError, match=rf"is not a known config key; did you mean config.{known}\?"):
+            resolve(section)
+    with pytest.raises(ValueError, match="config.model.encoder.hidden is not a known config key; known keys: cross_"):
+        resolve({"model": {"encoder": {"hidden": 4}}})
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_a_config_file_opens_with_its_command_hardware_and_expected_result(path):
     opening = path.read_text().split('"""')[1]

@@ -167,18 +167,19 @@ def test_every_size_in_the_config_shapes_the_model():
         "loss_block": "memory",
         "encoder": "below",
     }
-    shapes = abstract_model(TINY)[1]
-    for part, where in ((TINY, None), (TINY.encoder, "encoder")):
-        for field in dataclasses.fields(part):
-            if where is None and field.name in without_shape:
-                continue
-            value = getattr(part, field.name)
-            other = (
-                (1,) if isinstance(value, tuple) and value != (1,) else () if isinstance(value, tuple) else value + 2
-            )
-            changed = dataclasses.replace(part, **{field.name: other})
-            config = changed if where is None else dataclasses.replace(TINY, encoder=changed)
-            assert abstract_model(config)[1] != shapes, field.name
+    # A size that one kind of layer ignores still shapes the others: so also without cross-attention, of either side.
+    for base in (TINY, tiny(retrieval_layers=()), tiny(encoder={"cross_attention_layers": ()})):
+        shapes = abstract_model(base)[1]
+        for part in (base, base.encoder) if base.retrieves else (base,):
+            for field in dataclasses.fields(part):
+                if part is base and field.name in without_shape:
+                    continue
+                value = getattr(part, field.name)
+                another = value[:1] if isinstance(value, tuple) else value + 2
+                other = {(): (1,), (1,): ()}.get(value, another)
+                changed = dataclasses.replace(part, **{field.name: other})
+                config = changed if part is base else dataclasses.replace(base, encoder=changed)
+                assert abstract_model(config)[1] != shapes, field.name
 
 
 def test_cost_is_affine_in_the_number_of_neighbors():
