@@ -171,7 +171,7 @@ def read_shape(directory: Path) -> BertShape:
         raise StageError(f"{directory} is no encoder: it has no config.json. {REMEDY}")
     config = read_json(path, dict)
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise StageError(
             f"{path} has model_type {kind!r}, but the encoder must be one of {', '.join(FAMILIES)}. {REMEDY}"
         )
@@ -209,8 +209,14 @@ def read_shape(directory: Path) -> BertShape:
                 f"the padding's id on. {REMEDY}"
             )
     buckets = get("relative_attention_num_buckets", 32) if kind == "mpnet" else 0
-    epsilon = float(get("layer_norm_eps", 1e-12)) if kind != "distilbert" else 1e-12
-    return BertShape(**sizes, epsilon=epsilon, family=kind, activation=activation, padding=padding, buckets=buckets)
+    if type(buckets) is not int or (buckets < 4) != (kind != "mpnet"):
+        raise StageError(f"{path} has relative_attention_num_buckets {buckets!r}; 4 or more are needed. {REMEDY}")
+    epsilon = get("layer_norm_eps", 1e-12) if kind != "distilbert" else 1e-12
+    if type(epsilon) not in (int, float) or not 0 <= epsilon < 1:
+        raise StageError(f"{path} has layer_norm_eps {epsilon!r}, but a small positive number is needed. {REMEDY}")
+    return BertShape(
+        **sizes, epsilon=float(epsilon), family=kind, activation=activation, padding=padding, buckets=buckets
+    )
 
 
 def _check_config(path: Path, config: Mapping) -> None:
@@ -226,8 +232,7 @@ def _check_config(path: Path, config: Mapping) -> None:
     for key, value in wanted.items():
         if (found := config.get(key) or value) != value:
             raise StageError(f"{path} has {key} {found!r:.60}, but only {value!r} is computed here. {REMEDY}")
-    code = config.get("auto_map") or {}
-    if model := code.get("AutoModel"):
+    if model := section(path, config, "auto_map").get("AutoModel"):
         raise StageError(
             f"{path} computes with code of its own (auto_map: AutoModel {model!r}), which is not run here. {REMEDY}"
         )
@@ -275,7 +280,7 @@ def _read_pooling(path: Path, width: int, prompt: str) -> tuple[str, ...]:
     older = [mode for mode, key in POOLING.items() if facts.get(key)]
     found = facts.get("pooling_mode", older or "mean")
     modes = (found,) if isinstance(found, str) else tuple(found) if isinstance(found, list) else (found,)
-    if not modes or any(mode not in POOLING for mode in modes):
+    if not modes or any(not isinstance(mode, str) or mode not in POOLING for mode in modes):
         raise StageError(f"{path} pools by {found!r}; known are {', '.join(POOLING)}. {REMEDY}")
     for key in ("embedding_dimension", "word_embedding_dimension"):
         if facts.get(key, width) != width:
@@ -297,10 +302,10 @@ def _read_prompt(root: Path) -> tuple[int, str]:
     dimensions = facts.get("truncate_dim") or 0
     if type(dimensions) is not int or dimensions < 0:
         raise StageError(f"{path} has truncate_dim {dimensions!r}, which is no number of dimensions. {REMEDY}")
-    prompts, name = facts.get("prompts") or {}, facts.get("default_prompt_name")
+    prompts, name = section(path, facts, "prompts"), facts.get("default_prompt_name")
     if name is None:
         return dimensions, ""
-    if not isinstance(prompts, dict) or not isinstance(prompts.get(name) or "", str):
+    if not isinstance(name, str) or not isinstance(prompts.get(name) or "", str):
         raise StageError(f"{path} has prompts {prompts!r:.80}, which are no texts by name. {REMEDY}")
     if name not in prompts and name not in ("query", "document"):  # these two are empty where nothing is said
         raise StageError(f"{path} has default_prompt_name {name!r}, but prompts {sorted(prompts)}. {REMEDY}")
@@ -313,11 +318,19 @@ def _read_sentence_config(folder: Path) -> bool:
     facts = read_json(path, dict) if path else {}
     for key, value in facts.items():
         if key in ARGUMENTS:
-            value = {name: item for name, item in (value or {}).items() if name not in NEUTRAL_ARGUMENTS}
+            value = {name: item for name, item in section(path, facts, key).items() if name not in NEUTRAL_ARGUMENTS}
         neutral = key == "do_lower_case" or (key in NEUTRAL and (not NEUTRAL[key] or value in NEUTRAL[key]))
         if value and not neutral:
             raise StageError(f"{path} has {key} {value!r:.60}, which is not known here. {REMEDY}")
     return bool(facts.get("do_lower_case"))
+
+
+def section(path: Path, facts: Mapping, key: str) -> dict:
+    """The JSON object under a key, empty where nothing is; StageError where something else stands there."""
+    found = facts.get(key) or {}
+    if not isinstance(found, dict):
+        raise StageError(f"{path} has {key} {found!r:.60}, but a JSON object is expected. {REMEDY}")
+    return found
 
 
 def read_json(path: Path, kind: type):

@@ -7,7 +7,7 @@ text is normalized and split, whatever tokenizer.json says of that; the generic 
 import json
 from pathlib import Path
 
-from data_pipeline.encoder_directory import FAMILIES, REMEDY, EncoderDirectory, read_json
+from data_pipeline.encoder_directory import FAMILIES, REMEDY, EncoderDirectory, read_json, section
 from data_pipeline.manifests import StageError
 
 FILE, VOCABULARY, CONFIG = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
@@ -57,7 +57,7 @@ class EncoderTokenizer:
         after = _rules(self.path, facts, config, kind)
         if found.lower_case:
             own = after["normalizer"]
-            own = own["normalizers"] if own and own.get("type") == "Sequence" else [own] if own else []
+            own = own["normalizers"] if _is(own, "Sequence") else [own] if own else []
             after["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *own]}
         self.settings = {} if after == before and name == FILE else after
         if name == VOCABULARY:
@@ -81,7 +81,9 @@ class EncoderTokenizer:
         make = tokenizers.Tokenizer
         try:
             tokenizer = make.from_str(json.dumps(changed)) if changed else make.from_file(str(self.path))
-        except Exception as error:  # the library raises no narrower class
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises no narrower class, and a panic of its own is no Exception
             raise StageError(
                 f"{self.path} cannot be read by tokenizers {tokenizers.__version__} ({error}): it was written by another "
                 f"release of the library, or is damaged. Install that release or a later one, or save the tokenizer anew "
@@ -106,7 +108,9 @@ class EncoderTokenizer:
         """Special tokens before and behind a text; StageError where they are not the class's own."""
         try:
             encoded = self._tokenizer.encode(PROBE)
-        except Exception as error:  # a vocabulary without its unknown token
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a vocabulary without its unknown token, special tokens without an id
             raise StageError(f"{self.path} cannot encode every text ({error}). {REMEDY}") from None
         mask = encoded.special_tokens_mask
         first = next((number for number, special in enumerate(mask) if not special), 0)
@@ -120,7 +124,7 @@ class EncoderTokenizer:
             around = [*encoded.tokens[:first], *encoded.tokens[len(mask) - last :]]
             if (first, last) != (1, 1) or around != [opens, closes]:
                 raise StageError(
-                    f"{self.path} puts {around} around a text, but the class {kind} puts {[opens, closes]}. {REMEDY}"
+                    f"{self.path} puts {around} around a text, but the class {kind} by {CONFIG} {[opens, closes]}. {REMEDY}"
                 )
         return first, last
 
@@ -142,7 +146,7 @@ def _class_name(directory: Path, config: dict, family: str) -> str:
             f"{directory / CONFIG} has tokenizer_class {named!r}; known are {', '.join(MODELS)} and PreTrainedTokenizerFast. "
             f"{REMEDY}"
         )
-    if code := (config.get("auto_map") or {}):
+    if code := config.get("auto_map"):
         raise StageError(
             f"{directory / CONFIG} has code of its own (auto_map {code!r:.60}), which is not run here. {REMEDY}"
         )
@@ -163,22 +167,23 @@ def _rules(path: Path, facts: dict, config: dict, kind: str) -> dict:
         normalizer = {
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
-            "strip_accents": config.get("strip_accents"),
-            "lowercase": config.get("do_lower_case", True),
+            "handle_chinese_chars": _flag(path, config, "tokenize_chinese_chars", True),
+            "strip_accents": _flag(path, config, "strip_accents", None),
+            "lowercase": _flag(path, config, "do_lower_case", True),
         }
         return {"normalizer": normalizer, "pre_tokenizer": {"type": "BertPreTokenizer"}}
     if kind == BYTES:
-        space = config.get("add_prefix_space", False)
-        there = own["pre_tokenizer"] or {}
-        same = there.get("type") == "ByteLevel" and there.get("use_regex", True)
-        if same and not own["normalizer"] and there.get("add_prefix_space") == space:
+        space = _flag(path, config, "add_prefix_space", False)
+        there = own["pre_tokenizer"]
+        same = _is(there, "ByteLevel") and there.get("use_regex", True) and there.get("add_prefix_space") == space
+        if same and not own["normalizer"]:
             return own
         split = {"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": True, "use_regex": True}
         return {"normalizer": None, "pre_tokenizer": split}
-    parts = (own["normalizer"] or {}).get("normalizers", [own["normalizer"]])
-    mapped = next((part for part in parts if part and part.get("type") == "Precompiled"), None)
-    scheme = "always" if config.get("add_prefix_space", True) else "never"
+    there = own["normalizer"]
+    parts = there.get("normalizers") if _is(there, "Sequence") else [there]
+    mapped = next((part for part in parts or [] if _is(part, "Precompiled")), None)
+    scheme = "always" if _flag(path, config, "add_prefix_space", True) else "never"
     words = [
         {"type": "WhitespaceSplit"},
         {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": True},
@@ -186,25 +191,40 @@ def _rules(path: Path, facts: dict, config: dict, kind: str) -> dict:
     return {"normalizer": mapped, "pre_tokenizer": {"type": "Sequence", "pretokenizers": words}}
 
 
+def _flag(path: Path, config: dict, name: str, default: bool | None) -> bool | None:
+    """A switch of tokenizer_config.json; StageError where it is none."""
+    found = config.get(name, default)
+    if found is not default and not isinstance(found, bool):
+        raise StageError(
+            f"{path.with_name(CONFIG)} has {name} {found!r:.60}, which is neither true nor false. {REMEDY}"
+        )
+    return found
+
+
+def _is(part, kind: str) -> bool:
+    return isinstance(part, dict) and part.get("type") == kind
+
+
 def _special(config: dict, name: str, kind: str) -> str:
     """The text of a special token, named in tokenizer_config.json or the class's own."""
     default = {"cls_token": "<s>", "sep_token": "</s>"} if kind in ("MPNetTokenizer", BYTES, UNIGRAM) else SPECIAL
     found = config.get(name) or default[name]
-    return found["content"] if isinstance(found, dict) else str(found)
+    return str(found.get("content")) if isinstance(found, dict) else str(found)
 
 
 def _check_added(directory: Path, config: dict, tokenizer) -> None:
     """StageError where tokens were added beside tokenizer.json that it does not have."""
-    added = config.get("added_tokens_decoder") or {}
-    wanted = {int(id): token["content"] if isinstance(token, dict) else str(token) for id, token in added.items()}
     where, extra = directory / CONFIG, directory / "added_tokens.json"
+    wanted = section(where, config, "added_tokens_decoder")
     if not wanted and extra.is_file():
-        where, wanted = extra, {int(id): token for token, id in read_json(extra, dict).items()}
+        where, wanted = extra, {id: token for token, id in read_json(extra, dict).items() if isinstance(id, int)}
     for id, token in wanted.items():
-        if tokenizer.id_to_token(id) != token:
+        token = token.get("content") if isinstance(token, dict) else token
+        there = tokenizer.id_to_token(int(id)) if str(id).isdecimal() else None
+        if there != token:
             raise StageError(
-                f"{where} adds the token {token!r} with id {id}, but {FILE} has {tokenizer.id_to_token(id)!r} there. Save "
-                f"the tokenizer anew (save_pretrained), so that both agree. {REMEDY}"
+                f"{where} adds the token {token!r} with id {id}, but {FILE} has {there!r} there. Save the tokenizer anew "
+                f"(save_pretrained), so that both agree. {REMEDY}"
             )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipeline.encoder_directory import REMEDY, BertShape, read_json
+from data_pipeline.encoder_directory import REMEDY, BertShape, read_json, section
 from data_pipeline.manifests import StageError
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -63,10 +63,10 @@ def weight_files(directory: Path) -> list[str]:
     if (directory / WHOLE).is_file():
         return [WHOLE]
     if (directory / INDEX).is_file():
-        parts = read_json(directory / INDEX, dict).get("weight_map")
-        names = sorted(set(parts.values())) if isinstance(parts, dict) else []
-        if not names or any(not isinstance(name, str) or PurePosixPath(name).name != name for name in names):
+        parts = section(directory / INDEX, read_json(directory / INDEX, dict), "weight_map").values()
+        if not parts or any(not isinstance(name, str) or PurePosixPath(name).name != name for name in parts):
             raise StageError(f"{directory / INDEX} has no weight_map of tensors to files beside it. {REMEDY}")
+        names = sorted(set(parts))
         if missing := [name for name in names if not (directory / name).is_file()]:
             raise StageError(f"{directory / INDEX} lists {missing[0]}, which is not there. Fetch it.")
         return names

@@ -208,6 +208,32 @@ def test_what_is_not_known_is_refused_by_name(directory, mistake, message):
         check_encoder(directory)
 
 
+@pytest.mark.parametrize("value", [None, 0, -1, 1.5, "x", ["x"], [[]], {"x": 1}], ids=repr)
+def test_a_value_of_another_kind_is_no_traceback(directory, value):
+    """Whatever stands under a key: read as if it were not there, or refused in words."""
+    for name, keys in (
+        ("config.json", ("model_type", "hidden_act", "layer_norm_eps", "auto_map", "vocab_size", "pruned_heads")),
+        ("tokenizer.json", ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")),
+        (
+            "tokenizer_config.json",
+            ("added_tokens_decoder", "do_lower_case", "cls_token", "tokenizer_class", "auto_map"),
+        ),
+        ("sentence_bert_config.json", ("do_lower_case", "model_args", "modality_config", "max_seq_length")),
+        ("config_sentence_transformers.json", ("prompts", "default_prompt_name", "truncate_dim", "model_type")),
+        ("1_Pooling/config.json", ("pooling_mode", "embedding_dimension", "include_prompt")),
+        ("model.safetensors.index.json", ("weight_map",)),
+    ):
+        path = directory / name
+        before = path.read_text() if path.exists() else None
+        for key in keys:
+            change(path, **{key: value})
+            try:
+                check_encoder(directory)
+            except StageError as error:
+                assert path.name.split(".")[0] in str(error), (name, key)
+            path.unlink() if before is None else path.write_text(before)
+
+
 def test_a_prompt_that_is_not_pooled_is_refused(directory):
     change(directory / "1_Pooling/config.json", include_prompt=False)
     check_encoder(directory)  # without a prompt it means nothing
