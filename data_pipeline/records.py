@@ -41,6 +41,8 @@ def arrow_rows(file: SourceFile, columns: list[str], option: str) -> Iterator[tu
         for batch in (table.get_batch(n) for n in range(table.num_record_batches)) if whole else table:
             yield from rows(batch, columns)
         if not whole:
+            if (end := stream.tell()) < file.bytes:  # the library takes zeros within a stream for its end
+                raise EOFError(f"it ends at byte {end:,} of {file.bytes:,}; what follows would be lost")
             stream.seek(-len(END), io.SEEK_END)
             if stream.read() != END:  # the library takes a stream cut between two batches for a whole one
                 raise EOFError("it has no end mark")

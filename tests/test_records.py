@@ -98,6 +98,20 @@ def test_a_damaged_table_is_said(tmp_path, name, kind):
             read(path)
 
 
+def test_an_arrow_stream_with_zeros_or_a_second_stream_is_not_read_in_part(tmp_path):
+    """The library takes either for the end: the rows behind were lost without a word."""
+    content = write(tmp_path / "stream.arrow", [{"text": f"{n} " * 50} for n in range(9)]).read_bytes()
+    start = content.index(b"\xff\xff\xff\xff", len(content) // 2)  # where a batch begins
+    for number, broken in enumerate((content[:start] + bytes(64) + content[start + 64 :], content + content)):
+        path = tmp_path / str(number) / "stream.arrow"
+        path.parent.mkdir()
+        path.write_bytes(broken)
+        with pytest.raises(
+            StageError, match=r"is damaged or no Arrow file .* it ends at byte [0-9,]+ of [0-9,]+; what foll"
+        ):
+            read(path)
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt", "a.parquet"])
 def test_a_document_over_the_limit_is_named(tmp_path, name):
     path = tmp_path / name
