@@ -82,7 +82,7 @@ def build_documents(directory: Path, config: DataConfig) -> Manifest:
     work = directory / ".read" / fingerprint([facts, inputs])[:16]
     shards = partial(_parts, config, sources, listings, facts, inputs, work)
     files = {name: listing.counts() for name, listing in listings.items() if listing}
-    manifest = run_stage(directory, STAGE, facts, inputs, shards, counts={"files": files} if files else {})
+    manifest = run_stage(directory, STAGE, facts, inputs, shards, counts={"source_files": files} if files else {})
     shutil.rmtree(directory / ".read", ignore_errors=True)  # our own intermediate files
     return manifest
 

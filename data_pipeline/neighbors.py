@@ -224,8 +224,8 @@ def _merge(
         counts["reranked"] = {"kept": int(kept.sum()), "of": int((nearest != PADDING).sum())}
     _save(temporary / stem, ids, distances)
     missing, same = int((ids == PADDING).sum()), int((distances == 0).sum())
-    without = int((ids == PADDING).all(axis=1).sum())
-    return {"chunks": len(ids), "missing": missing, "chunks_without": without, "same_text": same, **counts}
+    counts["without_neighbors"] = {"chunks": int((ids == PADDING).all(axis=1).sum()), "of": len(ids)}
+    return {"chunks": len(ids), "missing": missing, "same_text": same, **counts}
 
 
 def _save(stem: Path, ids, distances) -> None:

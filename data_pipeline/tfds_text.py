@@ -90,7 +90,7 @@ def split_records(folder: Path, split: str, start: int, stop: int) -> Iterator[t
             shard, row = _place(folder, facts, number)
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise StageError(
-                f"{shard} is damaged: record {row + 1:,} of {facts.num_examples:,} in split {split} cannot be read "
+                f"{shard} is damaged: its record {row + 1:,}, of split {split}, cannot be read "
                 f"({said:.160}). Fetch or make it again."
             ) from None
         yield number + 1, f"{folder}, split {split}, example {number + 1:,}", example

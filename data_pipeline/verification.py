@@ -13,9 +13,9 @@ from pathlib import Path
 
 from data_pipeline.changes import STAGES as ADDED
 from data_pipeline.changes import addition_directories
-from data_pipeline.manifests import add_counts, fingerprint, order_of_parts
+from data_pipeline.manifests import add_counts, order_of_parts
 from retro_jax.files import DamagedFile, file_sha256, read_json
-from retro_jax.manifests import KEYS, StageError, read_facts
+from retro_jax.manifests import KEYS, StageError, read_facts, stage_fingerprint
 from retro_jax.progress import progress
 
 STAGES = ("documents", "tokenizer", "chunks", "embeddings", "lexical", "index", "neighbors", "joined")
@@ -86,7 +86,7 @@ def check_stage(data: Path, stage: str, fingerprints: Mapping[str, str]) -> tupl
     whole |= {"counts": {**manifest["counts"], **counts}, "files": files}
     if not damages and (wrong := [key for key, value in whole.items() if manifest[key] != value]):
         damages.append(Damage(stage, MANIFEST, f"manifest.json is not that of the shards: other {', '.join(wrong)}"))
-    return damages, None if damages else fingerprint(whole)
+    return damages, None if damages else stage_fingerprint(whole)
 
 
 def check_files(data: Path) -> list[Damage]:

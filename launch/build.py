@@ -233,7 +233,7 @@ def describe(stage: str, counts: Mapping, config: Mapping) -> str:
             dropped = sum(sum(subset["dropped"].values()) for subset in subsets)
             return (
                 f"{counts['documents']:,} documents of {len(counts['subsets'])} subsets ({held_out:,} held out), "
-                f"{counts['bytes'] / 1e6:,.1f} MB; {dropped:,} dropped{_left_out(counts.get('files', {}))}"
+                f"{counts['bytes'] / 1e6:,.1f} MB; {dropped:,} dropped{_left_out(counts.get('source_files', {}))}"
             )
         case "tokenizer":
             return f"{counts['vocabulary']:,} pieces"
@@ -266,8 +266,9 @@ def _neighbors_found(counts: Mapping, stored: int) -> str:
         return f"{stored} found for each of {chunks:,} chunks"
     mean = stored - missing / chunks
     text = f"up to {stored} stored, {mean:.4g} found on average for each of {chunks:,} chunks"
-    without = counts.get("chunks_without", 0)  # builds of before did not count them
-    return f"{text}; {without:,} chunks have none" if without else text
+    without = counts.get("without_neighbors", {})  # not counted by builds of before; in part where one was repaired
+    counted = without.get("of") == chunks and without["chunks"]
+    return f"{text}; {without['chunks']:,} chunks have none" if counted else text
 
 
 def _left_out(files: Mapping) -> str:

@@ -14,6 +14,7 @@ REPAIR = (
     "`retro database verify --repair` with the --config and --workdir of the build makes that file again and leaves the "
     "rest as it is."
 )
+NOTES = ("source_files", "without_neighbors")  # counts that say something to people and decide nothing
 KEYS = ("stage", "config", "inputs", "versions", "counts", "files")  # of a manifest
 
 
@@ -30,7 +31,7 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished stage made of what. `fingerprint` covers all but the library versions."""
+    """What a finished stage made of what. `fingerprint` covers all but the library versions and NOTES."""
 
     stage: str
     config: Mapping
@@ -43,7 +44,14 @@ class Manifest:
     def fingerprint(self) -> str:
         facts = asdict(self)
         del facts["versions"]
-        return digest(facts)
+        return stage_fingerprint(facts)
+
+
+def stage_fingerprint(facts: Mapping) -> str:
+    """The fingerprint of a stage's config, inputs, counts and files. Notes for people are no part of it: which files of a
+    source were left out may change while nothing that is read does, and builds of before have none."""
+    counts = {key: value for key, value in facts["counts"].items() if key not in NOTES}
+    return digest({**facts, "counts": counts})
 
 
 def read_manifest(directory: Path, stage: str, *, verify: bool = True) -> Manifest:

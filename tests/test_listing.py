@@ -13,6 +13,7 @@ from data_pipeline.documents import build_documents
 from data_pipeline.listing import describe_counts, list_files
 from data_pipeline.manifests import StageError, read_manifest
 from data_pipeline.readers import list_source, read_source
+from data_pipeline.verification import check_stage
 from launch.build import describe
 from retro_jax.config import DataConfig, SourceConfig
 
@@ -51,7 +52,7 @@ def test_the_build_says_what_it_leaves_out_and_the_manifest_keeps_it(tmp_path, c
     counts = build_documents(tmp_path / "d", config).counts
     size = sum(len(text(number).encode()) for number in range(3))
     left_out = {".csv": [2, 10], "hidden files": [1, 5]}
-    assert counts["files"] == {"s": {"read": {".txt": [4, size]}, "left_out": left_out, "empty": 1}}
+    assert counts["source_files"] == {"s": {"read": {".txt": [4, size]}, "left_out": left_out, "empty": 1}}
     said = capsys.readouterr().err
     assert "s: reads 4 .txt (0.0 MB), 1 of them empty; left out: 2 .csv, 1 hidden files\n" in said
     assert "left out 3 files: 2 .csv, 1 hidden files" in describe("documents", counts, {})
@@ -64,11 +65,26 @@ def test_a_manifest_of_before_is_described(tmp_path):
     build_documents(tmp_path / "d", config)
     path = tmp_path / "d" / "manifest.json"
     facts = json.loads(path.read_text())
-    del facts["counts"]["files"]
+    del facts["counts"]["source_files"]
     path.write_text(json.dumps(facts))
     manifest = read_manifest(tmp_path / "d", "documents")
     assert "left out" not in describe("documents", manifest.counts, manifest.config)
-    assert build_documents(tmp_path / "d", config) == manifest, "it is accepted as it is"
+    again = build_documents(tmp_path / "d", config)
+    assert again == manifest, "it is accepted as it is"
+    new = build_documents(tmp_path / "new", config)
+    assert again.fingerprint == new.fingerprint, "and what was made from it is not of another stage"
+
+
+def test_files_that_are_left_out_decide_nothing(tmp_path):
+    """A README that is added later would make a repaired stage another one than everything was built from."""
+    config = made_up_text.config(made_up_text.write_folder(tmp_path / "text", 4))
+    first = build_documents(tmp_path / "d", config)
+    put(tmp_path / "text", "README.md")
+    (tmp_path / "d" / ".parts" / "part-00000.json").unlink()
+    (tmp_path / "d" / "manifest.json").unlink()
+    second = build_documents(tmp_path / "d", config)
+    assert second.counts != first.counts and second.fingerprint == first.fingerprint
+    assert check_stage(tmp_path, "d", {}) == ([], first.fingerprint)
 
 
 @pytest.mark.parametrize(

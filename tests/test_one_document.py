@@ -58,7 +58,7 @@ def test_nothing_is_searched_for_what_is_not_there(tmp_path, monkeypatch):
     assert searched == 2 and (table.ids[:6] == -1).all() and np.isposinf(table.distances[:6]).all()
     assert sorted(table.ids[6]) == sorted(set(table.ids[6])) and (table.ids[6:] >= 0).all()
     manifest = read_manifest(tmp_path / "neighbors", "neighbors")
-    assert manifest.counts["chunks_without"] == 6
+    assert manifest.counts["without_neighbors"] == {"chunks": 6, "of": 8}
     text = "up to 5 stored, 1.25 found on average for each of 8 chunks; 6 chunks have none"
     assert describe("neighbors", manifest.counts, manifest.config) == text
 
@@ -67,6 +67,8 @@ def test_the_summary_says_what_was_found():
     config = {"neighbors_stored": 10}
     assert describe("neighbors", {"chunks": 8091, "missing": 0}, config) == "10 found for each of 8,091 chunks"
     old = {"chunks": 8091, "missing": 80910}
+    repaired = old | {"without_neighbors": {"chunks": 100, "of": 400}}
+    assert describe("neighbors", repaired, config) == describe("neighbors", old, config), "not said of a part"
     assert describe("neighbors", old, config) == "up to 10 stored, 0 found on average for each of 8,091 chunks"
 
 

@@ -84,6 +84,16 @@ def flip(folder):
     path.write_bytes(content)
 
 
+def empty_record(folder):
+    """What the library gives for records that it cannot find; as an example it is one without a text."""
+    from array_record.python import array_record_module
+
+    writer = array_record_module.ArrayRecordWriter(str(folder / NAME.format(1)), "group_size:1")
+    for _ in range(EACH):
+        writer.write(b"")
+    writer.close()
+
+
 def other_count(folder):
     path = folder / "dataset_info.json"
     path.write_text(path.read_text().replace('"40"', '"41"', 1))
@@ -99,7 +109,11 @@ DAMAGE = {
     "tail": (cut(0.98), rf"{SHARD} is damaged or truncated \([0-9,]+ bytes; .*none of its 40 examples of split train"),
     "half": (cut(0.5), rf"{SHARD} is damaged or truncated .*none of its 40 examples"),
     "empty": (cut(0), rf"{SHARD} is damaged or truncated \(0 bytes; .*none of its 40 examples"),
-    "flipped": (flip, rf"{SHARD} is damaged: record [0-9]+ of 120 in split train cannot be read"),
+    "flipped": (flip, rf"{SHARD} is damaged: its record [0-9]+, of split train, cannot be read"),
+    "empty record": (
+        empty_record,
+        rf"{SHARD} is damaged: its record 1, of split train, cannot be read \(it is empty\)",
+    ),
     "missing": (lambda folder: (folder / SHARD).unlink(), rf"{SHARD} is missing, with 40 examples of split train"),
     "count": (other_count, f"{NAME.format(0)} holds 40 examples, but dataset_info.json says 41"),
     "no info": (
