@@ -19,6 +19,7 @@ from launch.config_files import config_of_build, config_of_run, data_directory, 
 from launch.reads import READS, check_reads
 from retro_jax.config import RunConfig, SourceConfig, declarations, resolve, to_dict
 from retro_jax.paths import local_folder, with_local_paths
+from retro_jax.plain_path import require_path
 
 KEPT = "What was finished is kept, and nothing is half-written: the same command continues where it stopped."
 NOTHING_KEPT = "Nothing was changed; the same command starts from the beginning."
@@ -88,8 +89,10 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
         raise ValueError(f"--workdir is missing. For example: retro {verb.name} {verb.example}")
     if not verb.needs_workdir and values.workdir is not None:
         raise ValueError(f"retro {verb.name} writes no files, so --workdir={values.workdir} means nothing; remove it.")
-    workdir = local_folder(values.workdir or ".", "--workdir")
-    return Invocation(with_local_paths(resolve(values.config)), workdir, values, given)
+    run, workdir = with_local_paths(resolve(values.config)), local_folder(values.workdir or ".", "--workdir")
+    require_path(workdir, "--workdir")
+    require_path(Path(run.data.directory), "config.data.directory")
+    return Invocation(run, workdir, values, given)
 
 
 def _kept_config(verb: Verb, words: Sequence[str]) -> ConfigDict:

@@ -289,3 +289,10 @@ def test_help_answers_at_once_and_without_jax():
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0 and "build" in run.stdout, run.stderr
     assert time.monotonic() - started < 5  # a third of a second on an idle machine
+
+
+def test_a_path_that_is_not_utf8_is_a_mistake_of_every_verb(capsys):
+    """ArrayRecord, SCaNN and tensorstore raise a TypeError each."""
+    for arguments in (["--workdir=/tmp/\udc80"], ["--workdir=/tmp/x", "--config.data.directory=/tmp/\udc80"]):
+        assert main(["build", "--config=configs/quickstart.py:smoke", *arguments]) == 2
+        assert "must be UTF-8, but is b'/tmp/\\x80'; rename the folder" in capsys.readouterr().err
