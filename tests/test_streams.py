@@ -243,12 +243,12 @@ def test_an_error_in_a_loop_closes_its_bar_before_it_is_told(monkeypatch):
     def execute(invocation):
         for _ in progress(range(3), description="loop"):
             with progress(description="within", total=2):
-                progress(description="left open", total=2)
-                raise ValueError("it failed")
+                bar = progress(description="left open", total=2)
+                raise ValueError(f"it failed at {bar.n}")
 
     with terminal() as lines:
         assert attempt(execute) == 2
-    assert lines[-2:] == ["retro try: it failed", ""]
+    assert lines[-2:] == ["retro try: it failed at 0", ""]
     assert {line.split(":")[0] for line in lines[:-2] if line} == {"loop", "within", "left open"}
 
 
