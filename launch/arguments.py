@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from launch.config_files import config_of_build, config_of_run, data_directory, load_config
 from launch.reads import READS, check_reads
 from retro_jax.config import RunConfig, SourceConfig, declarations, resolve, to_dict
-from retro_jax.paths import local_folder, with_local_paths
+from retro_jax.paths import local_folder, require_writable, with_local_paths
 from retro_jax.plain_path import require_path
 
 KEPT = "What was finished is kept, and nothing is half-written: the same command continues where it stopped."
@@ -35,6 +35,7 @@ class Verb:
     example: str  # arguments that work when pasted after `retro NAME` at the repository root
     define_flags: Callable[[flags.FlagValues], None] | None = None  # flags besides --config and --workdir
     needs_workdir: bool = True
+    writes: bool = True  # into WORKDIR
     reads_run: bool = False  # --config may be left out: it is that of the run in WORKDIR
     reads_build: bool = False  # --config may be left out: it is that of the build in WORKDIR
     interrupted: str = KEPT  # what is said where a signal stops it
@@ -90,6 +91,8 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
     if not verb.needs_workdir and values.workdir is not None:
         raise ValueError(f"retro {verb.name} writes no files, so --workdir={values.workdir} means nothing; remove it.")
     run, workdir = with_local_paths(resolve(values.config)), local_folder(values.workdir or ".", "--workdir")
+    if verb.needs_workdir and verb.writes:
+        require_writable(workdir, "--workdir")
     require_path(workdir, "--workdir")
     require_path(Path(run.data.directory), "config.data.directory")
     return Invocation(run, workdir, values, given)

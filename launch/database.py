@@ -240,7 +240,14 @@ def require_new(given: Iterable[str], new: Mapping) -> None:
 
 ACTIONS = {
     "info": (
-        Verb("database info", "what a finished database holds", WORKDIR, reads_build=True, interrupted=NOTHING_KEPT),
+        Verb(
+            "database info",
+            "what a finished database holds",
+            WORKDIR,
+            writes=False,
+            reads_build=True,
+            interrupted=NOTHING_KEPT,
+        ),
         _info,
     ),
     "verify": (
@@ -250,6 +257,7 @@ ACTIONS = {
             "continuations; says what is damaged and which shards to redo",
             WORKDIR,
             _verify_flags,
+            writes=False,  # but for --repair, which then meets the system's own refusal
             reads_build=True,
             interrupted="Shards that were repaired stay; the same command checks from the start.",
         ),

@@ -26,6 +26,7 @@ VERB = Verb(
     "it used",
     '--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke --prompt="Permission is hereby granted"',
     define_flags=_define_flags,
+    writes=False,
     reads_run=True,
     interrupted=NOTHING_KEPT,
 )

@@ -59,13 +59,25 @@ def find_hosts(
 
 
 def _detect(environment: Mapping[str, str]) -> str:
-    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
+    if _number(environment, "SLURM_NTASKS", "1") > 1 and "SLURM_PROCID" in environment:
         return "slurm"
     if "TPU_WORKER_ID" in environment and (
-        "," in environment.get("TPU_WORKER_HOSTNAMES", "") or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1
+        "," in environment.get("TPU_WORKER_HOSTNAMES", "") or _number(environment, "MEGASCALE_NUM_SLICES", "1") > 1
     ):
         return "gke"
     return "tpu" if "TPU_NAME" in environment else "one"
+
+
+def _number(environment: Mapping[str, str], name: str, default: str | None = None) -> int:
+    """The whole number that an environment variable holds."""
+    text = environment.get(name, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise HostsError(
+            f"{name} is a number that the scheduler sets, but is {text!r}. Unset it, or name the processes by --hosts=flags "
+            f"(--hosts=one: this process alone)."
+        ) from None
 
 
 def _by_flags(given: Mapping) -> Hosts:
@@ -90,22 +102,26 @@ def _by_slurm(environment: Mapping[str, str]) -> Hosts:
             raise HostsError(f"--hosts=slurm reads {names[0]}, which is not set; start with `srun retro train ...`.")
         return found
 
-    index, count = int(need("SLURM_PROCID")), int(need("SLURM_NTASKS"))
+    def number(name):
+        need(name)
+        return _number(environment, name)
+
+    index, count = number("SLURM_PROCID"), number("SLURM_NTASKS")
     if count == 1:
         return ONE
     nodes = expand_nodes(need("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"))
     tasks = _expand_counts(need("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
-    names = tuple(name for name, number in zip(nodes, tasks, strict=True) for _ in range(number))
-    if len(names) != count:
+    names = tuple(name for name, share in zip(nodes, tasks, strict=False) for _ in range(share))
+    if len(names) != count or len(nodes) != len(tasks):
         raise HostsError(f"SLURM_NTASKS={count}, but the tasks per node {tasks} on {nodes} are {len(names)}.")
-    port = 61440 + int(need("SLURM_JOB_ID")) % 4096
+    port = 61440 + number("SLURM_JOB_ID") % 4096
     address = nodes[0]
     try:
         socket.getaddrinfo(address, port)
     except OSError:  # a node name that is no host name: srun's own address, for a batch script runs on the first node
         address = environment.get("SLURM_SRUN_COMM_HOST", address)
     shared = max(tasks) > 1
-    return Hosts(index, names, f"{address}:{port}", int(need("SLURM_LOCALID")) if shared else None)
+    return Hosts(index, names, f"{address}:{port}", number("SLURM_LOCALID") if shared else None)
 
 
 def expand_nodes(text: str) -> list[str]:
@@ -131,14 +147,21 @@ def _by_gke(environment: Mapping[str, str]) -> Hosts:
         if name not in environment:
             raise HostsError(f"--hosts=gke reads {name}, which GKE sets in a TPU pod's container; it is not set.")
     here = environment["TPU_WORKER_HOSTNAMES"].split(",")
-    slices, number = int(environment.get("MEGASCALE_NUM_SLICES", 1)), int(environment.get("MEGASCALE_SLICE_ID", 0))
+    slices, number = _number(environment, "MEGASCALE_NUM_SLICES", "1"), _number(environment, "MEGASCALE_SLICE_ID", "0")
+    worker = _number(environment, "TPU_WORKER_ID")
+    for name, value, count in (("TPU_WORKER_ID", worker, len(here)), ("MEGASCALE_SLICE_ID", number, slices)):
+        if not 0 <= value < count:
+            raise HostsError(
+                f"{name} counts from 0, but is {value} of {count}: TPU_WORKER_HOSTNAMES and MEGASCALE_NUM_SLICES say how "
+                f"many there are. Unset what is left of another job, or name the processes by --hosts=flags."
+            )
     names = [
         here[worker] if part == number else f"worker {worker} of slice {part}"
         for part in range(slices)
         for worker in range(len(here))
     ]
     first = environment.get("MEGASCALE_COORDINATOR_ADDRESS", here[0]).split(":")[0]
-    index = number * len(here) + int(environment["TPU_WORKER_ID"])
+    index = number * len(here) + worker
     return ONE if len(names) == 1 else Hosts(index, tuple(names), f"{first}:{TPU_PORT}")
 
 

@@ -79,6 +79,15 @@ def local_folder(value: str | os.PathLike, where: str) -> Path:
     return path
 
 
+def require_writable(folder: Path, where: str) -> None:
+    """Raises ValueError where nothing can be written into a folder, or into the one that it would be made in."""
+    there = next(part for part in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(part))
+    if not os.access(there, os.W_OK | os.X_OK):
+        read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+        why = "is on a file system that is mounted read-only" if read_only else "belongs to another user"
+        raise ValueError(f"{where}={folder}: nothing can be written into {there}, which {why}. Give another path.")
+
+
 def _beside(url: str) -> str:
     """The folder that an earlier version made of the URL, taken for a local path; empty where there is none."""
     return str(Path(url)) if os.path.lexists(Path(url)) else ""

@@ -97,7 +97,8 @@ def result(work: Path, verb: str, answer: Answer):
         return step, [leaf.tobytes() for leaf in map(np.asarray, jax.tree.leaves(params))], figures
     if verb.startswith("evaluate"):
         results = json.loads((work / "results.json").read_bytes())
-        results = {key: value for key, value in results.items() if key != "seconds"}
+        results = {key: value for key, value in results.items() if key not in ("seconds", "sha256")}
+        results["versions"] = results["versions"].get("jax")  # the source's revision may change meanwhile
         return results, json.loads((work / "passages.json").read_bytes()), (work / "report.html").exists()
     if verb == "info":
         return re.sub(r" +(\d+\.\d|nan)  ", " ", answer.out)
