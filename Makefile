@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test test-slow test-slurm test-ray test-store test-encoders test-tpu mutations scaling database-faults benchmark reliability database-report lock lint
+.PHONY: help setup quickstart test fuzz test-slow test-slurm test-ray test-store test-encoders test-tpu mutations scaling database-faults benchmark reliability database-report lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -85,6 +85,10 @@ benchmark: setup .venv-peer/.ready ## each part against its peers; writes docs/p
 	@$(BIN)/python benchmarks/search.py $(if $(DATABASE),--data=$(DATABASE) --keys=100000) > /dev/null
 	@$(BIN)/python benchmarks/whole_path.py > /dev/null
 	@$(BIN)/python benchmarks/report.py runs/benchmarks docs/performance.md
+
+TRIALS ?= 500
+fuzz: setup ## damages one file of a finished work directory and runs a verb, TRIALS times; prints what came of it
+	@TRIALS=$(TRIALS) $(BIN)/python -m pytest -q tests/test_damaged_files.py
 
 reliability: setup ## kills training at random moments and resumes it; writes docs/reliability.md
 	@JAX_PLATFORMS=cpu PYTHONPATH=tests $(BIN)/python benchmarks/reliability.py

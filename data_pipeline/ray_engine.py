@@ -200,7 +200,7 @@ def _make_remote() -> tuple:
 
     @ray.remote(num_cpus=0)
     def look(lock, directory):
-        content = Path(lock).read_text() if Path(lock).exists() else ""
+        content = Path(lock).read_text(encoding="utf-8", errors="replace") if Path(lock).exists() else ""
         return content, directory if Path(directory).is_dir() else "", program()
 
     @ray.remote

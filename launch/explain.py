@@ -59,6 +59,8 @@ def words(error: BaseException) -> str | None:
     """What the user is told of an error of a library or the system; None where only a mistake of ours can cause it."""
     if isinstance(error, ImportError):
         return _of_package(error)
+    if isinstance(error, AssertionError) and _module(error) == "jax._src.xla_bridge":  # a platform without its plugin
+        return OF_LIBRARIES[0][1].format_map(_Environment())
     if isinstance(error, OURS):
         return None
     if isinstance(error, socket.gaierror):
@@ -94,6 +96,11 @@ def is_foreign(error: BaseException) -> bool:
             "RERAISE",
         )  # a function written in C did
     return True
+
+
+def _module(error: BaseException) -> str:
+    last = _last(error.__traceback__)
+    return last.tb_frame.f_globals.get("__name__", "") if last else ""
 
 
 def _is_library(file: str, module: str) -> bool:

@@ -90,7 +90,7 @@ def manifest(
         "bucket": found[1],
         "arguments": [literal(mounted(word, found[1])) for word in words],
     }
-    return fill(yaml.safe_load(TEMPLATE.read_text()), values)
+    return fill(yaml.safe_load(TEMPLATE.read_text(encoding="utf-8")), values)
 
 
 def check_name(flag: str, value: str) -> None:

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from retro_jax.config import RunConfig, resolve, to_dict
+from retro_jax.files import read_json
 from retro_jax.topologies import Topology, parse_topology
 
 GIB = 2**30
@@ -94,7 +95,7 @@ def compile_step(
         if not answer.exists():
             end = "\n".join((process.stderr or process.stdout).strip().splitlines()[-8:])
             raise ValueError(f"The compiler for {topology.name} failed (exit code {process.returncode}):\n{end}")
-        found = json.loads(answer.read_text())
+        found = read_json(answer, "The compiler's process was ended; run the same command again.")
     if "error" in found:
         raise ValueError(found["error"])
     return Compiled(**found)
@@ -137,7 +138,7 @@ def _answer(request: dict) -> dict:
     seconds = time.perf_counter() - started
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     if request["save_text"]:
-        Path(request["save_text"]).write_text(text)
+        Path(request["save_text"]).write_text(text, encoding="utf-8")
     # The step gives its state back in place (donated): outputs that are not aliases come on top.
     parts = {
         "arguments_gib": memory.argument_size_in_bytes / GIB,
@@ -174,7 +175,7 @@ def main(argv) -> None:
         found = _answer(request)
     except ValueError as error:
         found = {"error": str(error)}
-    Path(argv[1]).write_text(json.dumps(found))
+    Path(argv[1]).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,9 @@ def read_json(path: Path, remedy: str, *, keys: Sequence[str] = (), kind: type =
         facts = json.loads(text)
     except ValueError as error:
         at, found = f"line {error.lineno}, column {error.colno}", error.msg
-        wrong = "is cut off" if error.pos >= len(text.rstrip()) - 1 else f"is not JSON ({found} at {at})"
+        rest = text[error.pos :].strip()
+        ends = rest in ("", ",") or (found.startswith("Unterminated string") and not text.rstrip().endswith(("}", "]")))
+        wrong = "is cut off" if ends else f"is not JSON ({found} at {at})"
         raise DamagedFile(f"{path} {wrong}. {remedy}") from None
     except RecursionError:
         raise DamagedFile(f"{path} is not JSON of ours (nested too deeply). {remedy}") from None

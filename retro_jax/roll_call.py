@@ -132,7 +132,7 @@ def _call(hosts: Hosts, deadline: float) -> list[int]:
                 server.sendall(f"{GREETING} {hosts.index} {hosts.count}\n".encode())
                 if answer := server.makefile().readline():
                     return json.loads(answer)
-        except OSError:
+        except (OSError, ValueError):  # nobody yet, or another program
             time.sleep(0.2)
     return [0]
 

@@ -6,7 +6,6 @@ every few seconds, so that a process that waits for the others can name the one 
 WORKDIR/stall-PROCESS.txt. It ends nothing: a scheduler or a person decides that.
 """
 
-import json
 import os
 import socket
 import sys
@@ -15,10 +14,11 @@ import time
 import traceback
 from pathlib import Path
 
-from data_pipeline.manifests import write_json
+from retro_jax.files import DamagedFile, read_json, write_json
 from retro_jax.streams import side_channel
 
 BEAT_SECONDS = 5.0
+BEAT = ("host", "phase", "step", "moved", "written")  # what `describe` reads of a heartbeat
 
 
 class Watchdog:
@@ -117,9 +117,8 @@ def read_beats(workdir: Path, processes: int) -> dict[int, dict | None]:
     beats = {}
     for process in range(processes):
         try:
-            beat = json.loads((Path(workdir) / "hosts" / f"{process}.json").read_text())
-            beats[process] = {key: beat[key] for key in ("host", "phase", "step", "moved", "written")}
-        except (OSError, ValueError, KeyError, TypeError):
+            beats[process] = read_json(Path(workdir) / "hosts" / f"{process}.json", "", keys=BEAT)
+        except DamagedFile:
             beats[process] = None
     return beats
 
