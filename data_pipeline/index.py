@@ -53,6 +53,8 @@ def build_index(directory: Path, config: DataConfig, embeddings: Path, chunks: P
       ValueError: settings that cannot be meant.
     """
     directory, vectors = Path(directory), EmbeddingTable(embeddings)
+    if config.neighbors_stored < 1:  # here already: it is the k of the recall
+        raise ValueError(f"config.data.neighbors_stored must be 1 or more, but is {config.neighbors_stored}.")
     if not 0 <= config.recall_target <= 1:
         raise ValueError(f"config.data.recall_target={config.recall_target} must lie in [0, 1]; 0.95 is the default.")
     if vectors.database_chunks == 0:

@@ -118,6 +118,32 @@ def test_text_that_is_not_there_or_not_text_and_then_mended(root, tmp_path, caps
     assert attempt()[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("mistake", "named"),
+    [
+        ("model.vocabulary=4095", "config.model.vocabulary=4,095 does not fit"),
+        ("data.validation_fraction=0.99999", "nothing to train on"),
+        ("data.minimum_characters=1000000", "No document is left"),
+        ("data.embedding_dtype=float8", "embedding_dtype"),
+        ("data.neighbors_stored=0", "neighbors_stored"),
+        ("data.index_shards=1000000", "index_shards"),
+        ("data.rerank=bm26", "rerank"),
+        ("data.encoder=nowhere", "nowhere"),
+    ],
+)
+def test_a_first_start_with_a_mistyped_setting_does_not_use_up_the_directory(
+    root, whole, tmp_path, mistake, named, capsys
+):
+    """Nothing is claimed before it was checked: the corrected command ends as if there had been no mistake."""
+    assert main([*arguments(root, tmp_path / "run"), f"--config.{mistake}"]) == 2
+    assert named in capsys.readouterr().err
+    assert main(arguments(root, tmp_path / "run")) == 0
+    found = contents(tmp_path / "run")
+    assert {
+        name for name in whole | found if name != "data/config.json" and found.get(name) != whole.get(name)
+    } == set()
+
+
 def test_summary_lines_up():
     rows = [("documents", "2 documents", 1.25, 0.0), ("joined", "3 training sequences", 10.0, 9.5)]
     assert summary(rows, "runs/x/data", 9.5).splitlines() == [

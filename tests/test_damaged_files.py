@@ -177,3 +177,28 @@ def test_a_damaged_file_gives_the_right_result_or_a_message_that_names_it(finish
     with capsys.disabled():
         print(f"\n{sum(outcomes.values())} trials: {dict(outcomes)}")
     assert not bad, "\n".join(map(str, bad[:20]))
+
+
+@pytest.mark.parametrize("name", ["results.json", "passages.json"])
+def test_an_altered_figure_is_measured_anew(finished, name):
+    """A digit changed on the disk must not stand in a report."""
+    finished.restore()
+    path = finished.work / name
+    text = path.read_text()
+    at = next(found.start(1) for found in re.finditer(r"\d\.\d{3}(\d)", text))
+    path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+    answer = finished.evaluate()
+    assert answer.code == 0 and f"{name} was altered" in answer.err
+    assert path.read_text() == text or name == "results.json"
+    assert result(finished.work, "evaluate", answer) == finished.expected["evaluate"]
+
+
+def test_results_of_an_earlier_version_are_measured_anew(finished):
+    """Not read with a KeyError."""
+    finished.restore()
+    path = finished.work / "results.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({"made_from": found["made_from"], "subsets": found["subsets"]}))
+    answer = finished.evaluate()
+    assert answer.code == 0 and "results.json has no" in answer.err
+    assert result(finished.work, "evaluate", answer) == finished.expected["evaluate"]

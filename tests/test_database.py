@@ -355,6 +355,28 @@ def test_a_lost_stage_of_words_is_missed(root, tmp_path, capsys):
     assert contents(work) == before
 
 
+@pytest.mark.parametrize("lost", ["removed.json", "removed.copy.json"])
+@pytest.mark.parametrize("damage", [delete, truncate, flip])
+def test_what_is_removed_does_not_come_back_where_one_of_its_files_is_lost(work, lost, damage, capsys):
+    data = work / "data"
+    ids = [document.id for document in DocumentTable(data / "documents").read(0, 2)]
+    assert database.main(["remove", f"--workdir={work}", f"--documents={ids[0]}"]) == 0
+    version = Database(data).version
+    damage(data / lost)
+    assert Database(data).version == version and Database(data).facts()["removed_documents"] == 1
+    assert database.main(["remove", f"--workdir={work}", f"--documents={ids[1]}"]) == 0
+    assert (data / "removed.json").read_bytes() == (data / "removed.copy.json").read_bytes()
+    assert json.loads((data / lost).read_bytes())["documents"] == sorted(ids)
+
+
+def test_an_addition_counts_where_its_last_note_is_lost(root, work, tmp_path):
+    made_up_text.write_folder(tmp_path / "new", documents=2, seed=5)
+    assert database.main(["add", f"--workdir={work}", f"--config.data.sources.new.path={tmp_path / 'new'}"]) == 0
+    version = Database(work / "data").version
+    (work / "data" / "additions" / "00000" / "finished.json").unlink()
+    assert Database(work / "data").version == version
+
+
 def test_mistakes_in_removing_are_named_and_change_nothing(work, capsys):
     data = work / "data"
     held_out = next(

@@ -167,6 +167,48 @@ def test_only_missing_shards_are_made(tmp_path):
     assert log == []
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 40, b'{"stage": "made-u', b"{}", b"[1]", None])
+@pytest.mark.parametrize("name", ["plan.json", "manifest.json", "seconds.json"])
+def test_damaged_bookkeeping_of_a_finished_stage_is_made_again_with_a_line(tmp_path, name, content, capsys):
+    """The shards are whole, so nothing of them is made again, and nothing is asked of the user."""
+    stage(tmp_path)
+    whole = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "seconds.json"}
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    capsys.readouterr()
+    log = []
+    stage(tmp_path, log)
+    assert log == [] and {path: path.read_bytes() for path in whole} == whole
+    assert name in capsys.readouterr().err or name == "seconds.json" or (name, content) == ("manifest.json", None)
+
+
+@pytest.mark.parametrize("name", [".parts/s1.json", "1.npy"])
+@pytest.mark.parametrize("at", [0, 40, -2])
+def test_a_shard_damaged_between_two_starts_is_made_again_alone(tmp_path, name, at, capsys):
+    """Also where its size is right: what reached the disk before a crash need not be what was written."""
+    stage(tmp_path)
+    whole = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "seconds.json"}
+    content = bytearray((tmp_path / name).read_bytes())
+    content[at] ^= 2
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "manifest.json").unlink()
+    log = []
+    stage(tmp_path, log)
+    assert log == [1] and {path: path.read_bytes() for path in whole} == whole
+    assert "the shard s1 of" in capsys.readouterr().err
+
+
+def test_shards_whose_plan_is_lost_are_not_taken_for_ours(tmp_path):
+    stage(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "plan.json").write_bytes(b"")
+    before = state(tmp_path)
+    with pytest.raises(StageError, match=r"plan.json is missing or damaged, so it is not known .* Nothing was changed"):
+        stage(tmp_path)
+    assert state(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
