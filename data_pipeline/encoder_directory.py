@@ -8,12 +8,12 @@ Not applied are limits of length (max_seq_length, model_max_length): the library
 and a chunk is embedded whole (`bert.FrozenEncoder.embed_ids`).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from data_pipeline.manifests import StageError
+from retro_jax import files
 
 ACTIVATIONS = ("gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish")
 POOLING = {  # sentence-transformers' names, in the order in which several are concatenated; up to 5.3 a key each
@@ -338,9 +338,6 @@ def read_json(path: Path, kind: type):
     if not path.is_file():
         raise StageError(f"{path} is missing; fetch it. {REMEDY}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise StageError(f"{path} is no JSON file ({error}). {REMEDY}") from error
-    if not isinstance(found, kind):
-        raise StageError(f"{path} holds {found!r:.40}, but a JSON {'object' if kind is dict else 'list'} is expected.")
-    return found
+        return files.read_json(path, REMEDY, kind=kind)
+    except files.DamagedFile as error:
+        raise StageError(str(error)) from None

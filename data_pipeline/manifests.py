@@ -12,7 +12,6 @@ Every byte but the seconds is a function of config and input, so a killed and re
 """
 
 import errno
-import importlib.metadata
 import json
 import os
 import shutil
@@ -33,6 +32,7 @@ from retro_jax.manifests import (
     StageError,
     check_file,
     note,
+    package_version,
     read_facts,
     read_manifest,
     read_seconds,
@@ -304,11 +304,3 @@ def add_counts(total, value):
             raise StageError(f"Shards of one stage disagree: {total!r} and {value!r}.")
         return value
     return total + value
-
-
-def package_version(package: str) -> str:
-    """The installed version; "absent" where there is none that says so."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"

@@ -144,7 +144,7 @@ def run_step(step: Step) -> int:
 def in_foreground() -> bool:
     """Whether a terminal sends its Ctrl-C to this process group."""
     try:
-        with open("/dev/tty") as terminal:
+        with open("/dev/tty", encoding="utf-8") as terminal:
             return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     except OSError:
         return False

@@ -25,9 +25,9 @@ import jax
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from data_pipeline.manifests import write_json
 from retro_jax.agreement import on_first
 from retro_jax.config import RunConfig, completed
+from retro_jax.files import write_json
 from retro_jax.identity import differing_fields
 from retro_jax.models.retro import Retro, abstract_model, merge
 from retro_jax.plain_path import plain_path

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jax
 
-from data_pipeline.manifests import write_json
 from retro_jax.config import RunConfig
+from retro_jax.files import write_json
 from retro_jax.flops import flops_per_token, measured_peak
 from retro_jax.sharding import Mesh
 from retro_jax.side_files import read_object, set_aside

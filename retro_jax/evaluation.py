@@ -24,12 +24,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from data_pipeline.joined import pack
-from data_pipeline.manifests import StageError
 from data_pipeline.rows import first_rows
 from retro_jax.batches import Batch, make_batch, random_neighbors
 from retro_jax.config import ModelConfig
 from retro_jax.dimensions import PADDING
 from retro_jax.loss import token_nll
+from retro_jax.manifests import StageError
 from retro_jax.models.retro import merge
 from retro_jax.overlap import overlaps
 from retro_jax.progress import progress

@@ -3,6 +3,7 @@
 `data_pipeline.manifests` writes it.
 """
 
+import importlib.metadata
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -131,3 +132,11 @@ def require_fingerprint(name: str, found: str, expected: str, remedy: str) -> No
         raise StageError(
             f"The {name} does not match: found fingerprint {found[:16]}…, but {expected[:16]}… is expected. {remedy}"
         )
+
+
+def package_version(package: str) -> str:
+    """The installed version; "absent" where there is none that says so."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"

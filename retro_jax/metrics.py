@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
-from data_pipeline.manifests import atomic_path
+from retro_jax.files import atomic_path
 from retro_jax.side_files import free_name
 from retro_jax.streams import side_channel
 

@@ -344,7 +344,7 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], wor
 
 def write_text(path: Path, content: str) -> None:
     """Writes a file atomically."""
-    from data_pipeline.manifests import atomic_path
+    from retro_jax.files import atomic_path
 
     with atomic_path(path) as temporary:
         Path(temporary).write_text(content, encoding="utf-8")

@@ -7,7 +7,7 @@ so that it is still there when those are gone. Runs of before do not have it; th
 import sys
 from pathlib import Path
 
-from data_pipeline.manifests import write_json
+from retro_jax.files import write_json
 from retro_jax.metrics import parse_metrics
 from retro_jax.side_files import free_name, read_object, set_aside
 from retro_jax.whole import describe_faults, find_whole, steps, whole_path

@@ -20,9 +20,10 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from data_pipeline.manifests import package_version, read_manifest, require_fingerprint, write_json
 from retro_jax.config import ModelConfig, RunConfig, completed, resolve, to_dict
+from retro_jax.files import load_array, write_json
 from retro_jax.identity import differing_fields
+from retro_jax.manifests import REPAIR, package_version, read_manifest, require_fingerprint
 from retro_jax.plain_path import require_path
 from retro_jax.restart import begin_notes, signs_of_progress
 from retro_jax.side_files import read_object, set_aside
@@ -76,7 +77,7 @@ def token_bytes(data: Path, model: ModelConfig) -> Int[np.ndarray, "V"]:
     Raises:
       ValueError: the model has another vocabulary than the tokenizer.
     """
-    table = np.load(data / "tokenizer" / "token_bytes.npy", allow_pickle=False)
+    table = load_array(data / "tokenizer" / "token_bytes.npy", REPAIR)
     if len(table) != model.vocabulary:
         raise ValueError(
             f"The model's vocabulary is that of the tokenizer, but config.model.vocabulary={model.vocabulary} and "

@@ -9,7 +9,6 @@ A checkpoint is whole when its listing can be read, every listed file has its si
 is among them. Nothing else in the folder is ever counted, renamed or deleted.
 """
 
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_pipeline.manifests import file_sha256
+from retro_jax.files import DamagedFile, file_sha256, read_json
 from retro_jax.side_files import free_name
 
 STEP = re.compile("0|[1-9][0-9]*")
@@ -74,15 +73,17 @@ def _read_listing(path: Path) -> dict[str, tuple[int, str]] | str:
     if not path.exists():
         return f"{path.name} was not written"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, "")
         return {name: (facts["bytes"], facts["sha256"]) for name, facts in found.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"{path.name} is damaged ({error or type(error).__name__})"
+    except DamagedFile as error:
+        return str(error).rstrip(". ")
+    except (TypeError, KeyError) as error:
+        return f"{path} is damaged ({error or type(error).__name__})"
 
 
 def read_facts(path: Path) -> dict:
     """What stands beside the arrays of a checkpoint: identity, step (in new ones), iterator, what health looks at."""
-    return json.loads((path / "run" / "data.json").read_text(encoding="utf-8"))
+    return read_json(path / "run" / "data.json", "")
 
 
 def _not_of_this_step(path: Path) -> str | None:

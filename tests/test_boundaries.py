@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launch.directories import local_path
 
 from launch.command import Verb, run_verb
 from retro_jax.files import DamagedFile, load_array, read_json, write_json
@@ -108,21 +107,6 @@ def test_devices_that_are_not_there(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_paths_as_a_user_writes_them(monkeypatch):
-    monkeypatch.setenv("HOME", "/somewhere/me")
-    assert local_path("~/runs", "--workdir") == "/somewhere/me/runs"
-    assert local_path("file:///data/my%20runs", "--workdir") == "/data/my runs"
-    assert local_path("lr=1e-3,layers=[2,4]", "--workdir") == "lr=1e-3,layers=[2,4]"
-    assert local_path("C:x", "--workdir") == "C:x"
-    for text, words in (
-        ("gs://bucket/run", "is a URL of a store, .* mount the bucket"),
-        ("~nobody-of-that-name/x", "home directory of that user is not known"),
-        ("a\0b", "NUL"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            local_path(text, "--workdir")
-
-
 def test_a_work_directory_that_cannot_be_is_refused_at_once(capsys, tmp_path):
     def execute(invocation):
         raise AssertionError("it must not come here")
@@ -130,10 +114,10 @@ def test_a_work_directory_that_cannot_be_is_refused_at_once(capsys, tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for workdir, words in (
-        (tmp_path / "file", "is a file, but must be a folder"),
+        (tmp_path / "file", "must be a folder, but"),
         (tmp_path / "file" / "run", f"{tmp_path / 'file'} is a file"),
-        (tmp_path / "link", "is a broken symbolic link"),
-        ("s3://bucket/run", "is a URL of a store"),
+        (tmp_path / "link", "is a link to nothing"),
+        ("s3://bucket/run", "is a URL, but this must be a path on this machine"),
         ("/proc/1/run", "nothing can be written into"),
     ):
         if str(workdir).startswith("/proc") and os.access("/proc/1", os.W_OK):
@@ -141,7 +125,7 @@ def test_a_work_directory_that_cannot_be_is_refused_at_once(capsys, tmp_path):
         code, err = attempt(capsys, execute, workdir)
         assert code == 2 and words in err, (workdir, err)
     code, err = attempt(capsys, execute, tmp_path, "--config.data.directory=gs://bucket/data")
-    assert code == 2 and "config.data.directory=gs://bucket/data" in err
+    assert code == 2 and "config.data.directory='gs://bucket/data'" in err
 
 
 @pytest.mark.parametrize(
@@ -210,12 +194,6 @@ def test_arrays_that_are_not_what_was_written_are_named(tmp_path):
         load_array(path, "Do this.")
 
 
-# Files whose reading is mended elsewhere at this time; to be emptied.
-LATER = {f"retro_jax/{name}.py" for name in ("checkpoints", "clock", "metrics", "run_directory")} | {
-    "data_pipeline/bert.py"
-}
-
-
 def calls(path: Path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
@@ -241,8 +219,7 @@ def test_text_is_read_and_written_as_utf8_whatever_the_locale():
     lines = {
         place: (ROOT / place.split(":")[0]).read_text().splitlines()[int(place.split(":")[1]) - 1] for place in found
     }
-    later = {place for place in found if place.split(":")[0] in LATER or any(word in lines[place] for word in allowed)}
-    assert sorted(set(found) - later) == []
+    assert [place for place in found if not any(word in lines[place] for word in allowed)] == []
 
 
 def test_json_and_arrays_of_files_are_read_by_the_functions_that_name_them():
@@ -253,5 +230,5 @@ def test_json_and_arrays_of_files_are_read_by_the_functions_that_name_them():
         for node, name in calls(path)
         if name in ("np.load", "json.load") or (name == "json.loads" and "read_text" in ast.unparse(node))
     ]
-    allowed = {"retro_jax/files.py", "retro_jax/compilation.py"} | LATER  # compilation.py reads a pipe
+    allowed = {"retro_jax/files.py", "retro_jax/compilation.py"}  # compilation.py reads a pipe
     assert [place for place in found if place.split(":")[0] not in allowed] == []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import build, command
+from launch import build, command, config_files
 from launch.build import VERB
 from launch.database import read_ids
 from retro_jax.config import DataConfig, EvaluateConfig, RunConfig, TrainConfig
@@ -89,7 +89,7 @@ def test_a_verb_expands_or_refuses_before_anything_is_made(home, capsys):
         assert build.main([config, *arguments]) == 2
         assert "is a URL, but this must be a path on this machine" in capsys.readouterr().err
     with pytest.raises(ValueError, match="--config='gs://b/c.py' is a URL"):
-        command.load_config("gs://b/c.py:x")
+        config_files.load_config("gs://b/c.py:x")
     with pytest.raises(ValueError, match="FILE='s3://ids' is a URL"):
         read_ids("@s3://ids")
     assert list(Path.cwd().iterdir()) == [], "no folder named gs: or ~ was made"

@@ -202,7 +202,7 @@ def test_every_flag_of_a_verb_is_known_here():
     """A new flag needs a case above where another one can make it idle."""
     known = {
         "build": {"engine", "accelerator", "address", "plan", "plan_tokens", "plan_nodes", "plan_accelerator", "json"},
-        "train": {"hosts", "coordinator", "processes", "process", "join_timeout", "profile"},
+        "train": {"hosts", "coordinator", "processes", "process", "join_timeout", "profile", "restart"},
         "sample": {"prompt", "retrieval"},
         "preflight": {"topology", "no-compile", "json"},
         "database verify": {"repair", "all"},
