@@ -1,17 +1,16 @@
-"""Kills training at random moments, resumes it and compares: writes docs/reliability.md.
+"""Kills training at random moments, and plays other mishaps (mishaps.py): resumes, compares, writes docs/reliability.md.
 
     make reliability
-    JAX_PLATFORMS=cpu PYTHONPATH=tests .venv/bin/python benchmarks/reliability.py --kills=2 --directory=runs/reliability-2 --report=runs/reliability-2.md
+    JAX_PLATFORMS=cpu PYTHONPATH=tests .venv/bin/python benchmarks/reliability.py --kills=2 --rounds=1 --directory=runs/reliability-2 --report=runs/reliability-2.md
 
 Every trial trains a tiny RETRO in a directory of its own, by `retro train` in one process or two (two devices in all). One
 process gets SIGKILL: at a time drawn from the seed after it entered a phase drawn too (a step, a save, a retrieval check),
 or after it was started. The same command runs again, and parameters, batches and metrics are compared with those of an
 undisturbed run, bit for bit. One line of JSON a trial goes to DIRECTORY/trials.jsonl; started again, it goes on behind the
-last. Storage that is full or turns read-only in a save is mounted for it, which takes root.
+last. The mishaps go to DIRECTORY/mishaps.jsonl. Storage that is full or turns read-only in a save is mounted for it, which takes root.
 """
 
 import argparse
-import json
 import os
 import platform
 import random
@@ -22,15 +21,16 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from mishaps import MISHAPS, PROGRAM, append, fate, last_step, mishap_rows, newest, play
 from processes import differences, finish, log_path, start_run
+from tiny_run import EVERY, STEPS
 from training_fixture import build_data
 
 from retro_jax.metrics import read_metrics
 from retro_jax.progress import progress
-from retro_jax.whole import find_fault, newest_whole, steps
+from retro_jax.whole import find_fault, steps
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, EVERY = 12, 3  # of tests/tiny_run.py:small
 # A moment: the phase of the watchdog, how often a run enters it, and the longest delay after that in seconds.
 MOMENTS = {
     "a step": ("step", 2 * STEPS, 0.01),
@@ -38,50 +38,13 @@ MOMENTS = {
     "a retrieval check": ("retrieval check", STEPS // 4, 0.05),
     "start-up": ("", 1, 6.0),
 }
-# `retro train` that meets its fate when it has entered PHASE for the time number TURN, or at once where PHASE is empty.
-PROGRAM = """
-import os, signal, subprocess, sys, threading
-phase, turn, delay, victim, fate = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4], sys.argv[5]
-arguments, seen = sys.argv[6:], [0]
-
-def meet():
-    if fate == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    workdir = next(word.split("=", 1)[1] for word in arguments if word.startswith("--workdir="))
-    saves = f"{workdir}/checkpoints"
-    if fate == "read-only":
-        subprocess.run(["mount", "--bind", saves, saves], check=True)
-        subprocess.run(["mount", "-o", "remount,bind,ro", saves], check=True)
-    else:
-        with open(f"{workdir}/filler", "wb", buffering=0) as file:
-            try:
-                while file.write(bytes(4096)) == 4096:
-                    pass
-            except OSError:
-                pass
-
-if f"--process={victim}" in arguments or not any(word.startswith("--process=") for word in arguments):
-    if not phase:
-        threading.Timer(delay, meet).start()
-    else:
-        from retro_jax.watchdog import Watchdog
-        enter = Watchdog.phase
-
-        def entered(watchdog, name, step=None):
-            enter(watchdog, name, step)
-            seen[0] += name == phase
-            if name == phase and seen[0] == turn:
-                threading.Timer(delay, meet).start() if fate == "kill" else meet()
-
-        Watchdog.phase = entered
-from launch.train import main
-sys.exit(main(arguments))
-"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=6, help="trials of each kind of mishap")
+    parser.add_argument("--only", default="", help="one kind of mishap, by its name")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path, default=ROOT / "runs" / "reliability")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "reliability.md")
@@ -98,12 +61,19 @@ def main() -> None:
     done = read_metrics(trials) if trials.exists() else []
     for number in progress(range(len(done), options.kills), description="reliability", unit="kill"):
         append(trials, kill_once(directory, data, whole, number, options.seed))
+    mishaps = directory / "mishaps.jsonl"
+    done = read_metrics(mishaps) if mishaps.exists() else []
+    for number in progress(range(options.rounds * len(MISHAPS)), description="reliability", unit="mishap"):
+        kind = list(MISHAPS)[number % len(MISHAPS)]
+        if options.only in ("", kind) and number not in {trial["trial"] for trial in done}:
+            append(mishaps, play(kind, number, directory, data, whole, options.seed))
     storage = directory / "storage.jsonl"
     if not storage.exists():
         for fault in ("full", "read-only"):
             append(storage, refuse_once(directory, data, whole, fault))
-    options.report.write_text(report(read_metrics(trials), read_metrics(storage), options))
-    print(f"{options.report}: {len(read_metrics(trials))} kills")
+    found = read_metrics(trials), read_metrics(mishaps), read_metrics(storage)
+    options.report.write_text(report(*found, options), encoding="utf-8")
+    print(f"{options.report}: {len(found[0])} kills, {len(found[1])} other mishaps, {len(found[2])} faults of storage")
 
 
 def start(workdir: Path, data: Path, processes: int = 1, program: Sequence[str] = ()) -> list[subprocess.Popen]:
@@ -112,11 +82,6 @@ def start(workdir: Path, data: Path, processes: int = 1, program: Sequence[str] 
 
 def ended(running: Sequence[subprocess.Popen]) -> list[int]:
     return finish(running, seconds=1800)  # a busy machine compiles for minutes
-
-
-def append(path: Path, fact: dict) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps(fact) + "\n")
 
 
 def kill_once(directory: Path, data: Path, whole: Path, number: int, seed: int) -> dict:
@@ -129,8 +94,7 @@ def kill_once(directory: Path, data: Path, whole: Path, number: int, seed: int) 
         shutil.rmtree(workdir, ignore_errors=True)  # of this trial's own, too late or interrupted
         phase, turns, longest = MOMENTS[moment]
         turn, delay, victim = draw.randint(1, turns), draw.random() * longest, draw.randrange(processes)
-        fate = ["-c", PROGRAM, phase, str(turn), f"{delay:.4f}", str(victim), "kill"]
-        codes = ended(start(workdir, data, processes, fate))
+        codes = ended(start(workdir, data, processes, ["-c", PROGRAM, *fate(phase, turn, "SIGKILL", delay, victim)]))
     reached, saved = last_step(workdir), newest(workdir)
     again = ended(start(workdir, data, processes))
     fact = {
@@ -156,7 +120,7 @@ def refuse_once(directory: Path, data: Path, whole: Path, fault: str) -> dict:
     workdir.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "retro-test", workdir], check=True)
     try:
-        codes = ended(start(workdir, data, 1, ["-c", PROGRAM, "save", "2", "0", "0", fault]))
+        codes = ended(start(workdir, data, 1, ["-c", PROGRAM, *fate("save", 2, fault)]))
         left, said = newest(workdir), log_path(workdir).read_text(errors="replace")
         if fault == "read-only":
             subprocess.run(["umount", workdir / "checkpoints"], check=True)
@@ -181,18 +145,7 @@ def outcome(workdir: Path, whole: Path, again: list[int]) -> dict:
     }
 
 
-def newest(workdir: Path) -> int:
-    """The newest whole checkpoint; 0 where a run starts anew."""
-    return newest_whole(workdir / "checkpoints") or 0
-
-
-def last_step(workdir: Path) -> int:
-    """The last step that the metrics know of."""
-    path = workdir / "metrics.jsonl"
-    return max((record["step"] for record in read_metrics(path)), default=0) if path.exists() else 0
-
-
-def report(trials: list[dict], storage: list[dict], options) -> str:
+def report(trials: list[dict], mishaps: list[dict], storage: list[dict], options) -> str:
     """docs/reliability.md."""
     lost, in_flight, rows = [], [], []
     for trial in trials:
@@ -232,6 +185,17 @@ processes is identical to it as well.
 
 With two processes one gets the signal. The other ends by itself: with exit code 75 when it sees that the first is gone, or
 by jax's own abort (134) when process 0, which holds jax's coordinator, is the one that was killed.
+
+## Other mishaps
+
+{len(mishaps)} more runs in one process met something else than a kill (benchmarks/mishaps.py). A trial is good where the run
+ends with the bits of the undisturbed run, nothing but what the kind allows is lost, and what cannot go on is refused in
+words that name the file. "Refused" counts the trials of the last sort. A run that meets damage or a stray was killed
+before, at a random step, so that steps since its last checkpoint are done again.
+
+| mishap | trials | good | refused by name | most steps done again |
+|---|---|---|---|---|
+{mishap_rows(mishaps)}
 
 ## Storage
 

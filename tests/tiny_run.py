@@ -12,6 +12,8 @@ from training_fixture import BASELINE, MODEL, make_run
 
 from retro_jax.config import to_dict
 
+STEPS, EVERY = 12, 3  # of a run, and between its checkpoints
+
 
 def get_config(argument: str = "") -> ConfigDict:
     models = {
@@ -20,6 +22,6 @@ def get_config(argument: str = "") -> ConfigDict:
         "decoder": dataclasses.replace(BASELINE, layers=1),
     }
     run = make_run(
-        models[argument], steps=12, checkpoint_every=3, retrieval_check_every=4 if argument == "small" else 0
+        models[argument], steps=STEPS, checkpoint_every=EVERY, retrieval_check_every=4 if argument == "small" else 0
     )
     return ConfigDict(to_dict(run))
