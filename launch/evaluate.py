@@ -89,7 +89,7 @@ def find_results(workdir: Path, made_from: Mapping) -> tuple[dict, list] | None:
         found = dict(results["made_from"])
         passages = read_json(workdir / "passages.json", REMEDY, kind=list)
         if found.pop("passages", None) not in (None, file_sha256(workdir / "passages.json")):
-            raise DamagedFile(f"{workdir}/passages.json was altered. {REMEDY}")
+            raise DamagedFile(workdir / "passages.json", "was altered", REMEDY)
     except (DamagedFile, TypeError, ValueError) as error:
         note(str(error))
         return None

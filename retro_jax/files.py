@@ -16,7 +16,21 @@ SEAL = "sha256"  # the key of a JSON object that holds the SHA-256 of all other 
 
 
 class DamagedFile(ValueError):
-    """A file of ours that is missing or not what was written."""
+    """A file of ours that is missing or not what was written; `wrong` says what, as the end of a sentence on the file."""
+
+    def __init__(self, path: Path | str, wrong: str, remedy: str = ""):
+        super().__init__(f"{path} {wrong}. {remedy}".rstrip())
+        self.wrong = wrong
+
+    def __reduce__(self):
+        """To another process it goes with its words."""
+        return _same_words, (str(self), self.wrong)
+
+
+def _same_words(message: str, wrong: str) -> DamagedFile:
+    error = DamagedFile("", wrong)
+    error.args = (message,)
+    return error
 
 
 class atomic_path:
@@ -77,15 +91,15 @@ def read_json(path: Path, remedy: str, *, keys: Sequence[str] = (), kind: type =
         rest = text[error.pos :].strip()
         ends = rest in ("", ",") or (found.startswith("Unterminated string") and not text.rstrip().endswith(("}", "]")))
         wrong = "is cut off" if ends else f"is not JSON ({found} at {at})"
-        raise DamagedFile(f"{path} {wrong}. {remedy}") from None
+        raise DamagedFile(path, wrong, remedy) from None
     except RecursionError:
-        raise DamagedFile(f"{path} is not JSON of ours (nested too deeply). {remedy}") from None
+        raise DamagedFile(path, "is not JSON of ours (nested too deeply)", remedy) from None
     if not isinstance(facts, kind):
-        raise DamagedFile(f"{path} holds a {type(facts).__name__} in place of a {kind.__name__}. {remedy}")
+        raise DamagedFile(path, f"holds a {type(facts).__name__} in place of a {kind.__name__}", remedy)
     if missing := [key for key in keys if key not in facts]:
-        raise DamagedFile(f"{path} has no {', '.join(map(repr, missing))}. {remedy}")
+        raise DamagedFile(path, f"has no {', '.join(map(repr, missing))}", remedy)
     if kind is dict and SEAL in facts and facts.pop(SEAL) != digest(facts):
-        raise DamagedFile(f"{path} was altered: its content does not have the checksum it was written with. {remedy}")
+        raise DamagedFile(path, "was altered: its content does not have the checksum it was written with", remedy)
     return facts
 
 
@@ -93,15 +107,15 @@ def _read_text(path: Path, remedy: str) -> str:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise DamagedFile(f"{path} {why_unreadable(error)}. {remedy}") from None
+        raise DamagedFile(path, why_unreadable(error), remedy) from None
     if not content.strip():
-        raise DamagedFile(f"{path} is empty. {remedy}")
+        raise DamagedFile(path, "is empty", remedy)
     if not content.strip(b"\0"):
-        raise DamagedFile(f"{path} holds NUL bytes alone, as after a power cut. {remedy}")
+        raise DamagedFile(path, "holds NUL bytes alone, as after a power cut", remedy)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DamagedFile(f"{path} is not UTF-8 text (byte {error.start}). {remedy}") from None
+        raise DamagedFile(path, f"is not UTF-8 text (byte {error.start})", remedy) from None
 
 
 def why_unreadable(error: OSError) -> str:
@@ -124,9 +138,9 @@ def load_array(path: Path, remedy: str, *, mapped: bool = False):
     try:
         return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except OSError as error:
-        raise DamagedFile(f"{path} {why_unreadable(error)}. {remedy}") from None
+        raise DamagedFile(path, why_unreadable(error), remedy) from None
     except (ValueError, EOFError, SyntaxError, MemoryError) as error:  # NumPy's header is a Python literal
-        raise DamagedFile(f"{path} is not a whole .npy file ({str(error).splitlines()[0]:.90}). {remedy}") from None
+        raise DamagedFile(path, f"is not a whole .npy file ({str(error).splitlines()[0]:.90})", remedy) from None
 
 
 def file_sha256(path: Path) -> str:

@@ -4,16 +4,21 @@ import os
 import sys
 from pathlib import Path
 
-from retro_jax.files import read_json
+from retro_jax.files import DamagedFile, read_json
 
 
 def read_object(path: Path) -> dict | None:
     """The JSON object in a file; None where there is no file.
 
     Raises:
-      DamagedFile: the file holds something else; it is named.
+      ValueError: the file holds something else; it is named.
     """
-    return read_json(path, "") if os.path.lexists(path) else None
+    if not os.path.lexists(path):
+        return None
+    try:
+        return read_json(path, "")
+    except DamagedFile as error:
+        raise ValueError(f"{path} is damaged (it {error.wrong}).") from None
 
 
 def free_name(path: Path, word: str) -> Path:

@@ -20,7 +20,7 @@ class WandbBoard:
             # The same name again continues the same curves after a resume.
             self._run = wandb.init(
                 project=run.train.wandb_project,
-                id=_plain_id(name),
+                id=plain_id(name),
                 name=name,
                 resume="allow",
                 dir=str(workdir),
@@ -57,7 +57,7 @@ def require_wandb(run: RunConfig):
     return wandb
 
 
-def _plain_id(name: str) -> str:
+def plain_id(name: str) -> str:
     """The name, where the service takes it for an id; else without what it refuses, and with a digest to tell it apart."""
     plain = re.sub(r"[^\w.=,+-]", "-", name)[:100]
     return name if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -76,9 +76,9 @@ def _read_listing(path: Path) -> dict[str, tuple[int, str]] | str:
         found = read_json(path, "")
         return {name: (facts["bytes"], facts["sha256"]) for name, facts in found.items()}
     except DamagedFile as error:
-        return str(error).rstrip(". ")
+        return f"{path.name} is damaged (it {error.wrong})"
     except (TypeError, KeyError) as error:
-        return f"{path} is damaged ({error or type(error).__name__})"
+        return f"{path.name} is damaged ({error or type(error).__name__})"
 
 
 def read_facts(path: Path) -> dict:

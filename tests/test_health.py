@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import math
+import re
 import sys
 import types
 
@@ -26,6 +27,7 @@ from retro_jax.storage import storage_fault
 from retro_jax.train_state import create_state
 from retro_jax.train_step import make_train_step
 from retro_jax.training import Loop, train
+from retro_jax.wandb_board import plain_id
 from retro_jax.whole import find_fault, newest_whole, steps
 
 SMALL = dataclasses.replace(BASELINE, layers=1)
@@ -315,3 +317,11 @@ def test_streams_that_fail_do_not_end_training(workdir, monkeypatch):
     train(make_run(SMALL, **RUN), workdir)
     assert newest_whole(workdir / "checkpoints") == 12 and sys.stderr.fault is not None
     sys.stdout.close()
+
+
+@pytest.mark.parametrize("name", ["lr=1e-3,layers=[2,4]", "a:b", "x" * 255, "run?"])
+def test_wandb_gets_an_id_that_it_takes(name):
+    """It refuses / \\ # ? % : and long ones; a name without them stays, so that curves of before go on."""
+    plain = plain_id(name)
+    assert re.fullmatch(r"[\w.=,+-]{1,128}", plain) and plain == plain_id(name) != plain_id(name + "?")
+    assert plain_id("seed=3,lr=1e-3") == "seed=3,lr=1e-3"

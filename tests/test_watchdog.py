@@ -75,3 +75,12 @@ def test_storage_that_refuses_ends_nothing(tmp_path, capfd):
 
 def test_a_process_without_a_heartbeat_is_described():
     assert describe(None, 3) == "process 3: no heartbeat file"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"host": "a", "phase": "step"}', "\x00\x00"])
+def test_a_damaged_heartbeat_is_none(tmp_path, content):
+    """The words about a lost host must not end in a KeyError."""
+    (tmp_path / "hosts").mkdir()
+    (tmp_path / "hosts" / "1.json").write_text(content)
+    beats = read_beats(tmp_path, 2)
+    assert beats == {0: None, 1: None} and "no heartbeat file" in describe(beats[1], 1)
