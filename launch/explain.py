@@ -106,8 +106,10 @@ def _module(error: BaseException) -> str:
 def _is_library(file: str, module: str) -> bool:
     if module.partition(".")[0] in PACKAGES:
         return False
-    roots = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return file.startswith("<frozen") or any(file.startswith(f"{root}{os.sep}") for root in roots)
+    roots = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
+    if file.startswith("<frozen") or re.search(r"[/\\](site|dist)-packages[/\\]", file):
+        return True
+    return any(file.startswith(f"{root}{os.sep}") for root in roots)
 
 
 def _last(traceback: TracebackType | None) -> TracebackType | None:

@@ -94,16 +94,20 @@ def test_packages_names_and_devices(capsys):
     assert code == 2 and "config.train.batch" in err and "allocating 9 bytes" in err
 
 
-def test_devices_that_are_not_there(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [("JAX_PLATFORMS", "cuda", "Leave JAX_PLATFORMS out"), ("JAX_ENABLE_X64", "maybe", "Correct it or leave it out")],
+)
+def test_devices_that_are_not_there(tmp_path, name, value, remedy):
     """In a process of its own, for jax starts once."""
     program = (
         "import sys; sys.path.insert(0, 'tests'); from test_boundaries import *\n"
         "def execute(call):\n    import jax\n    jax.devices()\n"
         f"sys.exit(run_verb(VERB, execute, [CONFIG, '--workdir={tmp_path}']))"
     )
-    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    environment = {**os.environ, **{name: value}}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "JAX_PLATFORMS=cuda" in done.stderr and "Leave JAX_PLATFORMS out" in done.stderr
+    assert done.returncode == 2 and f"{name}={value}" in done.stderr and remedy in done.stderr
     assert "Traceback" not in done.stderr
 
 
