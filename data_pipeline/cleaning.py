@@ -62,11 +62,6 @@ def select(
         raise StageError(
             f"No document is left: {_summary(subsets)}. Give more text, or lower config.data.minimum_characters."
         )
-    if spill.facts["validation"][rows].all():
-        raise StageError(
-            f"Every document fell into the held-out split, so there is nothing to train on: {_summary(subsets)}. Lower "
-            f"config.data.validation_fraction or give more text."
-        )
     rows = rows[np.lexsort((spill.facts["id"][rows], spill.facts["validation"][rows]))]
     np.save(temporary / PLACES, spill.places(rows))
     return {"subsets": subsets, **near}

@@ -69,8 +69,11 @@ def _bits(content: bytes, person: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8, person=person).digest(), "big")
 
 
-def build_documents(directory: Path, config: DataConfig) -> Manifest:
+def build_documents(directory: Path, config: DataConfig, *, to_train: bool = False) -> Manifest:
     """Reads all sources of the config into `directory`.
+
+    Args:
+      to_train: refuse text that leaves nothing for the training split, before the directory is used up by it.
 
     Raises:
       StageError: input that cannot be read as the config says, no document left, or two documents of one id.
@@ -80,7 +83,7 @@ def build_documents(directory: Path, config: DataConfig) -> Manifest:
     listings = {name: list_source(name, source) for name, source in sources.items()}
     inputs = {f"source {name}": source_digest(name, source, listings[name]) for name, source in sources.items()}
     work = directory / ".read" / fingerprint([facts, inputs])[:16]
-    shards = partial(_parts, config, sources, listings, facts, inputs, work)
+    shards = partial(_parts, config, sources, listings, facts, inputs, work, to_train)
     files = {name: listing.counts() for name, listing in listings.items() if listing}
     manifest = run_stage(directory, STAGE, facts, inputs, shards, counts={"source_files": files} if files else {})
     shutil.rmtree(directory / ".read", ignore_errors=True)  # our own intermediate files
@@ -105,6 +108,7 @@ def _parts(
     facts: dict,
     inputs: dict,
     work: Path,
+    to_train: bool,
 ) -> list[Shard]:
     """Reads what is not read yet and decides what stays; the shards that copy it together."""
     units = []
@@ -121,6 +125,11 @@ def _parts(
         select, work / "units", [unit.name for unit in units], config.near_duplicate_jaccard, sources, counts
     )
     found = run_stage(work / "kept", "cleaning", facts, inputs, [Shard("kept", [PLACES, DROPPED], make)]).counts
+    if to_train and not any(subset["train"]["documents"] for subset in found["subsets"].values()):
+        raise StageError(
+            f"Every document fell into the held-out split, so there is nothing to train on. Lower "
+            f"config.data.validation_fraction={config.validation_fraction}, or give more text."
+        )
     ranges = part_ranges(_places(work)[:, 2], PART_BYTES)
     shards = [Shard("dropped", [DROPPED], partial(_copy_dropped, work / "kept" / DROPPED, dict(found)))]
     for number, (start, stop) in enumerate(ranges):

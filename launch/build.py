@@ -191,7 +191,7 @@ def stages(run: RunConfig, data: Path) -> dict[str, tuple[Path, Callable]]:
         )
 
     make = {
-        "documents": lambda directory: build_documents(directory, config),
+        "documents": lambda directory: build_documents(directory, config, to_train=True),
         "tokenizer": lambda directory: build_tokenizer(directory, config, model.vocabulary, at["documents"]),
         "chunks": lambda directory: build_chunks(
             directory, config, model.chunk_length, at["documents"], at["tokenizer"]
