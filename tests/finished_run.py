@@ -113,6 +113,10 @@ class FinishedRun:
         (checkpoints / f"{STEPS}.whole.json").unlink(missing_ok=True)
         return self.retro()
 
+    def retrofit(self):
+        """A RETRO model around the trained baseline."""
+        return self._train("retrofit", f"--config.train.initialize_from={self.work / 'baseline'}")
+
     def add(self):
         name = "extra" if (self.work / "data" / "additions").exists() else "more"
         source = f"--config.data.sources.{name}.path={self.root / name}"

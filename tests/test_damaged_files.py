@@ -23,7 +23,7 @@ TRIALS = int(os.environ.get("TRIALS", 40))
 EXIT_CODES = (0, 2, 3)
 VERBS = (
     *("build", "info", "verify", "repair", "add", "remove"),
-    *("retro", "resume", "baseline", "evaluate", "evaluate_anew", "sample"),
+    *("retro", "resume", "baseline", "retrofit", "evaluate", "evaluate_anew", "sample"),
 )
 STAGES = ("documents", "tokenizer", "chunks", "embeddings", "lexical", "index", "neighbors", "joined")
 
@@ -90,9 +90,10 @@ def result(work: Path, verb: str, answer: Answer):
         return answer.out, contents(data, ("additions/00001/*",))
     if verb == "remove":
         return answer.out, json.loads((data / "removed.json").read_bytes())
-    if verb in ("retro", "resume", "baseline"):
-        params, _, step = load_params(work / ("baseline" if verb == "baseline" else "retro"))
-        records = [json.loads(line) for line in (work / "retro" / "metrics.jsonl").read_text().splitlines()]
+    if verb in ("retro", "resume", "baseline", "retrofit"):
+        directory = work / ("retro" if verb == "resume" else verb)
+        params, _, step = load_params(directory)
+        records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
         figures = [(record["step"], record["loss"], record["bpb"]) for record in records if "loss" in record]
         return step, [leaf.tobytes() for leaf in map(np.asarray, jax.tree.leaves(params))], figures
     if verb.startswith("evaluate"):
