@@ -9,7 +9,8 @@ from dataclasses import fields
 
 from retro_jax.config import ModelConfig
 
-BUILD = ("data", "model.vocabulary", "model.sequence_length", "model.chunk_length")
+# Of the retrieval layers whether there are any: a baseline's data need no neighbors.
+BUILD = ("data", "model.vocabulary", "model.sequence_length", "model.chunk_length", "model.retrieval_layers")
 TRAIN = ("model", "train", "data.directory")
 # A trained model keeps its parameters: keys of the model that they depend on must say what the run's config says, the
 # others (`retro_jax.config.RUNTIME`) may differ. `at_run_time` holds them against the run.

@@ -115,7 +115,7 @@ class Checkpoints:
             if self.keep:
                 prune(self.directory, self.keep, step, self._verified, self.every)
         except OSError as error:
-            print(f"\ncheckpoint: step {step} is saved, but then: {error}.", file=sys.stderr, flush=True)
+            print(f"checkpoint: step {step} is saved, but then: {error}.", file=sys.stderr, flush=True)
 
     def wait(self) -> None:
         """Returns when the last save is on disk, or storage refused it (`fault`)."""

@@ -16,6 +16,7 @@ import made_up_text
 from data_pipeline.documents import DocumentTable
 from launch import build, database, evaluate, sample
 from launch.command import run_verb
+from launch.reads import READS, is_read
 from launch.train import VERB as TRAIN
 from retro_jax.training import train
 
@@ -83,6 +84,11 @@ class FinishedRun:
         shutil.copytree(self.work, self.copy)
         self.files = sorted(str(path.relative_to(self.copy)) for path in self.copy.rglob("*") if path.is_file())
 
+    def flags(self, verb: str) -> list[str]:
+        """The flags of the config that a verb reads."""
+        keys = {flag: flag.partition("=")[0].removeprefix("--config.") for flag in self.config}
+        return [flag for flag, key in keys.items() if key == "--config" or is_read(key, READS[verb])]
+
     def run(self, verb: str) -> Answer:
         return getattr(self, verb.replace(" ", "_"))()
 
@@ -93,11 +99,11 @@ class FinishedRun:
     # The verbs, as a user gives them.
 
     def build(self):
-        return run(build.main, [*self.config, f"--workdir={self.work}"])
+        return run(build.main, [*self.flags("build"), f"--workdir={self.work}"])
 
     def _train(self, name, *changes):
         data = f"--config.data.directory={self.work / 'data'}"
-        arguments = [*self.config, *changes, data, f"--workdir={self.work / name}"]
+        arguments = [*self.flags("train"), *changes, data, f"--workdir={self.work / name}"]
         return run(lambda argv: run_verb(TRAIN, lambda call: train(call.run, call.workdir) and None, argv), arguments)
 
     def baseline(self):
@@ -136,10 +142,10 @@ class FinishedRun:
         return run(database.main, ["verify", "--repair", f"--workdir={self.work}"])
 
     def evaluate(self):
-        return run(evaluate.main, [*self.config, f"--workdir={self.work}"])
+        return run(evaluate.main, [*self.flags("evaluate"), f"--workdir={self.work}"])
 
     def evaluate_anew(self):
-        return run(evaluate.main, [*self.config, f"--workdir={self.work}", "--config.evaluate.seed=1"])
+        return run(evaluate.main, [*self.flags("evaluate"), f"--workdir={self.work}", "--config.evaluate.seed=1"])
 
     def sample(self):
         return run(sample.main, [f"--workdir={self.work}", "--prompt=the grain and the mill of a river in the town"])

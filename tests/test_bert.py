@@ -172,8 +172,8 @@ def test_a_missing_file(tmp_path, name):
     ("name", "message"),
     [
         ("model.safetensors", "truncated or no safetensors file"),
-        ("tokenizer.json", "tokenizer.json is no JSON"),
-        ("config.json", "config.json is no JSON"),
+        ("tokenizer.json", "tokenizer.json is cut off"),
+        ("config.json", "config.json is cut off"),
     ],
 )
 def test_a_truncated_file(tmp_path, name, message):

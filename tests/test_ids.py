@@ -13,6 +13,7 @@ from retro_jax.batches import open_examples, train_iterator
 from retro_jax.config import ModelConfig, TrainConfig
 from retro_jax.dimensions import check_ids
 from retro_jax.evaluation import score
+from retro_jax.files import read_json
 from retro_jax.sampling import Predictor, Retrieved
 
 MODEL = ModelConfig(vocabulary=100_000, sequence_length=16, chunk_length=made_up_shards.M, neighbors=2)
@@ -50,7 +51,7 @@ def shards(tmp_path_factory):
     """Whole shards whose manifest states a smaller vocabulary than their tokens have, as another program may write it."""
     directory = joined(tmp_path_factory.mktemp("joined"))
     path = directory / "manifest.json"
-    facts = json.loads(path.read_text())
+    facts = read_json(path, "")
     facts["config"]["vocabulary"] = 5_000
     path.write_text(json.dumps(facts))
     return directory
@@ -71,7 +72,7 @@ def test_a_token_of_joined_shards_beyond_the_models_vocabulary(shards):
 
 def test_a_manifest_that_counts_sequences_that_are_not_there(tmp_path):
     path = joined(tmp_path) / "manifest.json"
-    facts = json.loads(path.read_text())
+    facts = read_json(path, "")
     facts["counts"]["subsets"]["train"]["wiki"][1] += 100
     path.write_text(json.dumps(facts))
     with pytest.raises(ValueError, match=r"Sequences of .*, train in its manifest.json: \d+ is no id there"):

@@ -27,7 +27,7 @@ def root(tmp_path_factory):
 @pytest.fixture
 def no_stage(monkeypatch):
     """The first stage must not be reached."""
-    monkeypatch.setattr(documents, "build_documents", lambda *_: pytest.fail("a stage was begun"))
+    monkeypatch.setattr(documents, "build_documents", lambda *_, **__: pytest.fail("a stage was begun"))
 
 
 def damaged_encoder(root) -> Path:

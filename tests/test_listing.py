@@ -16,6 +16,7 @@ from data_pipeline.readers import list_source, read_source
 from data_pipeline.verification import check_stage
 from launch.build import describe
 from retro_jax.config import DataConfig, SourceConfig
+from retro_jax.files import read_json
 
 
 def listed(path, **options):
@@ -64,7 +65,7 @@ def test_a_manifest_of_before_is_described(tmp_path):
     config = made_up_text.config(made_up_text.write_folder(tmp_path / "text", 4))
     build_documents(tmp_path / "d", config)
     path = tmp_path / "d" / "manifest.json"
-    facts = json.loads(path.read_text())
+    facts = read_json(path, "")
     del facts["counts"]["source_files"]
     path.write_text(json.dumps(facts))
     manifest = read_manifest(tmp_path / "d", "documents")

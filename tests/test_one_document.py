@@ -1,5 +1,6 @@
 """A corpus of one document has no neighbors: said before anything is searched, and the summary says what was found."""
 
+import made_up_encoder
 import numpy as np
 import pytest
 from made_up_text import text
@@ -22,6 +23,7 @@ def counts(train, validation=0):
 def test_the_command_stops_at_the_documents(tmp_path, capsys):
     """It searched ever deeper for minutes and then said "10 for each chunk"."""
     (tmp_path / "a book.txt").write_text(text(0, 3000))
+    made_up_encoder.write(tmp_path / "encoder")
     command = arguments(tmp_path, tmp_path / "run", "--config.data.validation_fraction=0.0")
     command[0] = f"--config=configs/own_text.py:{tmp_path / 'a book.txt'}"
     assert build.main(command) == 2

@@ -172,4 +172,4 @@ def test_limits_and_special_values_are_accepted():
 
 
 def test_the_formats_of_the_config_are_those_of_the_readers():
-    assert set(FORMATS) == set(readers.FORMATS)
+    assert set(FORMATS) == set(readers.NAMES)
