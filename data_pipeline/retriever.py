@@ -5,6 +5,7 @@ that a chunk asked for here gets what the build gave it, its own document includ
 added or removed since counts at once (`data_pipeline.database`).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,23 @@ from data_pipeline.manifests import require_fingerprint
 from data_pipeline.neighbors import NeighborTable
 from data_pipeline.tokens import Tokenizer
 from retro_jax.config import DataConfig
+from retro_jax.config_file import read_config_file
 from retro_jax.dimensions import PADDING
 
 NO_DOCUMENT = -1
 
 
+def _with_encoder(config: DataConfig, data: Path) -> DataConfig:
+    """The config, with the encoder that the build's own config names where it names none."""
+    path = data / "config.json"
+    if config.encoder or not path.exists():
+        return config
+    remedy = "Give config.data.encoder, or run `retro build` with the config of the build once more: it writes the file anew."
+    return replace(config, encoder=read_config_file(path, remedy).data.encoder)
+
+
 class DatabaseRetriever:
-    """Retrieval from the stages under a data directory.
+    """Retrieval from the stages under a data directory, with the encoder of the config or else of the build.
 
     Raises:
       StageError: stages that are missing or not made from one another, or another encoder than the one of the build.
@@ -38,7 +49,7 @@ class DatabaseRetriever:
             neighbors.inputs["chunks"],
             "Run `retro build` into another --workdir.",
         )
-        self._encoder = open_encoder(data / "embeddings", encoder_directory(config))
+        self._encoder = open_encoder(data / "embeddings", encoder_directory(_with_encoder(config, data)))
         self.database, self._tokenizer = Database(data), Tokenizer(data / "tokenizer")
 
     def search(self, text: str, k: int) -> tuple[Int64[np.ndarray, "K"], Float32[np.ndarray, "K"]]:

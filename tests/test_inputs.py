@@ -100,8 +100,8 @@ def test_a_stage_of_which_nothing_was_made_claims_nothing(root, tmp_path, no_sta
     plan = tmp_path / "run/data/joined/plan.json"
     plan.parent.mkdir(parents=True)
     plan.write_text(json.dumps({"stage": "joined", "config": {"sequence_length": 1}, "inputs": {}, "shards": []}))
-    with pytest.raises(pytest.fail.Exception, match="a stage was begun"):
-        build.main(arguments(root, tmp_path / "run"))
+    build.main(arguments(root, tmp_path / "run"))
+    assert "a stage was begun" in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_named(root, tmp_path, no_stage, monkeypatch, capsys):
