@@ -71,7 +71,7 @@ def main() -> None:
     if not storage.exists():
         for fault in ("full", "read-only"):
             append(storage, refuse_once(directory, data, whole, fault))
-    found = read_metrics(trials), read_metrics(mishaps), read_metrics(storage)
+    found = (*(read_metrics(path) if path.exists() else [] for path in (trials, mishaps, storage)),)
     options.report.write_text(report(*found, options), encoding="utf-8")
     print(f"{options.report}: {len(found[0])} kills, {len(found[1])} other mishaps, {len(found[2])} faults of storage")
 
@@ -115,12 +115,12 @@ def kill_once(directory: Path, data: Path, whole: Path, number: int, seed: int) 
 
 
 def refuse_once(directory: Path, data: Path, whole: Path, fault: str) -> dict:
-    """Storage fails in the second save: how the run ends, what is left, and that it goes on once storage is mended."""
+    """Storage fails when the third save begins, the first being whole: how the run ends, what is left, and that it goes on once storage is mended."""
     workdir = directory / f"storage-{fault}"  # the log stands beside it, on another file system
     workdir.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "retro-test", workdir], check=True)
     try:
-        codes = ended(start(workdir, data, 1, ["-c", PROGRAM, *fate("save", 2, fault)]))
+        codes = ended(start(workdir, data, 1, ["-c", PROGRAM, *fate("save", 3, fault)]))
         left, said = newest(workdir), log_path(workdir).read_text(errors="replace")
         if fault == "read-only":
             subprocess.run(["umount", workdir / "checkpoints"], check=True)
@@ -174,7 +174,7 @@ batch, and every figure of every record but those of the machine (speeds, memory
 processes is identical to it as well.
 
 * identical to the undisturbed run: **{sum(not trial["differences"] for trial in trials)} of {len(trials)}**
-* work lost: at most {max(lost)} steps in {len(lost)} kills; a checkpoint interval is {EVERY}. A save runs beside training, and
+* work lost: at most {max(lost, default=0)} steps in {len(lost)} kills; a checkpoint interval is {EVERY}. A save runs beside training, and
   what it holds counts when it is whole: the other {len(in_flight)} kills came before that, and lost {max(in_flight, default=0)} steps at most. (Here
   a save takes as long as dozens of steps; the next one waits for it, so that two intervals are the most.)
 * checkpoints that are not whole after the resumed run: {sum(len(trial["corrupt"]) for trial in trials)}
@@ -200,7 +200,7 @@ before, at a random step, so that steps since its last checkpoint are done again
 ## Storage
 
 The file system of the run (a tmpfs) is filled to the last byte, or its directory of checkpoints is mounted read-only, when
-the second save begins. Training
+the third save begins. Training
 goes on to its last step, the last checkpoint cannot be saved, and the command ends with an error and not with 0; once
 there is space again, or the right to write, the same command ends with the bits of the undisturbed run.
 

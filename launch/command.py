@@ -100,8 +100,11 @@ def explain(error: BaseException, verb: Verb) -> tuple[int, str | None]:
     chain = list(_causes(error))
     for cause in chain:
         if _disk_full(cause):
+            said = str(error).splitlines()[0]
+            if isinstance(error, ValueError) and not is_foreign(error):
+                return DISK_FULL, f"the disk is full: {said}"  # our own words say what is kept
             return DISK_FULL, (
-                f"the disk is full: {_room(cause) or str(error).splitlines()[0]} What was finished is whole and nothing "
+                f"the disk is full: {_room(cause) or said} What was finished is whole and nothing "
                 f"was removed: make room, then run the same command again; it continues where it stopped."
             )
     if isinstance(error, flags.Error) or (isinstance(error, ValueError) and not is_foreign(error)):

@@ -35,7 +35,17 @@ from retro_jax.run_directory import read_config
 from retro_jax.sharding import on_one_device
 from retro_jax.storage import storage_fault
 from retro_jax.train_state import TrainState
-from retro_jax.whole import find_fault, listing, make_way, newest_whole, prune, read_facts, require_whole, whole_path
+from retro_jax.whole import (
+    find_fault,
+    find_whole,
+    listing,
+    make_way,
+    newest_whole,
+    prune,
+    read_facts,
+    require_whole,
+    whole_path,
+)
 
 
 class Checkpoints:
@@ -140,10 +150,14 @@ class Checkpoints:
         """Waits for the last save; raises ValueError where it is not on disk."""
         self.wait()
         if self.fault:
-            raise ValueError(
-                f"the last checkpoint could not be saved: {self.fault}. Those saved before in {self.directory} are "
-                f"whole: mend the storage, then run the same command again; it goes on from the newest."
+            step, _ = find_whole(self.directory)
+            left = (
+                f"No checkpoint in {self.directory} is whole: mend the storage, then run the same command with --restart."
+                if step is None
+                else f"That of step {step} in {self.directory} is whole: mend the storage, then run the same command again; "
+                f"it continues from there."
             )
+            raise ValueError(f"the last checkpoint could not be saved: {self.fault}. {left}")
 
     def _pass_over(self, step: int, error: Exception) -> None:
         """Says what storage refused; raises an error of any other kind."""
