@@ -112,7 +112,7 @@ class Checkpoints:
             path = self.directory / str(step)
             for part, shapes in expected.items():
                 _require_readable(plain_path(self.directory) / str(step), part, shapes, path)
-            write_json(whole_path(path), listing(path))
+            write_json(whole_path(path), listing(path), seal=True)
             if fault := find_fault(path, checksums=False):
                 raise ValueError(f"The checkpoint {path} was saved, but {fault}; this is a mistake of the program.")
             self._verified.add(step)

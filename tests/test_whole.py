@@ -7,8 +7,19 @@ import shutil
 import pytest
 from made_up_checkpoints import write_whole
 
+from retro_jax.files import write_json
 from retro_jax.restart import begin_notes, note_saved, require_no_progress
-from retro_jax.whole import find_fault, find_whole, make_way, newest_whole, prune, require_whole, steps, whole_path
+from retro_jax.whole import (
+    find_fault,
+    find_whole,
+    listing,
+    make_way,
+    newest_whole,
+    prune,
+    require_whole,
+    steps,
+    whole_path,
+)
 
 
 def folders(directory):
@@ -49,6 +60,17 @@ def test_a_damaged_listing_is_a_fault_and_the_older_one_is_taken(tmp_path, capsy
     spoil(write_whole(tmp_path, 6))
     assert newest_whole(tmp_path) == 3
     assert "step 6 is not whole (6.whole.json is damaged" in capsys.readouterr().err
+
+
+def test_an_altered_listing_is_not_taken_for_an_altered_array(tmp_path):
+    """A flipped digit in the listing blamed a sound file of the checkpoint."""
+    path = write_whole(tmp_path, 3)
+    write_json(whole_path(path), listing(path), seal=True)
+    assert find_fault(path) is None
+    text = whole_path(path).read_text()
+    at = text.index('"sha256": "') + len('"sha256": "')
+    whole_path(path).write_text(text[:at] + ("1" if text[at] == "0" else "0") + text[at + 1 :])
+    assert find_fault(path).startswith("3.whole.json is damaged (it was altered")
 
 
 def test_what_a_restore_needs_must_be_there(tmp_path):
