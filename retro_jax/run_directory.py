@@ -75,8 +75,9 @@ def token_bytes(data: Path, model: ModelConfig) -> Int[np.ndarray, "V"]:
     """UTF-8 bytes that each entry of the vocabulary stands for.
 
     Raises:
-      ValueError: the model has another vocabulary than the tokenizer.
+      ValueError: the model has another vocabulary than the tokenizer, or the file is not the one that the stage wrote.
     """
+    read_manifest(data / "tokenizer", "tokenizer")  # checks the file's SHA-256: its numbers decide the bits per byte
     table = load_array(data / "tokenizer" / "token_bytes.npy", REPAIR)
     if len(table) != model.vocabulary:
         raise ValueError(

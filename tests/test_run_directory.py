@@ -100,6 +100,18 @@ def test_a_config_of_which_nothing_came_is_in_nobodys_way(tmp_path, data, monkey
         train(small(data, learning_rate=0.5), tmp_path / "run")
 
 
+def test_an_altered_count_of_bytes_is_named(tmp_path):
+    """It would change every bit per byte, and nothing else."""
+    data = build_data(tmp_path / "data")
+    path = data / "tokenizer" / "token_bytes.npy"
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 2
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"token_bytes.npy was altered"):
+        train(small(data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_runs_in_one_directory(workdir, data):
     """The second renamed the first's checkpoints, metrics.jsonl got 64,350 NUL bytes, and both ended with 0."""
     before = sorted(path.name for path in workdir.rglob("*"))
