@@ -165,8 +165,9 @@ def _bpb_table(results) -> str:
         for name, figures, kind in _rows(results)
     )
     return (
-        '<div class="scroll"><table><caption>Lower is better. Every text token is scored once, bytes are UTF-8; '
-        "controls in gray. On is bold where it is shown to be below Off and below the baseline.</caption>"
+        '<p class="caption">Lower is better. Every text token is scored once, bytes are UTF-8; '
+        "controls in gray. On is bold where it is shown to be below Off and below the baseline.</p>"
+        '<div class="scroll"><table>'
         f"<thead><tr><th>subset</th><th>documents</th><th>bytes</th><th>overlap</th>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
@@ -191,8 +192,9 @@ def _difference_table(results) -> str:
         for name, figures, kind in _rows(results)
     )
     return (
-        '<div class="scroll"><table><caption>Differences in bits per byte with 95% bootstrap intervals over documents; '
-        f"negative where the first is better. Not bold: no difference is shown, {NOT_SHOWN}.</caption>"
+        '<p class="caption">Differences in bits per byte with 95% bootstrap intervals over documents; '
+        f"negative where the first is better. Not bold: no difference is shown, {NOT_SHOWN}.</p>"
+        '<div class="scroll"><table>'
         f"<thead><tr><th>subset</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -236,8 +238,9 @@ def _leakage_table(results) -> str:
         for name, curves in results["leakage"].items()
     )
     return (
-        '<div class="scroll"><table><caption>On − Off in bits per byte (negative is better), on low-overlap chunks and on '
-        "all; bold where a difference is shown.</caption><thead><tr><th>subset</th><th>bytes with r ≤ 12.5%</th>"
+        '<p class="caption">On − Off in bits per byte (negative is better), on low-overlap chunks and on '
+        'all; bold where a difference is shown.</p><div class="scroll"><table><thead><tr><th>subset</th>'
+        "<th>bytes with r ≤ 12.5%</th>"
         f"<th>on − off there</th><th>on − off on all</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -339,7 +342,7 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], wor
     body = "".join(
         f"<tr>{''.join(f'{opening.get(n, _CELL)}{e(cell)}</td>' for n, cell in enumerate(row))}</tr>" for row in rows
     )
-    return f"<table><caption>{e(caption)}</caption>{top}<tbody>{body}</tbody></table>"
+    return f'<p class="caption">{e(caption)}</p><table>{top}<tbody>{body}</tbody></table>'
 
 
 def write_text(path: Path, content: str) -> None:

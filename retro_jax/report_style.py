@@ -12,12 +12,12 @@ h1 { font-size: 1.7rem; margin: .4rem 0 .2rem; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 0; }
 p { margin: .5rem 0; max-width: 76ch; }
-.soft, figcaption, caption { color: var(--soft); font-size: .88rem; }
+.soft, figcaption, .caption { color: var(--soft); font-size: .88rem; }
 .verdict { border-left: 5px solid var(--bad); background: var(--card); padding: .8rem 1rem; margin: 1rem 0; font-size: 1.08rem; }
 .verdict.seen { border-color: var(--good); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; font-size: .93rem; }
-caption { text-align: left; padding-bottom: .3rem; }
+.caption { max-width: 46rem; margin: 1rem 0 .3rem; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 td.words { text-align: left; white-space: normal; min-width: 14rem; }
