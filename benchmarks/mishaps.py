@@ -16,7 +16,7 @@ from processes import differences, finish, log_path, start_run
 from tiny_run import EVERY, STEPS
 
 from retro_jax.metrics import read_metrics
-from retro_jax.whole import find_fault, newest_whole
+from retro_jax.whole import find_fault, newest_whole, steps
 
 SAVED, MISTAKE, INTERRUPTED = 75, 2, 130  # exit codes of `retro train`
 # `retro train` that meets its fate when it has entered PHASE for the time number TURN, or at once where PHASE is empty.
@@ -217,8 +217,8 @@ def checkpoints_gone(place: Place) -> dict:
         shutil.rmtree(place.workdir / "checkpoints")
         detail = "removed"
     else:
-        for path in (place.workdir / "checkpoints").glob("*/"):
-            damage_array(path, place.draw)
+        for step in steps(place.workdir / "checkpoints"):
+            damage_array(place.workdir / "checkpoints" / str(step), place.draw)
         detail = "all damaged"
     code = place.run()
     problems = [] if code == MISTAKE else [f"started with {code}, not refused"]
