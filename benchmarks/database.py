@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from database_page import page
 
-from data_pipeline.embeddings import EmbeddingTable
-from data_pipeline.index import open_searcher
-from data_pipeline.recall import Sample, sample_rows
-from data_pipeline.search import ExactSearcher
+from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.search.exact import ExactSearcher
+from data_pipeline.search.recall import Sample, sample_rows
+from data_pipeline.search.stage import open_searcher
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = (1.0, 0.01, 0.03, 0.1, 0.3)

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from worker import Worker, summary
 
-from data_pipeline.bert import FrozenEncoder, encoder_directory
+from data_pipeline.encoder.bert import FrozenEncoder, encoder_directory
 from retro_jax.config import DataConfig, SourceConfig
 
 HERE = Path(__file__).resolve().parent
@@ -95,7 +95,7 @@ def texts(data: Path | None, count: int) -> list[str]:
         table, tokenizer = ChunkTable(data / "chunks"), Tokenizer(data / "tokenizer")
         rows = np.unique(np.linspace(0, len(table) - 1, min(count, len(table))).astype(np.int64))
         return [tokenizer.decode(row[row >= 0]) for row in table.tokens[rows]]
-    from data_pipeline.readers import read_source
+    from data_pipeline.sources.readers import read_source
 
     pieces = []
     for document in read_source("wiki", SourceConfig(package="wiki")):

@@ -1,4 +1,4 @@
-"""Our side of embedding.py: `data_pipeline.bert` over the same word pieces, or the same texts, every turn."""
+"""Our side of embedding.py: `data_pipeline.encoder.bert` over the same word pieces, or the same texts, every turn."""
 
 import json
 import time
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from worker import serve
 
-from data_pipeline.bert import FrozenEncoder
+from data_pipeline.encoder.bert import FrozenEncoder
 
 
 def build(settings):

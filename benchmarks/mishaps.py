@@ -15,8 +15,8 @@ from pathlib import Path
 from processes import differences, finish, log_path, start_run
 from tiny_run import EVERY, STEPS
 
-from retro_jax.metrics import read_metrics
-from retro_jax.whole import find_fault, newest_whole, steps
+from retro_jax.run_directory.whole import find_fault, newest_whole, steps
+from retro_jax.train.metrics import read_metrics
 
 SAVED, MISTAKE, INTERRUPTED = 75, 2, 130  # exit codes of `retro train`
 # `retro train` that meets its fate when it has entered PHASE for the time number TURN, or at once where PHASE is empty.
@@ -54,7 +54,7 @@ if f"--process={victim}" in arguments or not any(word.startswith("--process=") f
     if not phase:
         threading.Timer(delay, meet).start() if delay else meet()
     else:
-        from retro_jax.watchdog import Watchdog
+        from retro_jax.parallel.watchdog import Watchdog
         enter = Watchdog.phase
 
         def entered(watchdog, name, step=None):

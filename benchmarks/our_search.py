@@ -1,4 +1,4 @@
-"""Our side of search.py: SCaNN as `data_pipeline.scann_search` builds, sets and asks it, and the exact search beside it."""
+"""Our side of search.py: SCaNN as `data_pipeline.search.scann` builds, sets and asks it, and the exact search beside it."""
 
 import importlib.metadata
 import time
@@ -7,9 +7,9 @@ from dataclasses import asdict, replace
 import numpy as np
 from indexes import serve_indexes
 
-from data_pipeline.recall import Sample
-from data_pipeline.scann_search import ScannSearcher, build_scann, choose_settings, tune
-from data_pipeline.search import ExactSearcher
+from data_pipeline.search.exact import ExactSearcher
+from data_pipeline.search.recall import Sample
+from data_pipeline.search.scann import ScannSearcher, build_scann, choose_settings, tune
 from retro_jax.config import DataConfig
 
 

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from worker import serve
 
-import data_pipeline.embeddings
+import data_pipeline.encoder.stage
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.embeddings import EmbeddingTable
-from data_pipeline.neighbors import NeighborTable
+from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.search.neighbors import NeighborTable
 from launch.build import describe, stages
 from retro_jax.config import default_config, resolve
 
@@ -21,7 +21,7 @@ def build(settings):
     config.model.update(vocabulary=settings["vocabulary"], chunk_length=settings["chunk"])
     config.data.update(neighbors_stored=settings["k"])
     config.data.sources = {"text": {"path": settings["text"], "format": "text"}}
-    data_pipeline.embeddings.COMPUTE_DTYPE = settings["precision"]
+    data_pipeline.encoder.stage.COMPUTE_DTYPE = settings["precision"]
     data = folder / "data"
     data.mkdir()
     made = stages(resolve(config), data)  # imports what the stages need

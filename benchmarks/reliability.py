@@ -26,9 +26,9 @@ from processes import differences, finish, log_path, start_run
 from tiny_run import EVERY, STEPS
 from training_fixture import build_data
 
-from retro_jax.metrics import read_metrics
-from retro_jax.progress import progress
-from retro_jax.whole import find_fault, steps
+from retro_jax.core.progress import progress
+from retro_jax.run_directory.whole import find_fault, steps
+from retro_jax.train.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 # A moment: the phase of the watchdog, how often a run enters it, and the longest delay after that in seconds.

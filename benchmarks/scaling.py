@@ -15,9 +15,9 @@ from pathlib import Path
 
 from launch.config_files import load_config
 from retro_jax.config import resolve
-from retro_jax.preflight import preflight
-from retro_jax.recipes import RECIPES, Recipe
-from retro_jax.topologies import CHIPS, parse_topology
+from retro_jax.preflight.report import preflight
+from retro_jax.presets.recipes import RECIPES, Recipe
+from retro_jax.presets.topologies import CHIPS, parse_topology
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# Scaling
@@ -46,7 +46,7 @@ DATABASE = """
 ## The database, on paper
 
 `retro build --plan --plan_tokens=TOKENS --plan_nodes=NODES`, from rates measured on samples of configs/nine_subsets.py on
-this machine ({cpus} CPU cores, {date}) and the laws of growth in data_pipeline/planning.py: beyond two million keys an index
+this machine ({cpus} CPU cores, {date}) and the laws of growth in data_pipeline/plan.py: beyond two million keys an index
 shard each chunk is searched in every shard, so the neighbors' work is quadratic in the text. Nodes are machines like this
 one; chip-hours are those of embedding alone at the published rate of an H100, which no real run reaches.
 
@@ -120,8 +120,8 @@ def measure_database(folder: Path) -> dict:
     """Plans by tokens: from their file, or made from one set of samples and kept."""
     path = folder / "database.json"
     if not path.exists():
-        from data_pipeline import planning
-        from data_pipeline.bert import encoder_directory
+        from data_pipeline import plan as planning
+        from data_pipeline.encoder.bert import encoder_directory
         from launch.plan import measure as measure_rates
 
         run = resolve(load_config(f"{ROOT}/configs/nine_subsets.py"))

@@ -25,11 +25,11 @@ import numpy as np
 from embedding import say, texts
 from worker import Worker, summary
 
-from data_pipeline.bert import FrozenEncoder, encoder_directory
-from data_pipeline.embeddings import COMPUTE_DTYPE, EmbeddingTable
-from data_pipeline.recall import ROUNDING
-from data_pipeline.scann_search import choose_kind, scann_installed
-from data_pipeline.search import paired_distances, reference_distances
+from data_pipeline.encoder.bert import FrozenEncoder, encoder_directory
+from data_pipeline.encoder.stage import COMPUTE_DTYPE, EmbeddingTable
+from data_pipeline.search.exact import paired_distances, reference_distances
+from data_pipeline.search.recall import ROUNDING
+from data_pipeline.search.scann import choose_kind, scann_installed
 from retro_jax.config import DataConfig
 
 HERE = Path(__file__).resolve().parent

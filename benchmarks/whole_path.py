@@ -25,9 +25,9 @@ import numpy as np
 from embedding import say
 from worker import Worker, summary
 
-from data_pipeline.bert import encoder_directory
-from data_pipeline.readers import read_source
-from data_pipeline.recall import ROUNDING, sample_rows
+from data_pipeline.encoder.bert import encoder_directory
+from data_pipeline.search.recall import ROUNDING, sample_rows
+from data_pipeline.sources.readers import read_source
 from retro_jax.config import DataConfig, SourceConfig
 
 HERE = Path(__file__).resolve().parent

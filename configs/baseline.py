@@ -7,7 +7,7 @@ Hardware: as configs/retro.py. `:132m,smoke` trains in a minute on 2 CPU cores a
 Expected, from the paper's Table 14 (C4 bits per byte): .98, .92, .84, .78. Not reproduced here, see configs/retro.py.
 """
 
-from retro_jax.sizes import BASELINE, paper_config
+from retro_jax.presets.sizes import BASELINE, paper_config
 
 
 def get_config(argument: str = ""):

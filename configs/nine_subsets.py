@@ -9,7 +9,7 @@ thirtieth of the documents have a near duplicate, no other subset has one; SCaNN
 """
 
 from retro_jax.config import default_config
-from retro_jax.sizes import sources
+from retro_jax.presets.sizes import sources
 
 TRAIN_BYTES = {  # about what each package holds, less the held-out twentieth
     "books": 10_400_000,

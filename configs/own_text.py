@@ -18,7 +18,7 @@ documents share text or facts; `retro evaluate` reports it beside its controls.
 """
 
 from retro_jax.config import SourceConfig, default_config, to_dict
-from retro_jax.sizes import RETRO, set_size, shrink, split_argument
+from retro_jax.presets.sizes import RETRO, set_size, shrink, split_argument
 
 WORDS = [*RETRO, "smoke"]
 

@@ -8,7 +8,7 @@ neighbors on `legal`, where two thirds of the text recur elsewhere; on `wiki`, w
 """
 
 from retro_jax.config import default_config
-from retro_jax.sizes import sources, split_argument
+from retro_jax.presets.sizes import sources, split_argument
 
 
 def get_config(argument: str = ""):

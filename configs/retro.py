@@ -15,8 +15,8 @@ MassiveText nor C4 ships in a package.
 """
 
 from retro_jax.config import to_dict
-from retro_jax.recipes import RECIPES, WORDS
-from retro_jax.sizes import RETRO, paper_config, split_argument
+from retro_jax.presets.recipes import RECIPES, WORDS
+from retro_jax.presets.sizes import RETRO, paper_config, split_argument
 
 
 def get_config(argument: str = ""):

@@ -9,7 +9,7 @@ Hardware: as configs/retro.py. `:172m,smoke` retrofits `configs/baseline.py:132m
 Expected: retrieval off stays the baseline bit for bit; on ends close to training from scratch (paper Figure 5).
 """
 
-from retro_jax.sizes import BASELINE_OF, RETRO, RETROFIT_SEQUENCES, paper_config, split_argument
+from retro_jax.presets.sizes import BASELINE_OF, RETRO, RETROFIT_SEQUENCES, paper_config, split_argument
 
 BATCH = 256  # for every size
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from data_pipeline.documents import DocumentTable, read_documents_manifest, read_lines
-from data_pipeline.manifests import Manifest, Shard, StageError, read_manifest, run_stage
-from data_pipeline.rows import ShardedRows, first_rows
-from data_pipeline.selection import SPLITS
+from data_pipeline.documents.selection import SPLITS
+from data_pipeline.documents.stage import DocumentTable, read_documents_manifest, read_lines
+from data_pipeline.stages.run import Manifest, Shard, StageError, read_manifest, run_stage
 from retro_jax.config import DataConfig
-from retro_jax.dimensions import PADDING
+from retro_jax.core.dimensions import PADDING
+from retro_jax.data.rows import ShardedRows, first_rows
 
 STAGE = "chunks"
 COLUMNS = ("tokens", "document_ids", "subsets")

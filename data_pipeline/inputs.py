@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_pipeline import packages
-from data_pipeline.files import file_system
-from data_pipeline.manifests import StageError, check_claim
-from data_pipeline.readers import read_unit, source_units
-from data_pipeline.titles import read_titles
+from data_pipeline.documents.titles import read_titles
+from data_pipeline.packages import catalogue as packages
+from data_pipeline.sources.files import file_system
+from data_pipeline.sources.readers import read_unit, source_units
+from data_pipeline.stages.run import StageError, check_claim
 from retro_jax.config import DataConfig, RunConfig, SourceConfig
 
 NEEDED = ("sentencepiece", "tokenizers", "safetensors", "datasketch", "zstandard", "pyarrow")  # of the [build] extra
@@ -30,8 +30,8 @@ def check_inputs(run: RunConfig, data: Path) -> None:
     Raises:
       ValueError, StageError: what the stage would say that reads it.
     """
-    from data_pipeline.documents import check_settings
-    from data_pipeline.embeddings import check_settings as check_embeddings
+    from data_pipeline.documents.stage import check_settings
+    from data_pipeline.encoder.stage import check_settings as check_embeddings
     from data_pipeline.joined import check_lengths
 
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
@@ -49,7 +49,7 @@ def check_inputs(run: RunConfig, data: Path) -> None:
 
         read_given(run.data, run.model.vocabulary)
     if run.data.encoder:
-        from data_pipeline.bert import check_encoder, encoder_directory
+        from data_pipeline.encoder.bert import check_encoder, encoder_directory
 
         check_encoder(encoder_directory(run.data))
 
@@ -68,7 +68,7 @@ def check_source(name: str, source: SourceConfig, limit: int) -> None:
     """Lists the files of a source and reads its first document, so that a missing key is told for every source.
 
     Raises:
-      ValueError, StageError: see `data_pipeline.readers`.
+      ValueError, StageError: see `data_pipeline.sources.readers`.
     """
     if source.package:
         package = packages.package(source.package)
@@ -93,7 +93,11 @@ def check_plans(run: RunConfig, directories: Mapping[str, Path]) -> None:
     Args:
       directories: of the stages, by name.
     """
-    from data_pipeline import chunks, documents, embeddings, index, joined, neighbors, tokens
+    from data_pipeline import chunks, joined, tokens
+    from data_pipeline.documents import stage as documents
+    from data_pipeline.encoder import stage as embeddings
+    from data_pipeline.search import neighbors
+    from data_pipeline.search import stage as index
 
     data, model = run.data, run.model
     sizes = (model.sequence_length, model.chunk_length, data.neighbors_stored, model.vocabulary, data.shard_sequences)
@@ -115,8 +119,8 @@ def check_plans(run: RunConfig, directories: Mapping[str, Path]) -> None:
 
 def _encoder(data: DataConfig) -> str:
     """Fingerprint of the config's encoder; empty where its package is not here yet."""
-    from data_pipeline.bert import check_encoder, encoder_directory, encoder_fingerprint
-    from data_pipeline.embeddings import COMPUTE_DTYPE
+    from data_pipeline.encoder.bert import check_encoder, encoder_directory, encoder_fingerprint
+    from data_pipeline.encoder.stage import COMPUTE_DTYPE
 
     if not data.encoder and not packages.is_fetched(packages.ENCODER):
         return ""

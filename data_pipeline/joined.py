@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
-from data_pipeline.manifests import Manifest, Shard, StageError, read_manifest, run_stage
-from data_pipeline.rows import first_rows
-from retro_jax.dimensions import PADDING, check_ids
+from data_pipeline.stages.run import Manifest, Shard, StageError, read_manifest, run_stage
+from retro_jax.core.dimensions import PADDING, check_ids
+from retro_jax.data.rows import first_rows
 
 NAME = "retro_joined"
 VERSION = "1.0.0"

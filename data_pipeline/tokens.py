@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from data_pipeline.documents import Document, DocumentTable, read_documents_manifest
-from data_pipeline.manifests import REPAIR, Manifest, Shard, StageError, file_sha256, read_manifest, run_stage
+from data_pipeline.documents.stage import Document, DocumentTable, read_documents_manifest
+from data_pipeline.stages.run import REPAIR, Manifest, Shard, StageError, file_sha256, read_manifest, run_stage
 from retro_jax.config import DataConfig
-from retro_jax.files import load_array
+from retro_jax.core.files import load_array
 
 STAGE = "tokenizer"
 MODEL, BYTES = "tokenizer.model", "token_bytes.npy"

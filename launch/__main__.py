@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from retro_jax.streams import OutputLost, deliver, protect
+from retro_jax.core.streams import OutputLost, deliver, protect
 
 VERBS = {
     "build": "text -> documents, tokenizer, chunks, embeddings, index, neighbors and joined shards",

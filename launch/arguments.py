@@ -18,8 +18,8 @@ from ml_collections import ConfigDict, config_flags
 from launch.config_files import config_of_build, config_of_run, data_directory, load_config
 from launch.reads import READS, check_reads
 from retro_jax.config import RunConfig, SourceConfig, declarations, resolve, to_dict
-from retro_jax.paths import local_folder, require_writable, with_local_paths
-from retro_jax.plain_path import require_path
+from retro_jax.core.paths import local_folder, require_writable, with_local_paths
+from retro_jax.core.plain_path import require_path
 
 KEPT = "What was finished is kept, and nothing is half-written: the same command continues where it stopped."
 NOTHING_KEPT = "Nothing was changed; the same command starts from the beginning."

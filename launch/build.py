@@ -13,7 +13,7 @@ from launch.arguments import NOTHING_KEPT, Invocation, Verb
 from launch.command import run_verb
 from launch.config_files import data_directory
 from retro_jax.config import RunConfig, to_dict
-from retro_jax.streams import deliver
+from retro_jax.core.streams import deliver
 
 
 def _flags(values: flags.FlagValues) -> None:
@@ -49,13 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build(invocation: Invocation) -> None:
-    from data_pipeline.lock import BuildLock
+    from data_pipeline.stages.lock import BuildLock
 
     values = invocation.flags
     check_flags(values)
     if values.plan:
         from data_pipeline.inputs import check_inputs
-        from data_pipeline.planning import plan_text
+        from data_pipeline.plan import plan_text
         from launch.plan import make_plan
 
         try:
@@ -70,8 +70,8 @@ def _build(invocation: Invocation) -> None:
         if values.engine == "process":
             build(invocation.run, invocation.workdir)
             return
-        from data_pipeline.engine import using
-        from data_pipeline.ray_engine import RayEngine
+        from data_pipeline.stages.engine import using
+        from data_pipeline.stages.ray import RayEngine
 
         with RayEngine(values.address, lock, values.accelerator) as engine, using(engine):
             build(invocation.run, invocation.workdir)
@@ -109,8 +109,8 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
       ValueError, StageError: see the stages; what is finished stays. Also one document, which has no neighbors.
     """
     from data_pipeline.inputs import check_inputs, check_plans
-    from data_pipeline.manifests import read_seconds
-    from data_pipeline.neighbors import check_documents
+    from data_pipeline.search.neighbors import check_documents
+    from data_pipeline.stages.run import read_seconds
 
     data = data_directory(run, workdir)
     rows, counts, started = [], {}, time.monotonic()
@@ -135,7 +135,7 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
 
 def keep_config(run: RunConfig, data: Path) -> None:
     """Writes the resolved config beside the stages, where `retro database` finds it."""
-    from retro_jax.files import DamagedFile, read_json, write_json
+    from retro_jax.core.files import DamagedFile, read_json, write_json
 
     path = data / "config.json"
     try:
@@ -148,15 +148,15 @@ def keep_config(run: RunConfig, data: Path) -> None:
 
 def stages(run: RunConfig, data: Path) -> dict[str, tuple[Path, Callable]]:
     """Directory and maker of each stage, in order. Imports wait until a stage runs: help and mistakes answer without jax."""
-    from data_pipeline.bert import encoder_directory
     from data_pipeline.chunks import ChunkTable, build_chunks
-    from data_pipeline.documents import build_documents
-    from data_pipeline.embeddings import build_embeddings
-    from data_pipeline.index import build_index
+    from data_pipeline.documents.stage import build_documents
+    from data_pipeline.encoder.bert import encoder_directory
+    from data_pipeline.encoder.stage import build_embeddings
     from data_pipeline.joined import build_joined
-    from data_pipeline.lexical import build_lexical
-    from data_pipeline.manifests import require_fingerprint
-    from data_pipeline.neighbors import NeighborTable, build_neighbors
+    from data_pipeline.search.bm25 import build_lexical
+    from data_pipeline.search.neighbors import NeighborTable, build_neighbors
+    from data_pipeline.search.stage import build_index
+    from data_pipeline.stages.run import require_fingerprint
     from data_pipeline.tokens import build_tokenizer
 
     config, model = run.data, run.model

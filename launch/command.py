@@ -26,9 +26,18 @@ from absl import flags
 from launch.arguments import Invocation, Verb, flag_values, parse
 from launch.explain import is_foreign, words
 from launch.reads import READS
-from retro_jax.preemption import EXIT_CODE, INTERRUPTED, SIGNALS, LostHost, Preempted, Signals, exit_code, name_of
-from retro_jax.progress import close_bars
-from retro_jax.streams import DISK_FULL, MISTAKE, OutputLost, deliver, lost_output, protect
+from retro_jax.core.progress import close_bars
+from retro_jax.core.streams import DISK_FULL, MISTAKE, OutputLost, deliver, lost_output, protect
+from retro_jax.parallel.preemption import (
+    EXIT_CODE,
+    INTERRUPTED,
+    SIGNALS,
+    LostHost,
+    Preempted,
+    Signals,
+    exit_code,
+    name_of,
+)
 
 OK = 0
 CONFIG_HELP = """\

@@ -9,8 +9,8 @@ from pathlib import Path
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from retro_jax.config import RunConfig, as_config_dict, convert, open_maps, to_dict
-from retro_jax.config_file import read_config_file
-from retro_jax.paths import local_path
+from retro_jax.config.file import read_config_file
+from retro_jax.core.paths import local_path
 
 
 def load_config(specification: str) -> ConfigDict:

@@ -10,8 +10,8 @@ from absl import flags
 from launch.arguments import NOTHING_KEPT, Invocation, Verb
 from launch.command import MISTAKE, OK, run_verb
 from launch.reads import check_reads
-from retro_jax.paths import local_path
-from retro_jax.streams import OutputLost, deliver, protect
+from retro_jax.core.paths import local_path
+from retro_jax.core.streams import OutputLost, deliver, protect
 
 WORKDIR = "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke"
 
@@ -65,9 +65,9 @@ def _info(invocation: Invocation) -> None:
 
 def info(data: Path) -> str:
     """Counts, bytes, seconds and fingerprints by stage; recall; changes since the build."""
-    from data_pipeline.database import Database
-    from data_pipeline.manifests import read_manifest, read_seconds
-    from data_pipeline.verification import stages_of
+    from data_pipeline.database.check_files import stages_of
+    from data_pipeline.database.database import Database
+    from data_pipeline.stages.run import read_manifest, read_seconds
     from launch.build import describe
 
     lines = [f"{'stage':<11}{'MB':>9}{'seconds':>10}  {'fingerprint':<18}holds"]
@@ -84,12 +84,12 @@ def info(data: Path) -> str:
 
 
 def _verify(invocation: Invocation) -> None:
-    from data_pipeline.bert import encoder_directory
-    from data_pipeline.content import check_content
-    from data_pipeline.embeddings import open_encoder
-    from data_pipeline.lock import BuildLock
-    from data_pipeline.manifests import StageError
-    from data_pipeline.verification import check_files
+    from data_pipeline.database.check_content import check_content
+    from data_pipeline.database.check_files import check_files
+    from data_pipeline.encoder.bert import encoder_directory
+    from data_pipeline.encoder.stage import open_encoder
+    from data_pipeline.stages.lock import BuildLock
+    from data_pipeline.stages.run import StageError
 
     data, repair = directory_of(invocation), invocation.flags.repair
     if not repair:
@@ -127,7 +127,7 @@ def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> No
     Args:
       known: damages to redo besides those of the files.
     """
-    from data_pipeline.verification import check_stage, stages_of
+    from data_pipeline.database.check_files import check_stage, stages_of
     from launch.build import stages
 
     fingerprints: dict[str, str] = {}
@@ -145,7 +145,7 @@ def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> No
 
 def take_out(data: Path, stage: str, damages: Sequence) -> None:
     """`set_up_repair`, and what it does is said."""
-    from data_pipeline.verification import set_up_repair
+    from data_pipeline.database.check_files import set_up_repair
 
     for line in dict.fromkeys(map(str, damages)):
         print(f"repair: {line}", file=sys.stderr, flush=True)
@@ -155,9 +155,9 @@ def take_out(data: Path, stage: str, damages: Sequence) -> None:
 
 def redo_additions(invocation: Invocation, data: Path, known: Sequence = ()) -> None:
     """Redoes what is damaged of the additions; with `known` as in `repair_files` also what was made from that."""
-    from data_pipeline.bert import encoder_directory
-    from data_pipeline.changes import STAGES, addition_directories, make_addition
-    from data_pipeline.verification import ALL, Damage, check_files
+    from data_pipeline.database.changes import STAGES, addition_directories, make_addition
+    from data_pipeline.database.check_files import ALL, Damage, check_files
+    from data_pipeline.encoder.bert import encoder_directory
 
     files = check_files(data)
     for directory in addition_directories(data):
@@ -173,9 +173,9 @@ def redo_additions(invocation: Invocation, data: Path, known: Sequence = ()) -> 
 
 
 def _remove(invocation: Invocation) -> None:
-    from data_pipeline.changes import remove
-    from data_pipeline.database import Database
-    from data_pipeline.lock import BuildLock
+    from data_pipeline.database.changes import remove
+    from data_pipeline.database.database import Database
+    from data_pipeline.stages.lock import BuildLock
 
     values, data = invocation.flags, directory_of(invocation)
     with BuildLock(data):
@@ -211,10 +211,10 @@ def read_ids(text: str) -> list[int]:
 
 
 def _add(invocation: Invocation) -> None:
-    from data_pipeline.bert import encoder_directory
-    from data_pipeline.changes import add, new_sources
-    from data_pipeline.database import Database
-    from data_pipeline.lock import BuildLock
+    from data_pipeline.database.changes import add, new_sources
+    from data_pipeline.database.database import Database
+    from data_pipeline.encoder.bert import encoder_directory
+    from data_pipeline.stages.lock import BuildLock
 
     run, data = invocation.run, directory_of(invocation)
     with BuildLock(data):

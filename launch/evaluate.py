@@ -10,10 +10,10 @@ from launch.arguments import Invocation, Verb
 from launch.command import run_verb
 from launch.config_files import model_directory
 from retro_jax.config import RUNTIME, RunConfig, at_run_time, to_dict
-from retro_jax.files import DamagedFile, file_sha256, read_json, write_json
-from retro_jax.hosts import require_one_process
-from retro_jax.lock import lock_directory
-from retro_jax.manifests import note, read_manifest, require_fingerprint
+from retro_jax.core.files import DamagedFile, file_sha256, read_json, write_json
+from retro_jax.core.lock import lock_directory
+from retro_jax.data.manifests import note, read_manifest, require_fingerprint
+from retro_jax.parallel.hosts import require_one_process
 
 FORMAT = 2  # of results.json: figures of another are made anew
 
@@ -48,10 +48,10 @@ def evaluate(run: RunConfig, workdir: Path) -> str:
     Raises:
       ValueError, StageError: a model or stage that is missing, unfinished or does not fit the others.
     """
-    from retro_jax import results as facts
-    from retro_jax.report import make_plots, make_report, write_text
-    from retro_jax.run_directory import data_directory
-    from retro_jax.summary import table_text
+    from retro_jax.evaluate import results as facts
+    from retro_jax.evaluate.report import make_plots, make_report, write_text
+    from retro_jax.evaluate.summary import table_text
+    from retro_jax.run_directory.directory import data_directory
 
     data = data_directory(run, workdir)
     runs = find_runs(run, workdir)
@@ -117,9 +117,9 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
       ValueError: no whole checkpoint, or a config with another model than the run's.
       StageError: a model that was trained with another tokenizer, database or shards than those in `data`.
     """
-    from retro_jax.checkpoints import load_fingerprints, read_config
-    from retro_jax.run_directory import fingerprints
-    from retro_jax.whole import require_whole
+    from retro_jax.run_directory.checkpoints import load_fingerprints, read_config
+    from retro_jax.run_directory.directory import fingerprints
+    from retro_jax.run_directory.whole import require_whole
 
     current = fingerprints(data)
     steps = {}
@@ -137,7 +137,7 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
                 f"(--config.data.directory).",
             )
     at_run_time(read_config(runs["retro"]).model, run.model, runs["retro"])
-    from data_pipeline.database import Database
+    from data_pipeline.database.database import Database
 
     settings, version = to_dict(run.evaluate), Database(data).version
     return {
@@ -153,16 +153,16 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
 
 def measure(run: RunConfig, data: Path, runs: dict[str, Path]) -> tuple[dict, list[dict]]:
     """(results without seconds, passages), both plain JSON."""
-    from data_pipeline.database import CurrentExamples, Database
+    from data_pipeline.database.database import CurrentExamples, Database
+    from data_pipeline.database.provenance import Provenance
     from data_pipeline.joined import pack
-    from data_pipeline.provenance import Provenance
-    from retro_jax import results as facts
-    from retro_jax.batches import validation_examples
-    from retro_jax.checkpoints import load_params
-    from retro_jax.evaluation import check_bytes, make_scorer, score
-    from retro_jax.passages import choose, describe
-    from retro_jax.run_directory import token_bytes
-    from retro_jax.summary import summarize
+    from retro_jax.data.batches import validation_examples
+    from retro_jax.evaluate import results as facts
+    from retro_jax.evaluate.passages import choose, describe
+    from retro_jax.evaluate.scoring import check_bytes, make_scorer, score
+    from retro_jax.evaluate.summary import summarize
+    from retro_jax.run_directory.checkpoints import load_params
+    from retro_jax.run_directory.directory import token_bytes
 
     loaded = {name: load_params(directory) for name, directory in runs.items()}
     trained = loaded["retro"][1]

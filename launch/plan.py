@@ -6,20 +6,20 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from data_pipeline import planning
-from data_pipeline.bert import encoder_directory
-from data_pipeline.planning import CHUNKS, Rates
+from data_pipeline import plan as planning
+from data_pipeline.encoder.bert import encoder_directory
+from data_pipeline.plan import CHUNKS, Rates
 from launch.build import stages
 from retro_jax.config import RunConfig
-from retro_jax.topologies import CHIPS
+from retro_jax.presets.topologies import CHIPS
 
 
 def make_plan(run: RunConfig, tokens: float, nodes: int, accelerator: str) -> dict:
-    """`data_pipeline.planning.plan` from samples that are built now.
+    """`data_pipeline.plan.plan` from samples that are built now.
 
     Args:
       tokens: of the corpus; 0 takes the text of the config's sources.
-      accelerator: a chip of `retro_jax.topologies`, for "chip_hours" of embedding at its published rate; or empty.
+      accelerator: a chip of `retro_jax.presets.topologies`, for "chip_hours" of embedding at its published rate; or empty.
 
     Raises:
       ValueError: an unknown accelerator, or a corpus that cannot be planned for.

@@ -9,7 +9,7 @@ from absl import flags
 from launch.arguments import NOTHING_KEPT, Invocation, Verb
 from launch.command import run_verb
 from launch.reads import is_read
-from retro_jax.streams import deliver
+from retro_jax.core.streams import deliver
 
 RECIPE = ("train.mesh", "train.accumulation", "model.remat", "model.loss_block")  # what a recipe sets
 
@@ -39,10 +39,10 @@ def _preflight(invocation: Invocation) -> None:
     values = invocation.flags
     if not values.topology:
         raise ValueError(f"--topology is missing. For example: retro preflight {VERB.example}")
-    from retro_jax.topologies import parse_topology
+    from retro_jax.presets.topologies import parse_topology
 
     topology = parse_topology(values.topology)
-    from retro_jax.preflight import preflight, report_text  # here: --help and mistakes need not wait for jax
+    from retro_jax.preflight.report import preflight, report_text  # here: --help and mistakes need not wait for jax
 
     def say(line):
         print(f"preflight: {line}", file=sys.stderr, flush=True)

@@ -23,11 +23,11 @@ from launch.command import run_verb
 from launch.reads import READS, is_read
 from launch.train import VERB as TRAIN
 from retro_jax.config import RunConfig, to_dict
-from retro_jax.files import read_json
-from retro_jax.preemption import Interrupted, Signals, exit_code
-from retro_jax.side_files import read_object
-from retro_jax.streams import fresh_line
-from retro_jax.whole import find_fault
+from retro_jax.core.files import read_json
+from retro_jax.core.side_files import read_object
+from retro_jax.core.streams import fresh_line
+from retro_jax.parallel.preemption import Interrupted, Signals, exit_code
+from retro_jax.run_directory.whole import find_fault
 
 VERB = Verb(
     "quickstart",

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from absl import flags
 
-from data_pipeline.manifests import read_manifest, require_fingerprint
+from data_pipeline.stages.run import read_manifest, require_fingerprint
 from launch.arguments import NOTHING_KEPT, Invocation, Verb
 from launch.command import run_verb
 from launch.config_files import data_directory, model_directory
 from retro_jax.config import RunConfig, at_run_time
-from retro_jax.hosts import require_one_process
-from retro_jax.streams import deliver
+from retro_jax.core.streams import deliver
+from retro_jax.parallel.hosts import require_one_process
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -68,11 +68,11 @@ def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -
     Raises:
       ValueError, StageError: no trained model, or a tokenizer or database other than those it was trained with.
     """
-    from data_pipeline.retriever import DatabaseRetriever
+    from data_pipeline.database.retriever import DatabaseRetriever
     from data_pipeline.tokens import Tokenizer
-    from retro_jax.checkpoints import load_fingerprints, load_params
-    from retro_jax.progress import progress
-    from retro_jax.sampling import check_settings, sample
+    from retro_jax.core.progress import progress
+    from retro_jax.generate.sampling import check_settings, sample
+    from retro_jax.run_directory.checkpoints import load_fingerprints, load_params
 
     check_settings(run.sample)
     directory, data = model_directory(workdir), data_directory(run, workdir)
@@ -86,7 +86,7 @@ def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -
     require_fingerprint(f"tokenizer in {data}", tokenizer.fingerprint, expected["tokenizer"], remedy)
     retriever = None
     if retrieval and model.retrieves and model.neighbors:
-        from data_pipeline.neighbors import NeighborTable
+        from data_pipeline.search.neighbors import NeighborTable
 
         database = NeighborTable(data / "neighbors").fingerprint
         require_fingerprint(f"database in {data}", database, expected["database"], remedy)

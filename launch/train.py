@@ -9,10 +9,10 @@ from absl import flags
 
 from launch.arguments import Invocation, Verb
 from launch.command import run_verb
-from retro_jax.hosts import MODES, find_hosts
-from retro_jax.preemption import Preempted
-from retro_jax.roll_call import end_within, leave_alone, leave_together, start, started
-from retro_jax.runtime import keep_memory
+from retro_jax.parallel.hosts import MODES, find_hosts
+from retro_jax.parallel.preemption import Preempted
+from retro_jax.parallel.roll_call import end_within, leave_alone, leave_together, start, started
+from retro_jax.parallel.runtime import keep_memory
 
 JOIN_TIMEOUT = 300.0  # seconds
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         code = 1
     leave_alone(code)
-    checkpoints = sys.modules.get("retro_jax.checkpoints")
+    checkpoints = sys.modules.get("retro_jax.run_directory.checkpoints")
     if checkpoints is not None and checkpoints.Checkpoints.faults:
         end_within(10.0, code)  # orbax waits for ever for a save whose directory could not be made
     return code
@@ -76,7 +76,7 @@ def _train(invocation: Invocation) -> None:
         process=chosen.process,
     )
     start(hosts, chosen.join_timeout)
-    from retro_jax.training import train  # here: after the allocator is set, and --help need not wait for jax
+    from retro_jax.train.loop import train  # here: after the allocator is set, and --help need not wait for jax
 
     try:
         train(invocation.run, invocation.workdir, chosen.profile, chosen.restart)

@@ -16,16 +16,16 @@ from made_up_text import VOCABULARY, text
 from tiny_model import random_parameters
 
 from data_pipeline.chunks import ChunkTable, build_chunks
-from data_pipeline.documents import build_documents
+from data_pipeline.documents.stage import build_documents
 from data_pipeline.joined import build_joined
-from data_pipeline.manifests import Manifest, Shard, run_stage
+from data_pipeline.stages.run import Manifest, Shard, run_stage
 from data_pipeline.tokens import build_tokenizer
-from retro_jax import run_directory
-from retro_jax.checkpoints import Checkpoints
 from retro_jax.config import DataConfig, EncoderConfig, EvaluateConfig, MeshConfig, ModelConfig, RunConfig, SourceConfig
 from retro_jax.config import TrainConfig as Train
-from retro_jax.overlap import longest_common_runs
-from retro_jax.train_state import TrainState
+from retro_jax.evaluate.overlap import longest_common_runs
+from retro_jax.run_directory import directory as run_directory
+from retro_jax.run_directory.checkpoints import Checkpoints
+from retro_jax.train.state import TrainState
 
 M, CHUNKS, STORED = 8, 6, 3
 MODEL = ModelConfig(

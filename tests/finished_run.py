@@ -13,12 +13,12 @@ from pathlib import Path
 import made_up_encoder
 import made_up_text
 
-from data_pipeline.documents import DocumentTable
+from data_pipeline.documents.stage import DocumentTable
 from launch import build, database, evaluate, sample
 from launch.command import run_verb
 from launch.reads import READS, is_read
 from launch.train import VERB as TRAIN
-from retro_jax.training import train
+from retro_jax.train.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from retro_jax.whole import NEEDED, listing, whole_path
+from retro_jax.run_directory.whole import NEEDED, listing, whole_path
 
 
 def write_whole(directory: Path, step: int, **facts) -> Path:

@@ -5,8 +5,8 @@ import io
 import tarfile
 import zipfile
 
-from data_pipeline import packages
-from data_pipeline.manifests import file_sha256
+from data_pipeline.packages import catalogue as packages
+from data_pipeline.stages.run import file_sha256
 
 
 def wheel(folder, files, tar_prefix=""):

@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 from data_pipeline.chunks import build_chunks
-from data_pipeline.documents import build_documents
+from data_pipeline.documents.stage import build_documents
 from data_pipeline.tokens import build_tokenizer
 from retro_jax.config import DataConfig, SourceConfig
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.chunks import COLUMNS
-from data_pipeline.manifests import Manifest, Shard, run_stage
+from data_pipeline.stages.run import Manifest, Shard, run_stage
 
 M = 4
 

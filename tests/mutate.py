@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from retro_jax.progress import progress
+from retro_jax.core.progress import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path("tests/mutations")

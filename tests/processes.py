@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_jax.checkpoints import load_params
-from retro_jax.clock import OF_THE_MACHINE
-from retro_jax.metrics import read_metrics
-from retro_jax.optimizer import flatten
+from retro_jax.run_directory.checkpoints import load_params
+from retro_jax.train.clock import OF_THE_MACHINE
+from retro_jax.train.metrics import read_metrics
+from retro_jax.train.optimizer import flatten
 
 TESTS = Path(__file__).parent
 

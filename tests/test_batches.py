@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from made_up_shards import M, build, made_up
 
-from retro_jax.batches import (
+from retro_jax.config import ModelConfig, TrainConfig
+from retro_jax.data.batches import (
     Batch,
     make_batch,
     random_neighbors,
@@ -21,7 +22,6 @@ from retro_jax.batches import (
     train_iterator,
     validation_examples,
 )
-from retro_jax.config import ModelConfig, TrainConfig
 
 T = 16
 MODEL = ModelConfig(vocabulary=100_000, sequence_length=T, chunk_length=M, neighbors=2)
@@ -86,7 +86,7 @@ def test_every_pass_draws_each_sequence_once_in_another_order(shards):
 
 
 def train_source(shards):
-    from retro_jax.batches import open_examples
+    from retro_jax.data.batches import open_examples
 
     return open_examples(shards, "train", MODEL)
 

@@ -8,11 +8,11 @@ import made_up_text
 import numpy as np
 import pytest
 
-import data_pipeline.bert as bert
-from data_pipeline.bert import FrozenEncoder, encoder_directory
-from data_pipeline.bert_reference import embed_reference
-from data_pipeline.encoder_weights import read_weights
-from data_pipeline.manifests import StageError
+import data_pipeline.encoder.bert as bert
+from data_pipeline.encoder.bert import FrozenEncoder, encoder_directory
+from data_pipeline.encoder.reference import embed_reference
+from data_pipeline.encoder.weights import read_weights
+from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig
 
 SOURCES = sorted((Path(bert.__file__).parent).glob("*.py"))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from launch.command import Verb, run_verb
-from retro_jax.files import DamagedFile, load_array, read_json, write_json
-from retro_jax.hosts import HostsError, find_hosts
+from retro_jax.core.files import DamagedFile, load_array, read_json, write_json
+from retro_jax.parallel.hosts import HostsError, find_hosts
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = f"--config={ROOT}/configs/quickstart.py:smoke"
@@ -234,5 +234,5 @@ def test_json_and_arrays_of_files_are_read_by_the_functions_that_name_them():
         for node, name in calls(path)
         if name in ("np.load", "json.load") or (name == "json.loads" and "read_text" in ast.unparse(node))
     ]
-    allowed = {"retro_jax/files.py", "retro_jax/compilation.py"}  # compilation.py reads a pipe
+    allowed = {"retro_jax/core/files.py", "retro_jax/preflight/compile.py"}  # compilation.py reads a pipe
     assert [place for place in found if place.split(":")[0] not in allowed] == []

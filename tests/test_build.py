@@ -8,9 +8,9 @@ import made_up_text
 import pytest
 from recording import OF_RECORDS, assert_reads, recorded
 
-from data_pipeline import manifests
+from data_pipeline.stages import run as manifests
 from launch.build import main, summary
-from retro_jax.preemption import SIGNALS
+from retro_jax.parallel.preemption import SIGNALS
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_model import compiled, pack, random_parameters, tiny
 
-from retro_jax.dimensions import PADDING
+from retro_jax.core.dimensions import PADDING
 
 CONFIG = tiny(sequence_length=28)
 M, T, C = CONFIG.chunk_length, CONFIG.sequence_length, CONFIG.chunks

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_sample_verb import make_run
 
-import retro_jax.evaluation as evaluation
+import retro_jax.evaluate.scoring as evaluation
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.documents import DocumentTable
+from data_pipeline.documents.stage import DocumentTable
 from launch import database, sample
 from launch.evaluate import main as evaluate_main
 

@@ -10,11 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.chunks import COLUMNS, ChunkTable, build_chunks, cut, document_ranges, values
-from data_pipeline.documents import DocumentTable, build_documents
-from data_pipeline.manifests import Shard, StageError, read_manifest, run_stage
-from data_pipeline.rows import ShardedRows
+from data_pipeline.documents.stage import DocumentTable, build_documents
+from data_pipeline.stages.run import Shard, StageError, read_manifest, run_stage
 from data_pipeline.tokens import Tokenizer
 from retro_jax.config import SourceConfig
+from retro_jax.data.rows import ShardedRows
 
 M = 8
 BOS, EOS = 1, 2

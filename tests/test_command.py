@@ -78,7 +78,7 @@ def test_one_call_leaves_nothing_to_the_next():
         (["--config=configs/quickstat.py", "--workdir=x"], "did you mean configs/quickstart.py?"),
         (["--config=nowhere/x.py", "--workdir=x"], "There is no config file nowhere/x.py"),
         (["--config=pyproject.toml", "--workdir=x"], "is not a Python config file"),
-        (["--config=retro_jax/dimensions.py", "--workdir=x"], "defines no get_config"),
+        (["--config=retro_jax/core/dimensions.py", "--workdir=x"], "defines no get_config"),
         (["--config=configs/retro.py:127m", "--workdir=x"], "did you mean '172m'?"),
         ([CONFIG, "--workdir=x", "--config.train.stepz=3"], "did you mean config.train.steps?"),
         ([CONFIG, "--workdir=x", "--config.trian.steps=3"], "did you mean config.train?"),

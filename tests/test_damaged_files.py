@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from training_fixture import compiled_once  # noqa: F401
 
-from retro_jax.checkpoints import load_params
+from retro_jax.run_directory.checkpoints import load_params
 
 TRIALS = int(os.environ.get("TRIALS", 40))
 EXIT_CODES = (0, 2, 3)

@@ -13,8 +13,8 @@ import pytest
 import zstandard
 from made_up_text import text
 
-from data_pipeline.manifests import StageError
-from data_pipeline.readers import read_source
+from data_pipeline.sources.readers import read_source
+from data_pipeline.stages.run import StageError
 from retro_jax.config import SourceConfig
 
 TEXTS = [text(number, 40) for number in range(20)]

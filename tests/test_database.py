@@ -10,24 +10,24 @@ import pytest
 from recording import OF_RECORDS, assert_reads, recorded
 from test_build import arguments, contents
 
-from data_pipeline import changes
-from data_pipeline.changes import make_addition
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.content import check_content
-from data_pipeline.database import CurrentExamples, Database, KeptSearcher
-from data_pipeline.documents import DocumentTable
-from data_pipeline.embeddings import EmbeddingTable, open_encoder
+from data_pipeline.database import changes
+from data_pipeline.database.changes import make_addition
+from data_pipeline.database.check_content import check_content
+from data_pipeline.database.database import CurrentExamples, Database, KeptSearcher
+from data_pipeline.database.provenance import Provenance
+from data_pipeline.documents.stage import DocumentTable
+from data_pipeline.encoder.stage import EmbeddingTable, open_encoder
 from data_pipeline.joined import pack
-from data_pipeline.manifests import StageError, file_sha256, read_manifest
-from data_pipeline.neighbors import NeighborTable, find_neighbors
-from data_pipeline.provenance import Provenance
-from data_pipeline.search import ExactSearcher
+from data_pipeline.search.exact import ExactSearcher
+from data_pipeline.search.neighbors import NeighborTable, find_neighbors
+from data_pipeline.stages.run import StageError, file_sha256, read_manifest
 from launch import build, database
 from launch.__main__ import main
 from launch.arguments import parse
 from launch.config_files import config_of_build
-from retro_jax.batches import validation_examples
 from retro_jax.config import resolve
+from retro_jax.data.batches import validation_examples
 
 # Settings that an addition has values of its own for; without held-out documents nothing is near one.
 ITS_OWN = {"data.validation_fraction", "data.near_duplicate_jaccard", "data.embedding_dtype", "data.index_shards"}

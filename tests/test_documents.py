@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import documents
-from data_pipeline.documents import DocumentTable, build_documents, document_id, split_of
-from data_pipeline.manifests import StageError, read_manifest
+from data_pipeline.documents import stage as documents
+from data_pipeline.documents.stage import DocumentTable, build_documents, document_id, split_of
+from data_pipeline.stages.run import StageError, read_manifest
 from retro_jax.config import DataConfig, SourceConfig
 
 

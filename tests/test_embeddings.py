@@ -8,12 +8,12 @@ import made_up_text
 import numpy as np
 import pytest
 
-import data_pipeline.embeddings as embeddings
-from data_pipeline.bert import FrozenEncoder
+import data_pipeline.encoder.stage as embeddings
 from data_pipeline.chunks import ChunkTable, build_chunks
-from data_pipeline.documents import build_documents
-from data_pipeline.embeddings import EmbeddingTable, build_embeddings, open_encoder
-from data_pipeline.manifests import StageError, read_manifest
+from data_pipeline.documents.stage import build_documents
+from data_pipeline.encoder.bert import FrozenEncoder
+from data_pipeline.encoder.stage import EmbeddingTable, build_embeddings, open_encoder
+from data_pipeline.stages.run import StageError, read_manifest
 from data_pipeline.tokens import Tokenizer, build_tokenizer
 from launch.build import describe
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import data_pipeline.bert as bert
-from data_pipeline.bert import FrozenEncoder, check_encoder
-from data_pipeline.bert_reference import embed_reference
-from data_pipeline.encoder_weights import read_weights
-from data_pipeline.manifests import StageError
+import data_pipeline.encoder.bert as bert
+from data_pipeline.encoder.bert import FrozenEncoder, check_encoder
+from data_pipeline.encoder.reference import embed_reference
+from data_pipeline.encoder.weights import read_weights
+from data_pipeline.stages.run import StageError
 
 GOLDEN = Path(__file__).parent / "golden" / "encoders"
 KINDS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from test_build import arguments, contents
 
-from data_pipeline.engine import InProcess, Resource, Shard, current_engine, using
-from data_pipeline.lock import BuildLock
-from data_pipeline.manifests import StageError, run_stage
+from data_pipeline.stages.engine import InProcess, Resource, Shard, current_engine, using
+from data_pipeline.stages.lock import BuildLock
+from data_pipeline.stages.run import StageError, run_stage
 from launch.build import main
 
 LARGEST = 20_000  # bytes of a shard's description; the tables of the build below hold more
@@ -99,7 +99,7 @@ def test_what_a_lost_process_left_is_not_in_the_result(tmp_path):
 
 HOLD = """
 import sys, time
-from data_pipeline.lock import BuildLock
+from data_pipeline.stages.lock import BuildLock
 with BuildLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -126,8 +126,8 @@ def test_two_builds_in_one_directory(tmp_path, capsys):
 
 RACE = """
 import os, sys
-from data_pipeline.lock import BuildLock
-from data_pipeline.manifests import StageError
+from data_pipeline.stages.lock import BuildLock
+from data_pipeline.stages.run import StageError
 entered = 0
 while entered < 200:
     try:
@@ -155,7 +155,7 @@ def test_flags_of_ray_without_ray_are_a_mistake(tmp_path, capsys, flag):
 
 
 def test_ray_that_is_not_installed_is_named(tmp_path, capsys, monkeypatch):
-    import data_pipeline.ray_engine as ray_engine
+    import data_pipeline.stages.ray as ray_engine
 
     monkeypatch.setattr(ray_engine, "ray", None)
     assert main(["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path / 'run'}", "--engine=ray"]) == 2

@@ -8,14 +8,14 @@ import pytest
 from test_sharding import EIGHT
 from training_fixture import BASELINE, MODEL, make_run
 
-from retro_jax import hlo
-from retro_jax.compilation import parse_out_of_memory
 from retro_jax.config import MeshConfig
-from retro_jax.estimate import executed_flops, memory_gib, parameter_totals, roofline
 from retro_jax.models.retro import abstract_model
-from retro_jax.optimizer import flatten
-from retro_jax.planning import abstract_step
-from retro_jax.topologies import GIB, parse_topology
+from retro_jax.preflight import hlo
+from retro_jax.preflight.compile import parse_out_of_memory
+from retro_jax.preflight.estimate import executed_flops, memory_gib, parameter_totals, roofline
+from retro_jax.preflight.step import abstract_step
+from retro_jax.presets.topologies import GIB, parse_topology
+from retro_jax.train.optimizer import flatten
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
@@ -139,7 +139,7 @@ def test_collectives_count_as_often_as_their_loop_turns():
 
 def test_collectives_of_a_compiled_loop():
     """A matrix cut over 8 devices, gathered in each of 5 turns."""
-    from retro_jax.sharding import make_mesh, shardings
+    from retro_jax.parallel.sharding import make_mesh, shardings
 
     mesh = make_mesh(MeshConfig(1, 8, 1))
     cut = shardings({"up": jax.ShapeDtypeStruct((64, 64), jnp.float32)}, mesh)["up"]

@@ -9,13 +9,21 @@ from evaluation_fixture import CHUNKS, MODEL, M, build
 from tiny_model import random_parameters
 
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.documents import DocumentTable
-from data_pipeline.manifests import StageError
+from data_pipeline.documents.stage import DocumentTable
+from data_pipeline.stages.run import StageError
 from data_pipeline.tokens import read_token_bytes
-from retro_jax.batches import Batch, validation_examples
-from retro_jax.evaluation import CONDITIONS, OtherChunks, check_bytes, make_scorer, neighbors_for, score, text_tokens
+from retro_jax.data.batches import Batch, validation_examples
+from retro_jax.evaluate.scoring import (
+    CONDITIONS,
+    OtherChunks,
+    check_bytes,
+    make_scorer,
+    neighbors_for,
+    score,
+    text_tokens,
+)
+from retro_jax.evaluate.summary import figures, paired_difference, summarize, table_text, verdict
 from retro_jax.models.retro import merge
-from retro_jax.summary import figures, paired_difference, summarize, table_text, verdict
 
 SETTINGS = {"batch": 4, "seed": 0, "overlap_neighbors": 3}
 

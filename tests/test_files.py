@@ -17,12 +17,12 @@ import zstandard
 from fsspec.implementations.memory import MemoryFileSystem
 from test_build import arguments, contents
 
-from data_pipeline import files
-from data_pipeline.documents import DocumentTable, build_documents
-from data_pipeline.files import digest_files, open_file
-from data_pipeline.listing import list_files
-from data_pipeline.manifests import StageError
-from data_pipeline.readers import read_source
+from data_pipeline.documents.stage import DocumentTable, build_documents
+from data_pipeline.sources import files
+from data_pipeline.sources.files import digest_files, open_file
+from data_pipeline.sources.listing import list_files
+from data_pipeline.sources.readers import read_source
+from data_pipeline.stages.run import StageError
 from launch import build
 from retro_jax.config import DataConfig, SourceConfig
 
@@ -122,7 +122,7 @@ def test_an_object_that_ends_early_is_no_end(store):
 
 def test_a_build_that_stopped_on_errors_reads_only_what_is_missing(store, tmp_path, monkeypatch):
     """The store breaks at the third of five files; the next run reads the last three and gives the same bytes."""
-    monkeypatch.setattr("data_pipeline.readers.UNIT_FILES", 1)
+    monkeypatch.setattr("data_pipeline.sources.readers.UNIT_FILES", 1)
     texts = [" ".join([f"word{n}"] * 20) for n in range(5)]
     store.put_all({f"b/{n}.jsonl": lines(text) for n, text in enumerate(texts)})
     config = DataConfig(sources={"s": SourceConfig(path="flaky://b")}, validation_fraction=0.0)
@@ -220,7 +220,7 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch, p
             raise failures[0]
         return real(path)
 
-    monkeypatch.setattr("data_pipeline.walk.os.scandir", failing)
+    monkeypatch.setattr("data_pipeline.sources.walk.os.scandir", failing)
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     with pytest.raises(StageError, match=r"w.path=.* cannot be read: permission denied \(.*/in/b\). Give yourself"):
         listed(path)
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch, p
 
 def test_the_command_stops_cleanly_and_the_same_command_goes_on(store, tmp_path, monkeypatch, capsys):
     """`retro build` from a store that goes away after the documents' first units: exit code, one message, then all stages."""
-    monkeypatch.setattr("data_pipeline.readers.UNIT_FILES", 5)
+    monkeypatch.setattr("data_pipeline.sources.readers.UNIT_FILES", 5)
     made_up_encoder.write(tmp_path / "encoder")
     texts = [made_up_text.text(number, 60 + 7 * number) for number in range(24)]
     store.put_all({f"b/{number:03d}.txt": text.encode() for number, text in enumerate(texts)})

@@ -15,20 +15,22 @@ import pytest
 from processes import differences
 from training_fixture import BASELINE, build_data, compiled_once, make_run
 
-from retro_jax import checkpoints as checkpoints_module
-from retro_jax import clock, metrics, run_directory, watchdog
-from retro_jax.checkpoints import load_params
 from retro_jax.config import MeshConfig, completed, to_dict
-from retro_jax.health import DivergenceError, SpikeLimit, retrieval_alarm
-from retro_jax.metrics import MetricWriter, read_metrics
-from retro_jax.optimizer import make_optimizer
-from retro_jax.sharding import make_mesh, place_batch
-from retro_jax.storage import storage_fault
-from retro_jax.train_state import create_state
-from retro_jax.train_step import make_train_step
-from retro_jax.training import Loop, train
-from retro_jax.wandb_board import plain_id
-from retro_jax.whole import find_fault, newest_whole, steps
+from retro_jax.core.storage import storage_fault
+from retro_jax.parallel import watchdog
+from retro_jax.parallel.sharding import make_mesh, place_batch
+from retro_jax.run_directory import checkpoints as checkpoints_module
+from retro_jax.run_directory import directory as run_directory
+from retro_jax.run_directory.checkpoints import load_params
+from retro_jax.run_directory.whole import find_fault, newest_whole, steps
+from retro_jax.train import clock, metrics
+from retro_jax.train.health import DivergenceError, SpikeLimit, retrieval_alarm
+from retro_jax.train.loop import Loop, train
+from retro_jax.train.metrics import MetricWriter, read_metrics
+from retro_jax.train.optimizer import make_optimizer
+from retro_jax.train.state import create_state
+from retro_jax.train.step import make_train_step
+from retro_jax.train.wandb import plain_id
 
 SMALL = dataclasses.replace(BASELINE, layers=1)
 MESH = MeshConfig(data=-1)
@@ -74,7 +76,7 @@ def test_a_skipped_update_leaves_parameters_and_moments_bit_for_bit():
     mesh, optimizer = make_mesh(run.train.mesh), make_optimizer(run.train)
     step = make_train_step(run, optimizer, mesh, np.ones(64, np.int32))
     rng = np.random.default_rng(0)
-    from retro_jax.batches import Batch
+    from retro_jax.data.batches import Batch
 
     tokens = rng.integers(3, 64, (8, 16)).astype(np.int32)
     segments, neighbors = np.zeros((8, 4), np.int32), np.zeros((8, 4, 0, 8), np.int32)

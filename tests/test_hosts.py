@@ -10,9 +10,9 @@ import pytest
 from processes import differences, finish, free_port, log_path, run_to_end, start_run, wait_for
 from training_fixture import build_data
 
-from retro_jax import agreement
-from retro_jax.hosts import ONE, Hosts, HostsError, expand_nodes, find_hosts, require_one_process
-from retro_jax.roll_call import roll_call
+from retro_jax.parallel import agreement
+from retro_jax.parallel.hosts import ONE, Hosts, HostsError, expand_nodes, find_hosts, require_one_process
+from retro_jax.parallel.roll_call import roll_call
 
 SLURM = {
     "SLURM_JOB_ID": "4097",
@@ -59,7 +59,7 @@ def test_a_node_name_that_is_no_host_name_is_reached_by_sruns_address(monkeypatc
     def unknown(*_):
         raise OSError("unknown host")
 
-    monkeypatch.setattr("retro_jax.hosts.socket.getaddrinfo", unknown)
+    monkeypatch.setattr("retro_jax.parallel.hosts.socket.getaddrinfo", unknown)
     environment = SLURM | {"SLURM_STEP_NODELIST": "node[1-3]", "SLURM_SRUN_COMM_HOST": "10.1.2.3"}
     assert find_hosts("slurm", environment).coordinator == "10.1.2.3:61441"
 
@@ -133,7 +133,7 @@ def test_a_host_that_never_joins_is_named_on_every_other():
 
 
 def test_a_first_host_that_never_comes_is_named(monkeypatch):
-    monkeypatch.setattr("retro_jax.roll_call.GRACE", 0.2)
+    monkeypatch.setattr("retro_jax.parallel.roll_call.GRACE", 0.2)
     assert "host0 (process 0 of 2)" in call_all([1], 2, 0.3)[1]
 
 

@@ -9,12 +9,12 @@ import pytest
 from tiny_model import TINY, random_parameters
 
 from data_pipeline.joined import build_joined
-from retro_jax.batches import open_examples, train_iterator
 from retro_jax.config import ModelConfig, TrainConfig
-from retro_jax.dimensions import check_ids
-from retro_jax.evaluation import score
-from retro_jax.files import read_json
-from retro_jax.sampling import Predictor, Retrieved
+from retro_jax.core.dimensions import check_ids
+from retro_jax.core.files import read_json
+from retro_jax.data.batches import open_examples, train_iterator
+from retro_jax.evaluate.scoring import score
+from retro_jax.generate.sampling import Predictor, Retrieved
 
 MODEL = ModelConfig(vocabulary=100_000, sequence_length=16, chunk_length=made_up_shards.M, neighbors=2)
 

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from made_up_vectors import clustered, write_embeddings
 
-import data_pipeline.index as index
-from data_pipeline.embeddings import EmbeddingTable
-from data_pipeline.index import build_index, open_searcher
-from data_pipeline.manifests import StageError, read_manifest
-from data_pipeline.recall import Sample, sample_rows
-from data_pipeline.scann_search import (
+import data_pipeline.search.stage as index
+from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.search.exact import ExactSearcher
+from data_pipeline.search.recall import Sample, sample_rows
+from data_pipeline.search.scann import (
     FILES,
     IndexSettings,
     ScannSearcher,
@@ -21,7 +20,8 @@ from data_pipeline.scann_search import (
     choose_settings,
     scann_installed,
 )
-from data_pipeline.search import ExactSearcher
+from data_pipeline.search.stage import build_index, open_searcher
+from data_pipeline.stages.run import StageError, read_manifest
 from retro_jax.config import DataConfig
 
 KEYS, HELD_OUT = 1500, 100

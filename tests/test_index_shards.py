@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from made_up_vectors import clustered, write_chunks, write_embeddings
 
-import data_pipeline.index as index
-import data_pipeline.scann_search as scann_search
-from data_pipeline.embeddings import EmbeddingTable
-from data_pipeline.index import build_index, key_ranges, open_searcher
-from data_pipeline.manifests import read_manifest
-from data_pipeline.neighbors import NeighborTable, build_neighbors
-from data_pipeline.search import ExactSearcher
-from data_pipeline.subset import in_subset
+import data_pipeline.search.scann as scann_search
+import data_pipeline.search.stage as index
+from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.search.exact import ExactSearcher
+from data_pipeline.search.neighbors import NeighborTable, build_neighbors
+from data_pipeline.search.stage import build_index, key_ranges, open_searcher
+from data_pipeline.search.subset import in_subset
+from data_pipeline.stages.run import read_manifest
 from retro_jax.config import DataConfig
 
 KEYS, HELD_OUT = 3300, 60

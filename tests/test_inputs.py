@@ -9,7 +9,7 @@ import made_up_text
 import pytest
 from test_build import arguments
 
-import data_pipeline.documents as documents
+import data_pipeline.documents.stage as documents
 from launch import build
 
 

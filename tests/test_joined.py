@@ -16,7 +16,7 @@ from made_up_shards import BOS, EOS, M, Neighbors, Table, build, document, made_
 
 from data_pipeline import joined
 from data_pipeline.joined import build_joined, join, open_split, pack, pack_train, pack_validation, windows
-from data_pipeline.manifests import StageError
+from data_pipeline.stages.run import StageError
 
 
 def test_pack_train_cuts_every_c_chunks():
@@ -332,7 +332,7 @@ def test_sizes_that_do_not_divide(tmp_path):
 def test_scored_targets_of_real_tokens_are_the_bytes_of_the_documents(tmp_path):
     """Trap 30: through documents, tokenizer and chunks as they are, any Unicode included."""
     from data_pipeline.chunks import ChunkTable, build_chunks
-    from data_pipeline.documents import DocumentTable, build_documents
+    from data_pipeline.documents.stage import DocumentTable, build_documents
     from data_pipeline.tokens import Tokenizer, build_tokenizer
     from retro_jax.config import DataConfig, SourceConfig
 

@@ -15,10 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_source_properties import TEXT
 
-from data_pipeline import compression, json_records
-from data_pipeline.documents import build_documents
-from data_pipeline.manifests import StageError
-from data_pipeline.readers import read_source
+from data_pipeline.documents.stage import build_documents
+from data_pipeline.formats import compression, json_records
+from data_pipeline.sources.readers import read_source
+from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig, SourceConfig
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from tiny_model import random_parameters, tiny
 
-from retro_jax.loss import token_nll
+from retro_jax.models.loss import token_nll
 from retro_jax.models.retro import apply_hidden
 
 CONFIG = tiny(vocabulary=8, sequence_length=16, layers=2, retrieval_layers=(1, 2), encoder={"layers": 1})

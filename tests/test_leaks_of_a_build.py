@@ -11,13 +11,13 @@ import pytest
 from test_build import arguments
 
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.content import check_content
-from data_pipeline.documents import DocumentTable
-from data_pipeline.embeddings import EmbeddingTable, open_encoder
-from data_pipeline.index import open_searcher
+from data_pipeline.database.check_content import check_content
+from data_pipeline.documents.stage import DocumentTable
+from data_pipeline.encoder.stage import EmbeddingTable, open_encoder
 from data_pipeline.joined import build_joined, open_split
-from data_pipeline.manifests import read_manifest
-from data_pipeline.neighbors import NeighborTable
+from data_pipeline.search.neighbors import NeighborTable
+from data_pipeline.search.stage import open_searcher
+from data_pipeline.stages.run import read_manifest
 from data_pipeline.tokens import Tokenizer
 from launch import build, database
 

@@ -7,8 +7,8 @@ import pytest
 from made_up_vectors import write_chunks
 
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.lexical import Lexical, build_lexical
-from data_pipeline.manifests import Shard, run_stage
+from data_pipeline.search.bm25 import Lexical, build_lexical
+from data_pipeline.stages.run import Shard, run_stage
 
 ROWS = [[1, 5, 5, 7], [5, 6, -1, -1], [1, 8, 9, 9], [6, 6, 6, -1], [1, 5, 9, 2]]  # the last is held out
 DATABASE = 4

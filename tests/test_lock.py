@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from data_pipeline.lock import BuildLock
+from data_pipeline.stages.lock import BuildLock
 from launch.evaluate import main as evaluate_main
-from retro_jax import lock as lock_module
-from retro_jax.lock import lock_directory
+from retro_jax.core import lock as lock_module
+from retro_jax.core.lock import lock_directory
 
 HOLD = """
 import subprocess, sys
-from retro_jax.lock import lock_directory
+from retro_jax.core.lock import lock_directory
 with lock_directory(sys.argv[1], "train"):
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     print(child.pid, flush=True)

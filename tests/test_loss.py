@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tiny_model import TINY, pack, random_parameters
 
-from retro_jax.batches import Batch
 from retro_jax.config import MeshConfig
-from retro_jax.loss import token_nll
-from retro_jax.sharding import make_mesh
-from retro_jax.train_step import batch_nll
+from retro_jax.data.batches import Batch
+from retro_jax.models.loss import token_nll
+from retro_jax.parallel.sharding import make_mesh
+from retro_jax.train.step import batch_nll
 
 
 def example(dtype, vocabulary=37, width=16):

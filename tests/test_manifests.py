@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.chunks import ChunkTable, build_chunks
-from data_pipeline.documents import DocumentTable
-from data_pipeline.manifests import (
+from data_pipeline.documents.stage import DocumentTable
+from data_pipeline.stages.run import (
     Shard,
     StageError,
     atomic_path,
@@ -29,7 +29,7 @@ from data_pipeline.tokens import Tokenizer
 KILLER = """
 import os, pathlib, signal, shutil, sys, hashlib
 import numpy as np
-from data_pipeline import manifests
+from data_pipeline.stages import run as manifests
 
 countdown = None
 def event():
@@ -66,7 +66,8 @@ def made_up(directory):
 def real(directory):
     sys.path.insert(0, TESTS)
     import made_up_text
-    from data_pipeline import chunks, documents, tokens
+    from data_pipeline import chunks, tokens
+    from data_pipeline.documents import stage as documents
     root = pathlib.Path(ROOT)
     config = made_up_text.config(root / "text", shard_chunks=700, near_duplicate_jaccard=0.8)
     documents.build_documents(directory / "documents", config)

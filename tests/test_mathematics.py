@@ -5,9 +5,9 @@ import json
 import pytest
 from made_up_packages import wheel
 
-from data_pipeline import packages
-from data_pipeline.manifests import StageError, file_sha256
-from data_pipeline.readers import read_source
+from data_pipeline.packages import catalogue as packages
+from data_pipeline.sources.readers import read_source
+from data_pipeline.stages.run import StageError, file_sha256
 from retro_jax.config import SourceConfig
 
 FILES = {

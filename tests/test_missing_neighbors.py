@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny_model import TINY, compiled, pack, random_parameters
 
-from retro_jax.dimensions import PADDING
-from retro_jax.loss import token_nll
+from retro_jax.core.dimensions import PADDING
 from retro_jax.models.chunked_cross_attention import chunked_cross_attention, reading_mask
+from retro_jax.models.loss import token_nll
 from retro_jax.models.positions import cross_distances, position_table
 from retro_jax.models.retro import apply_hidden, merge
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from test_documents import adds_up
 from test_source_properties import TEXT
 
-from data_pipeline.documents import DocumentTable, build_documents
-from data_pipeline.manifests import StageError
-from data_pipeline.readers import read_source
+from data_pipeline.documents.stage import DocumentTable, build_documents
+from data_pipeline.sources.readers import read_source
+from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig, SourceConfig
 
 LIMIT, LONGEST = 4000, 60

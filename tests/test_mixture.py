@@ -3,7 +3,7 @@
 import collections
 import logging
 
-from retro_jax.batches import sequence_order
+from retro_jax.data.batches import sequence_order
 
 WEB = {"en": 0.314, **dict.fromkeys(("ru", "es", "zh", "fr", "de", "pt", "it"), 0.033), "sw": 0.0044, "ur": 0.0011}
 WIKIPEDIA = {

@@ -8,11 +8,18 @@ import random
 import numpy as np
 import pytest
 
-from data_pipeline import near_duplicates
-from data_pipeline.documents import DocumentTable, build_documents, document_id, split_of
-from data_pipeline.manifests import StageError
-from data_pipeline.near_duplicates import Signer, band_shape, compare_with_exact, exact_jaccard, grams, near_copies
-from data_pipeline.titles import normal_title, read_titles, title_of
+from data_pipeline.documents import near_duplicates
+from data_pipeline.documents.near_duplicates import (
+    Signer,
+    band_shape,
+    compare_with_exact,
+    exact_jaccard,
+    grams,
+    near_copies,
+)
+from data_pipeline.documents.stage import DocumentTable, build_documents, document_id, split_of
+from data_pipeline.documents.titles import normal_title, read_titles, title_of
+from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig, SourceConfig
 
 
@@ -150,7 +157,7 @@ def test_long_runs_of_copies_are_all_found_without_comparing_all_pairs():
 def test_cleaning_is_the_same_whatever_the_order_and_the_units(tmp_path, monkeypatch):
     config, texts = corpus(tmp_path)
     build_documents(tmp_path / "d", config)
-    monkeypatch.setattr("data_pipeline.readers.UNIT_FILES", 1)
+    monkeypatch.setattr("data_pipeline.sources.readers.UNIT_FILES", 1)
     folder = tmp_path / "many"
     folder.mkdir()
     shuffled = random.Random(3).sample(texts, len(texts))

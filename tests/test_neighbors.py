@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_vectors import clustered, write_chunks, write_embeddings
 
-import data_pipeline.neighbors as neighbors
+import data_pipeline.search.neighbors as neighbors
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.index import build_index
-from data_pipeline.manifests import StageError
-from data_pipeline.neighbors import NeighborTable, build_neighbors, find_neighbors
-from data_pipeline.search import ExactSearcher
+from data_pipeline.search.exact import ExactSearcher
+from data_pipeline.search.neighbors import NeighborTable, build_neighbors, find_neighbors
+from data_pipeline.search.stage import build_index
+from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig
 
 CONFIG = DataConfig(neighbors_stored=5)

@@ -15,10 +15,10 @@ import pytest
 import zstandard
 from made_up_text import text
 
-from data_pipeline.documents import build_documents
-from data_pipeline.manifests import StageError
-from data_pipeline.readers import read_source
-from data_pipeline.sniff import HEAD, encoding_by_nulls
+from data_pipeline.documents.stage import build_documents
+from data_pipeline.sources.readers import read_source
+from data_pipeline.sources.sniff import HEAD, encoding_by_nulls
+from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig, SourceConfig
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 10000001\n"

@@ -11,9 +11,9 @@ import made_up_text
 import pytest
 from test_files import PACKED, packed
 
-from data_pipeline import files
-from data_pipeline.documents import DocumentTable, build_documents
-from data_pipeline.manifests import StageError
+from data_pipeline.documents.stage import DocumentTable, build_documents
+from data_pipeline.sources import files
+from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig, SourceConfig
 
 pytestmark = pytest.mark.store
@@ -91,7 +91,7 @@ def test_a_store_gives_what_a_folder_gives(server, tmp_path):
 
 def test_a_store_that_dies_half_way(server, tmp_path, monkeypatch):
     """Retried, then a clean stop; when it is back, the same command reads what is missing and gives the same bytes."""
-    monkeypatch.setattr("data_pipeline.readers.UNIT_FILES", 1)
+    monkeypatch.setattr("data_pipeline.sources.readers.UNIT_FILES", 1)
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     held = content()  # once: gzip writes the time
     server.start(held)

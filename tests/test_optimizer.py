@@ -10,7 +10,7 @@ from training_fixture import BASELINE, MODEL
 
 from retro_jax.config import TrainConfig
 from retro_jax.models.retro import abstract_model
-from retro_jax.optimizer import decayed, flatten, group, join, make_optimizer, schedule, split_trainable
+from retro_jax.train.optimizer import decayed, flatten, group, join, make_optimizer, schedule, split_trainable
 
 PAPER = TrainConfig(steps=800_000, warmup_steps=750, learning_rate=2e-4, final_fraction=0.1)
 

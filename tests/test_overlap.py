@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from retro_jax.overlap import (
+from retro_jax.evaluate.overlap import (
     ALPHAS,
     leakage_curves,
     longest_common_run_slow,
@@ -47,7 +47,7 @@ def test_blocks_give_what_one_pass_gives(monkeypatch):
     rng = np.random.default_rng(0)
     chunks, neighbors = rng.integers(-1, 4, (7, 6)), rng.integers(-1, 4, (7, 2, 12))
     whole = longest_common_runs(chunks, neighbors)
-    monkeypatch.setattr("retro_jax.overlap.CELLS", 50)
+    monkeypatch.setattr("retro_jax.evaluate.overlap.CELLS", 50)
     assert np.array_equal(longest_common_runs(chunks, neighbors), whole)
 
 

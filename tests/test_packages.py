@@ -16,9 +16,10 @@ import zipfile
 import pytest
 from made_up_packages import catalogue, wheel
 
-from data_pipeline import archives, cache, packages
-from data_pipeline.documents import build_documents
-from data_pipeline.manifests import StageError, file_sha256
+from data_pipeline.documents.stage import build_documents
+from data_pipeline.packages import archives, cache
+from data_pipeline.packages import catalogue as packages
+from data_pipeline.stages.run import StageError, file_sha256
 from retro_jax.config import DataConfig, SourceConfig
 
 FILE = "made_up-1.0-py3-none-any.whl"

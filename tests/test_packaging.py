@@ -14,22 +14,25 @@ SOURCES = ("retro_jax", "data_pipeline", "launch")
 BUILD_EXTRA = ("scann", "sentencepiece", "tokenizers", "safetensors", "pypi_simple", "zstandard", "datasketch")
 # A library whose interface churns is imported in one file only (or in those named), so that its next change is mended in one place.
 IMPORT_SITES = {
-    "orbax": "retro_jax/checkpoints.py",
-    "grain": "retro_jax/batches.py",
-    "scann": "data_pipeline/scann_search.py",
-    "jax.sharding": "retro_jax/sharding.py",
-    "jax.make_mesh": "retro_jax/sharding.py",
-    "tensorflow_datasets": ("data_pipeline/joined.py", "data_pipeline/tfds_text.py"),  # writes ours; reads others'
-    "array_record": ("data_pipeline/joined.py", "data_pipeline/tfds_text.py"),
+    "orbax": "retro_jax/run_directory/checkpoints.py",
+    "grain": "retro_jax/data/batches.py",
+    "scann": "data_pipeline/search/scann.py",
+    "jax.sharding": "retro_jax/parallel/sharding.py",
+    "jax.make_mesh": "retro_jax/parallel/sharding.py",
+    "tensorflow_datasets": (
+        "data_pipeline/formats/tfds_text.py",
+        "data_pipeline/joined.py",
+    ),  # writes ours; reads others'
+    "array_record": ("data_pipeline/formats/tfds_text.py", "data_pipeline/joined.py"),
     "sentencepiece": "data_pipeline/tokens.py",
-    "wandb": "retro_jax/wandb_board.py",
-    "tokenizers": "data_pipeline/encoder_tokenizer.py",
-    "safetensors": "data_pipeline/encoder_weights.py",
-    "pypi_simple": "data_pipeline/packages.py",
-    "pyarrow": "data_pipeline/records.py",
-    "fsspec": "data_pipeline/files.py",
-    "datasketch": "data_pipeline/near_duplicates.py",
-    "ray": "data_pipeline/ray_engine.py",
+    "wandb": "retro_jax/train/wandb.py",
+    "tokenizers": "data_pipeline/encoder/tokenizer.py",
+    "safetensors": "data_pipeline/encoder/weights.py",
+    "pypi_simple": "data_pipeline/packages/catalogue.py",
+    "pyarrow": "data_pipeline/formats/records.py",
+    "fsspec": "data_pipeline/sources/files.py",
+    "datasketch": "data_pipeline/documents/near_duplicates.py",
+    "ray": "data_pipeline/stages/ray.py",
 }
 TEXT = (".py", ".md", ".toml", ".txt", ".lock", ".json", ".jsonl", ".cfg", ".ini", ".yml", ".yaml", ".html", ".sh", "")
 

@@ -9,7 +9,7 @@ from launch import build, command, config_files
 from launch.build import VERB
 from launch.database import read_ids
 from retro_jax.config import DataConfig, EvaluateConfig, RunConfig, TrainConfig
-from retro_jax.paths import LOCAL_KEYS, local_path, with_local_paths
+from retro_jax.core.paths import LOCAL_KEYS, local_path, with_local_paths
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import pytest
 from made_up_vectors import clustered, write_embeddings
 from test_build import arguments
 
-from data_pipeline import planning
-from data_pipeline.index import build_index
-from data_pipeline.planning import Rates, Sample, chip_hours, plan
+from data_pipeline import plan as planning
+from data_pipeline.plan import Rates, Sample, chip_hours, plan
+from data_pipeline.search.stage import build_index
 from launch.build import main
 from retro_jax.config import DataConfig
 

@@ -14,13 +14,13 @@ from processes import differences, finish, log_path, start_run, wait_for
 from training_fixture import BASELINE, MODEL, build_data, compiled_once, make_run
 
 from launch import quickstart
-from retro_jax.checkpoints import Checkpoints, load_params
 from retro_jax.config import MeshConfig
-from retro_jax.metrics import read_metrics
-from retro_jax.preemption import SIGNALS, Interrupted, Preempted, Preemption, Signals, exit_code, kept_handlers
-from retro_jax.retrieval_check import RetrievalCheck
-from retro_jax.training import Loop, train
-from retro_jax.whole import steps
+from retro_jax.parallel.preemption import SIGNALS, Interrupted, Preempted, Preemption, Signals, exit_code, kept_handlers
+from retro_jax.run_directory.checkpoints import Checkpoints, load_params
+from retro_jax.run_directory.whole import steps
+from retro_jax.train.loop import Loop, train
+from retro_jax.train.metrics import read_metrics
+from retro_jax.train.retrieval_check import RetrievalCheck
 
 MESH = MeshConfig(data=-1)
 SMALL = dataclasses.replace(MODEL, layers=1, retrieval_layers=(1,))
@@ -204,7 +204,7 @@ def test_a_thread_may_train():
 
 LONG_CALL = """
 import hashlib, sys
-from retro_jax.preemption import Signals
+from retro_jax.parallel.preemption import Signals
 with Signals("stopping at the next safe point"):
     print("begun", file=sys.stderr, flush=True)
     hashlib.pbkdf2_hmac("sha256", b"x", b"x", 10**9)  # minutes in C, as a compilation is

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from launch.preflight import main
-from retro_jax import preflight as module
-from retro_jax.compilation import Compiled, LibtpuError, check_compiler, compile_step
-from retro_jax.topologies import parse_topology
+from retro_jax.preflight import report as module
+from retro_jax.preflight.compile import Compiled, LibtpuError, check_compiler, compile_step
+from retro_jax.presets.topologies import parse_topology
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/retro.py:172m,smoke"

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from test_build import arguments, contents
 
-import data_pipeline.ray_engine as ray_engine
-from data_pipeline.engine import Resource, Shard, using
-from data_pipeline.lock import BuildLock
-from data_pipeline.manifests import StageError, run_stage
-from data_pipeline.ray_engine import RayEngine
+import data_pipeline.stages.ray as ray_engine
+from data_pipeline.stages.engine import Resource, Shard, using
+from data_pipeline.stages.lock import BuildLock
+from data_pipeline.stages.ray import RayEngine
+from data_pipeline.stages.run import StageError, run_stage
 from launch.build import main
 
 pytestmark = [

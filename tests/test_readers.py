@@ -10,8 +10,8 @@ import pytest
 import zstandard
 from made_up_packages import catalogue, wheel
 
-from data_pipeline.manifests import StageError
-from data_pipeline.readers import read_source, source_digest, source_files
+from data_pipeline.sources.readers import read_source, source_digest, source_files
+from data_pipeline.stages.run import StageError
 from retro_jax.config import SourceConfig
 
 

@@ -14,12 +14,12 @@ import pytest
 
 from launch.config_files import load_config
 from retro_jax.config import MeshConfig, resolve
-from retro_jax.estimate import memory_gib
 from retro_jax.models.retro import abstract_model
-from retro_jax.optimizer import flatten, make_optimizer
-from retro_jax.recipes import RECIPES, recipe_for, size_of
-from retro_jax.sharding import check_sizes, mesh_sizes, parameter_specs, shardings
-from retro_jax.topologies import parse_topology
+from retro_jax.parallel.sharding import check_sizes, mesh_sizes, parameter_specs, shardings
+from retro_jax.preflight.estimate import memory_gib
+from retro_jax.presets.recipes import RECIPES, recipe_for, size_of
+from retro_jax.presets.topologies import parse_topology
+from retro_jax.train.optimizer import flatten, make_optimizer
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -63,7 +63,7 @@ def test_a_recipe_fits_its_slice_and_cuts_what_is_large(recipe):
 @pytest.mark.parametrize(("file", "size"), SIZES)
 def test_moments_are_cut_like_their_parameters(file, size):
     """No device holds whole moments, in any size; `create_state` gives the optimizer these shardings."""
-    from retro_jax.sharding import make_mesh
+    from retro_jax.parallel.sharding import make_mesh
 
     run = run_of(size, file)
     mesh, params = make_mesh(MeshConfig(2, 2, 2)), abstract_model(run.model)[1]

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data_pipeline.manifests import StageError
-from data_pipeline.readers import read_source
+from data_pipeline.sources.readers import read_source
+from data_pipeline.stages.run import StageError
 from retro_jax.config import SourceConfig
 
 ROWS = [

@@ -11,16 +11,16 @@ from evaluation_fixture import RUN, build, save_runs
 from made_up_checkpoints import write_whole
 from recording import assert_reads, recorded
 
-from data_pipeline.documents import DocumentTable
+from data_pipeline.documents.stage import DocumentTable
 from launch import evaluate as verb
 from launch import quickstart
 from launch.evaluate import evaluate
 from launch.evaluate import main as evaluate_main
 from retro_jax.config import to_dict
-from retro_jax.evaluation import CONDITIONS
-from retro_jax.passages import longest_run
-from retro_jax.plots import Series, bar_chart, interval_chart, line_chart, ticks
-from retro_jax.report import make_plots, make_report
+from retro_jax.evaluate.passages import longest_run
+from retro_jax.evaluate.plots import Series, bar_chart, interval_chart, line_chart, ticks
+from retro_jax.evaluate.report import make_plots, make_report
+from retro_jax.evaluate.scoring import CONDITIONS
 
 VOID = {"meta", "br"}
 
@@ -215,7 +215,7 @@ def test_evaluation_without_neighbors_is_refused(root, capsys):
 
 def test_a_model_of_another_database_is_refused(root, monkeypatch, capsys):
     wrong = {"tokenizer": "a" * 64, "database": "b" * 64, "joined": "c" * 64}
-    monkeypatch.setattr("retro_jax.checkpoints.load_fingerprints", lambda directory, step: wrong)
+    monkeypatch.setattr("retro_jax.run_directory.checkpoints.load_fingerprints", lambda directory, step: wrong)
     assert evaluate_main([f"--workdir={root}"]) == 2
     message = capsys.readouterr().err
     assert "tokenizer in" in message and "aaaaaaaaaaaaaaaa…" in message and str(root / "baseline") in message

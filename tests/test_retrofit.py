@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from training_fixture import BASELINE, MODEL, build_data, make_run
 
-from retro_jax.batches import make_batch, validation_examples
-from retro_jax.checkpoints import load_model, load_params
 from retro_jax.config import MeshConfig
+from retro_jax.data.batches import make_batch, validation_examples
 from retro_jax.models.retro import merge
-from retro_jax.optimizer import flatten, group, make_optimizer
-from retro_jax.retrofit import initial_state
-from retro_jax.sharding import make_mesh
-from retro_jax.training import train
+from retro_jax.parallel.sharding import make_mesh
+from retro_jax.run_directory.checkpoints import load_model, load_params
+from retro_jax.train.loop import train
+from retro_jax.train.optimizer import flatten, group, make_optimizer
+from retro_jax.train.retrofit import initial_state
 
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 

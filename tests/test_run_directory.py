@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import pytest
 from training_fixture import BASELINE, build_data, compiled_once, make_run
 
-from retro_jax.checkpoints import load_params
 from retro_jax.config import DataConfig, MeshConfig, to_dict
-from retro_jax.health import DivergenceError, SpikeError
-from retro_jax.lock import lock_directory
-from retro_jax.metrics import read_metrics
-from retro_jax.preemption import Preempted
-from retro_jax.training import Inputs, Loop, train
-from retro_jax.whole import find_fault, steps, whole_path
+from retro_jax.core.lock import lock_directory
+from retro_jax.parallel.preemption import Preempted
+from retro_jax.run_directory.checkpoints import load_params
+from retro_jax.run_directory.whole import find_fault, steps, whole_path
+from retro_jax.train.health import DivergenceError, SpikeError
+from retro_jax.train.loop import Inputs, Loop, train
+from retro_jax.train.metrics import read_metrics
 
 SMALL = dataclasses.replace(BASELINE, layers=1)
 MESH = MeshConfig(data=-1)
@@ -272,7 +272,7 @@ class Stop:
             one_step(loop)
 
         monkeypatch.setattr(Loop, "one_step", remember)
-        monkeypatch.setattr("retro_jax.preemption.Preemption.reached", lambda notice: self.now())
+        monkeypatch.setattr("retro_jax.parallel.preemption.Preemption.reached", lambda notice: self.now())
 
     def now(self):
         return self.loop is not None and self.loop.step == self.step

@@ -4,9 +4,9 @@ import platform
 import subprocess
 import sys
 
-from retro_jax import runtime
+from retro_jax.parallel import runtime
 
-ASK = "from retro_jax.runtime import keep_memory; print(keep_memory())"
+ASK = "from retro_jax.parallel.runtime import keep_memory; print(keep_memory())"
 
 
 def ask(**environment):

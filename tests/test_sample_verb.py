@@ -13,15 +13,15 @@ from recording import assert_reads, recorded
 from tiny_model import random_parameters
 
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.neighbors import NeighborTable
-from data_pipeline.retriever import DatabaseRetriever
+from data_pipeline.database.retriever import DatabaseRetriever
+from data_pipeline.search.neighbors import NeighborTable
 from data_pipeline.tokens import Tokenizer
 from launch.arguments import Verb, parse
 from launch.build import build
 from launch.sample import VERB, main
-from retro_jax import run_directory
-from retro_jax.checkpoints import Checkpoints
-from retro_jax.train_state import TrainState
+from retro_jax.run_directory import directory as run_directory
+from retro_jax.run_directory.checkpoints import Checkpoints
+from retro_jax.train.state import TrainState
 
 ALL = Verb("every verb", "", "")  # reads every key
 
@@ -114,7 +114,9 @@ def test_a_config_of_another_model_is_refused(root, capsys):
 @pytest.mark.parametrize("what", ["tokenizer", "database"])
 def test_another_tokenizer_or_database_is_refused(root, what, monkeypatch, capsys):
     found = run_directory.fingerprints(root / "data")
-    monkeypatch.setattr("retro_jax.checkpoints.load_fingerprints", lambda *arguments: {**found, what: "f" * 64})
+    monkeypatch.setattr(
+        "retro_jax.run_directory.checkpoints.load_fingerprints", lambda *arguments: {**found, what: "f" * 64}
+    )
     assert main([f"--workdir={root}", "--prompt=a"]) == 2
     message = capsys.readouterr().err
     assert f"{what} in {root / 'data'}" in message and found[what][:16] in message and "ffffffffffffffff…" in message

@@ -9,8 +9,8 @@ from tiny_model import random_parameters, tiny
 
 from data_pipeline.joined import windows
 from retro_jax.config import SampleConfig
+from retro_jax.generate.sampling import Predictor, choose, keep_top_mass, sample, window_start
 from retro_jax.models.retro import merge
-from retro_jax.sampling import Predictor, choose, keep_top_mass, sample, window_start
 
 MODEL = tiny()  # 6 chunks of 4 tokens
 M = MODEL.chunk_length

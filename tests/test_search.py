@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data_pipeline.search as search
-from data_pipeline.search import ExactSearcher, paired_distances, reference_distances
+import data_pipeline.search.exact as search
+from data_pipeline.search.exact import ExactSearcher, paired_distances, reference_distances
 
 
 def plain(queries, keys, k):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import readers
+from data_pipeline.sources import readers
 from retro_jax.config import FORMATS, RunConfig, SourceConfig, declarations, resolve, to_dict
 from retro_jax.config.settings import INT64, Choice, Named, Number, Rising, Text
 

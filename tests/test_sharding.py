@@ -10,13 +10,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from training_fixture import MODEL, T, make_run
 
-from retro_jax.batches import Batch
 from retro_jax.config import MeshConfig
+from retro_jax.data.batches import Batch
 from retro_jax.models.retro import abstract_model
-from retro_jax.optimizer import flatten, make_optimizer
-from retro_jax.sharding import check_sizes, make_mesh, parameter_specs, place_batch, shardings
-from retro_jax.train_state import abstract_state, create_state, initial_params
-from retro_jax.train_step import make_train_step
+from retro_jax.parallel.sharding import check_sizes, make_mesh, parameter_specs, place_batch, shardings
+from retro_jax.train.optimizer import flatten, make_optimizer
+from retro_jax.train.state import abstract_state, create_state, initial_params
+from retro_jax.train.step import make_train_step
 
 EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
 TOKEN_BYTES = np.ones(MODEL.vocabulary, np.int32)

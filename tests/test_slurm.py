@@ -18,7 +18,7 @@ from launch_fixture import ROOT, launch, lines, program, stand_in, wait_for
 from slurm_machine import PACKAGES, missing, slurm_machine
 from training_fixture import build_data
 
-from retro_jax.checkpoints import load_params
+from retro_jax.run_directory.checkpoints import load_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 LOGS = ROOT / "runs" / "test-slurm"

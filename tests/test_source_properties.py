@@ -16,9 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.chunks import cut
-from data_pipeline.documents import DocumentTable, build_documents
-from data_pipeline.manifests import StageError
-from data_pipeline.readers import read_source
+from data_pipeline.documents.stage import DocumentTable, build_documents
+from data_pipeline.sources.readers import read_source
+from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig, SourceConfig
 
 # Any text a file can hold; odd line ends, marks and controls come up often.
@@ -95,7 +95,7 @@ def test_chunks_hold_every_token_once_and_no_other(documents, length):
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from data_pipeline.documents import build_documents
+from data_pipeline.documents.stage import build_documents
 from retro_jax.config import DataConfig, SourceConfig
 source = SourceConfig(path=sys.argv[1])
 build_documents(Path(sys.argv[2]), DataConfig(sources={"s": source}, near_duplicate_jaccard=float(sys.argv[3])))

@@ -17,11 +17,12 @@ from processes import log_path, start_run
 from training_fixture import build_data
 
 from launch.command import Verb, run_verb
-from retro_jax import streams, watchdog
-from retro_jax.checkpoints import newest_whole
-from retro_jax.metrics import read_metrics
-from retro_jax.progress import close_bars, progress
-from retro_jax.streams import ERASE, OutputLost, Stream, deliver, fresh_line, protect, side_channel
+from retro_jax.core import streams
+from retro_jax.core.progress import close_bars, progress
+from retro_jax.core.streams import ERASE, OutputLost, Stream, deliver, fresh_line, protect, side_channel
+from retro_jax.parallel import watchdog
+from retro_jax.run_directory.checkpoints import newest_whole
+from retro_jax.train.metrics import read_metrics
 
 ROOT = Path(STAND_IN).parents[1]
 END = "--- end ---"
@@ -93,7 +94,7 @@ def run_program(text: str, redirections: str = "", **options) -> subprocess.Comp
 def test_closed_descriptors_are_taken_by_nothing(tmp_path):
     """With 1 and 2 closed the next file opened would be standard output, and a library's messages would be in it."""
     program = f"""
-from retro_jax.streams import protect
+from retro_jax.core.streams import protect
 protect()
 import os, subprocess, sys
 file = open({str(tmp_path / "data")!r}, "w")
@@ -106,7 +107,7 @@ subprocess.run(["sh", "-c", "echo lost && echo lost >&2"], check=True)
 
 
 def test_the_exit_code_is_not_that_of_a_flush():
-    program = "from retro_jax.streams import protect; protect(); print(1); import sys; print(2, file=sys.stderr)"
+    program = "from retro_jax.core.streams import protect; protect(); print(1); import sys; print(2, file=sys.stderr)"
     assert run_program(program, ">/dev/full 2>/dev/full").returncode == 0
 
 

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from data_pipeline.documents import build_documents
-from data_pipeline.manifests import StageError
-from data_pipeline.readers import list_source, read_source, source_digest
+from data_pipeline.documents.stage import build_documents
+from data_pipeline.sources.readers import list_source, read_source, source_digest
+from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig, SourceConfig
 
 SHARDS, EACH = 3, 40

@@ -11,8 +11,8 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import Document, DocumentTable, build_documents
-from data_pipeline.manifests import StageError
+from data_pipeline.documents.stage import Document, DocumentTable, build_documents
+from data_pipeline.stages.run import StageError
 from data_pipeline.tokens import BLOCK, Tokenizer, _blocks, build_tokenizer, read_token_bytes, training_blocks
 from retro_jax.config import DataConfig
 

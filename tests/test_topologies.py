@@ -2,7 +2,7 @@
 
 import pytest
 
-from retro_jax.topologies import CHIPS, parse_topology
+from retro_jax.presets.topologies import CHIPS, parse_topology
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ import pytest
 from recording import assert_reads, recorded
 from training_fixture import BASELINE, build_data, make_run
 
-from retro_jax.checkpoints import load_params
-from retro_jax.clock import OF_THE_MACHINE
 from retro_jax.config import MeshConfig
-from retro_jax.health import DivergenceError
-from retro_jax.metrics import read_metrics
-from retro_jax.training import train
-from retro_jax.whole import steps
+from retro_jax.run_directory.checkpoints import load_params
+from retro_jax.run_directory.whole import steps
+from retro_jax.train.clock import OF_THE_MACHINE
+from retro_jax.train.health import DivergenceError
+from retro_jax.train.loop import train
+from retro_jax.train.metrics import read_metrics
 
 ALL_DEVICES = MeshConfig(data=-1)
 
@@ -28,7 +28,7 @@ ALL_DEVICES = MeshConfig(data=-1)
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from retro_jax import training
+from retro_jax.train import loop as training
 from training_fixture import make_run
 
 workdir, kill_at = Path(sys.argv[1]), int(sys.argv[2])

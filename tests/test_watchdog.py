@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from retro_jax.watchdog import Watchdog, describe, find_stuck, read_beats
+from retro_jax.parallel.watchdog import Watchdog, describe, find_stuck, read_beats
 
 
 def beat(step, moved, written, phase="step"):

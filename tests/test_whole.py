@@ -7,9 +7,9 @@ import shutil
 import pytest
 from made_up_checkpoints import write_whole
 
-from retro_jax.files import write_json
-from retro_jax.restart import begin_notes, note_saved, require_no_progress
-from retro_jax.whole import (
+from retro_jax.core.files import write_json
+from retro_jax.run_directory.restart import begin_notes, note_saved, require_no_progress
+from retro_jax.run_directory.whole import (
     find_fault,
     find_whole,
     listing,

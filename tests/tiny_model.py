@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from retro_jax.config import EncoderConfig, ModelConfig, check_model
-from retro_jax.dimensions import PADDING
+from retro_jax.core.dimensions import PADDING
 from retro_jax.models.retro import abstract_model, merge
 
 TINY = ModelConfig(

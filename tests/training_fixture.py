@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache as cache
 from made_up_shards import M, made_up
 
 from data_pipeline.joined import build_joined
-from data_pipeline.manifests import Shard, run_stage
+from data_pipeline.stages.run import Shard, run_stage
 from retro_jax.config import EncoderConfig, MeshConfig, ModelConfig, RunConfig, TrainConfig
 
 VOCABULARY = 64

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from retro_jax.config.settings import NAME, TEXT, Named, Number, at_least, between, one_of, setting
 
-FORMATS = ("text", "jsonl", "parquet", "arrow", "tfds")  # those of data_pipeline/readers.py
+FORMATS = ("text", "jsonl", "parquet", "arrow", "tfds")  # those of data_pipeline/sources/readers.py
 SHARE = between(0, 1)
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One subset's text: a pinned package of `data_pipeline/packages.py`, or files on this machine or in a store."""
+    """One subset's text: a pinned package of `data_pipeline/packages/catalogue.py`, or files on this machine or in a store."""
 
     package: str = setting("", TEXT, "Name in the package catalog; empty: the text is at `path`.")
     path: str = setting("", TEXT, "A file, folder or glob, also as a URL (gs://BUCKET/FOLDER); empty: a package.")

@@ -10,7 +10,7 @@ moved m - 1 places to the left and cut into chunks, row u of which reads E_u. Ch
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from retro_jax.dimensions import PADDING
+from retro_jax.core.dimensions import PADDING
 from retro_jax.models.attention import Attention
 from retro_jax.models.layers import rms_norm
 from retro_jax.models.positions import PositionTable

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from retro_jax.dimensions import PADDING
+from retro_jax.core.dimensions import PADDING
 from retro_jax.models.layers import NORM_EPSILON
 
 

@@ -1,0 +1,200 @@
+"""What was removed from a finished database and what was added to it, beside the stages of the build, which stay as they are.
+
+    removed.json          {"documents": [ids], "subsets": [names]}: what no search returns any more
+    removed.copy.json     the same again: what was removed must not come back because one file is lost or damaged
+    additions/00000/      documents, chunks, embeddings and index of text that came later, made by the build's own stages
+
+Both count at once wherever `data_pipeline.database.database` is asked. Chunk ids never change: those of an addition follow on all
+that were there before.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.chunks import ChunkTable, build_chunks
+from data_pipeline.documents.selection import SPLITS
+from data_pipeline.documents.stage import DocumentTable, build_documents, read_documents_manifest
+from data_pipeline.stages.run import StageError, note, read_manifest, write_json
+from retro_jax.config import RunConfig, SourceConfig, to_dict
+from retro_jax.config.file import read_config_file
+from retro_jax.core.files import DamagedFile, read_json
+
+REMOVED, COPY, ADDITIONS, CONFIG = "removed.json", "removed.copy.json", "additions", "config.json"
+FINISHED = "finished.json"  # its counts, written behind the last stage; from that stage on the addition counts
+STAGES = ("documents", "chunks", "embeddings", "index")
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Tombstones."""
+
+    documents: frozenset[int] = frozenset()
+    subsets: frozenset[str] = frozenset()
+
+    def rows(self, table: ChunkTable) -> np.ndarray:
+        """Bool [N]: which chunks of a table are removed."""
+        found = np.isin(table.document_ids[:], np.array(sorted(self.documents), np.int64))
+        numbers = [number for number, name in enumerate(table.subset_names) if name in self.subsets]
+        return found | np.isin(table.subsets[:], numbers)
+
+
+def read_removed(data: Path) -> Removed:
+    """What either of the two files lists.
+
+    Raises:
+      StageError: a damaged file and no whole one beside it. That is not taken for an empty list.
+    """
+    found, faults = [], []
+    for path in (Path(data) / REMOVED, Path(data) / COPY):
+        if not path.exists():
+            continue
+        try:
+            facts = read_json(path, "What the other copy lists stays removed.", keys=("documents", "subsets"))
+            found.append(Removed(frozenset(facts["documents"]), frozenset(facts["subsets"])))
+        except (DamagedFile, TypeError) as error:
+            faults.append(str(error))
+    if faults and not found:
+        raise StageError(
+            f"{faults[0].partition('. ')[0]}, and there is no whole copy. Restore {data}/{REMOVED} from a backup, or move it "
+            f"and {COPY} away and run `retro database remove` again with what it listed."
+        )
+    if len(found) == 1 and (faults or not (Path(data) / REMOVED).exists()):
+        note(faults[0] if faults else f"{data}/{REMOVED} is missing. What {COPY} lists stays removed.")
+    return Removed(
+        frozenset().union(*(one.documents for one in found)), frozenset().union(*(one.subsets for one in found))
+    )
+
+
+def addition_directories(data: Path) -> list[Path]:
+    """Finished additions, in order."""
+    found = sorted((Path(data) / ADDITIONS).glob("[0-9]*"))
+    return [path for path in found if (path / FINISHED).exists() or (path / STAGES[-1] / "manifest.json").exists()]
+
+
+def remove(data: Path, documents: Iterable[int] = (), subsets: Iterable[str] = ()) -> dict[str, int]:
+    """Writes tombstones (atomically; what was removed before stays removed).
+
+    Returns:
+      How many documents and chunks of the database are removed now in all.
+
+    Raises:
+      StageError: a document or subset that the database does not hold; nothing is written then.
+    """
+    data, before = Path(data), read_removed(data)
+    documents, subsets = frozenset(documents), frozenset(subsets)
+    if not documents and not subsets:
+        raise StageError("Nothing to remove: give --documents=ID,ID (or @FILE of ids) or --source=NAME.")
+    tables = [ChunkTable(directory / "chunks") for directory in (data, *addition_directories(data))]
+    wanted = np.array(sorted(documents), np.int64)
+    there = np.concatenate([np.intersect1d(wanted, table.document_ids[: table.database_chunks]) for table in tables])
+    if missing := sorted(documents - set(there.tolist())):
+        raise StageError(
+            f"{len(missing)} of {len(documents)} documents are not in the database {data}, the first: {missing[0]}. Ids are "
+            f"those of {data}/documents, of documents of the split 'train'. Nothing was removed."
+        )
+    names = {name for table in tables for name in table.subset_names}
+    if unknown := sorted(subsets - names):
+        raise StageError(
+            f"{data} has no source {unknown[0]!r}; it has {', '.join(sorted(names))}. Nothing was removed."
+        )
+    now = Removed(before.documents | documents, before.subsets | subsets)
+    _write(data, now)
+    rows = [now.rows(table)[: table.database_chunks] for table in tables]
+    ids = [table.document_ids[: table.database_chunks][gone] for table, gone in zip(tables, rows, strict=True)]
+    return {"documents": len(np.unique(np.concatenate(ids))), "chunks": int(sum(gone.sum() for gone in rows))}
+
+
+def _write(data: Path, removed: Removed) -> None:
+    for name in (COPY, REMOVED):
+        facts = {"documents": sorted(removed.documents), "subsets": sorted(removed.subsets)}
+        write_json(data / name, facts, seal=True)
+
+
+def add(data: Path, run: RunConfig, sources: Mapping[str, SourceConfig], encoder: Path) -> dict[str, int]:
+    """Makes new documents, chunks, embeddings and an index of them, with the tokenizer and encoder of the build.
+
+    A document whose text is in the database or held out already is made and removed at once, so that it is never returned:
+    what was removed does not come back, and no held-out text enters. An interrupted addition continues when asked again.
+
+    Returns:
+      Counts: "documents", "copies" of them, "chunks".
+
+    Raises:
+      StageError: no source that is new, or an encoder other than that of the build.
+    """
+    from data_pipeline.encoder.stage import open_encoder
+    from data_pipeline.inputs import check_source
+
+    data = Path(data)
+    if not sources:
+        raise StageError(
+            "There is no new source. Name one that neither the build nor an earlier addition had: "
+            "--config.data.sources.NAME.path=FILE_OR_FOLDER"
+        )
+    for name, source in sources.items():
+        check_source(name, source, run.data.max_document_memory)
+    open_encoder(data / "embeddings", encoder)  # a mistake is told before anything is written
+    earlier = addition_directories(data)
+    numbers = (data / ADDITIONS / f"{number:05d}" for number in range(len(earlier) + 1))
+    directory = next(path for path in numbers if path not in earlier)
+    run = replace(run, data=replace(run.data, sources=dict(sources), validation_fraction=0.0))
+    write_json(directory / CONFIG, to_dict(run), seal=True)
+    return make_addition(data, directory, encoder)
+
+
+def make_addition(data: Path, directory: Path, encoder: Path) -> dict[str, int]:
+    """Makes what is missing of an addition whose config is written; see `add`."""
+    from data_pipeline.encoder.stage import STAGE as EMBEDDINGS
+    from data_pipeline.encoder.stage import build_embeddings, open_encoder
+    from data_pipeline.search.stage import build_index
+
+    remedy = f"Restore it from a copy, or move {directory} away and run `retro database add` with its sources again."
+    config = read_config_file(directory / CONFIG, remedy).data
+    base = read_manifest(data / "chunks", "chunks", verify=False)
+    stored = read_manifest(data / "embeddings", EMBEDDINGS, verify=False).config["embedding_dtype"]
+    open_encoder(data / "embeddings", encoder)  # refuses another encoder
+    config = replace(config, embedding_dtype=stored, database_fraction=1.0, index_shards=0)  # all of it, however small
+    earlier = [path for path in addition_directories(data) if path < directory]  # a later copy goes for this one
+    others = [path / "documents" for path in (data, *earlier)]
+    at = {stage: directory / stage for stage in STAGES}
+    count = build_documents(at["documents"], config).counts["documents"]
+    copies = _copies(at["documents"], others)
+    if copies:
+        before = read_removed(data)
+        _write(data, replace(before, documents=before.documents | copies))
+    chunks = build_chunks(at["chunks"], config, base.config["chunk_length"], at["documents"], data / "tokenizer")
+    build_embeddings(at["embeddings"], config, at["chunks"], data / "tokenizer", encoder)
+    build_index(at["index"], config, at["embeddings"])
+    counts = {"documents": count, "copies": len(copies), "chunks": chunks.counts["chunks"]}
+    write_json(directory / FINISHED, counts)
+    return counts
+
+
+def new_sources(data: Path, sources: Mapping[str, SourceConfig]) -> dict[str, SourceConfig]:
+    """Those of a config that neither the build nor a finished addition read."""
+    old: set[str] = set()
+    for directory in (Path(data), *addition_directories(data)):
+        old |= set(read_documents_manifest(directory / "documents").config["sources"])
+    return {name: source for name, source in sources.items() if name not in old}
+
+
+def _copies(documents: Path, others: Iterable[Path]) -> frozenset[int]:
+    """Ids of documents whose text is among others'.
+
+    Raises:
+      StageError: an id that another document has: of one subset and path, with another text.
+    """
+    mine = {record["id"]: record["sha256"] for record in DocumentTable(documents).records()}
+    known: set[str] = set()
+    for other in others:
+        for record in DocumentTable(other).records():
+            known.add(record["sha256"])
+            if record["id"] in mine:
+                raise StageError(
+                    f"Document {record['id']} ({record['subset']}: {record['name']}) is in the database already. Give the "
+                    f"source another name, or records a subset of their own ({', '.join(SPLITS)} splits of {other} hold it)."
+                )
+    return frozenset(id for id, digest in mine.items() if digest in known)

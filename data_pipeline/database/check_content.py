@@ -1,0 +1,243 @@
+"""Checks of what a finished database holds, beyond its checksums: see `data_pipeline.database.check_files`.
+
+Every check goes over the rows once, block by block, and gives damages; none changes anything. Embedding, exact search
+and reading the joined shards take as long as the build did, so they look at a sample, or not, unless all is asked for.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.chunks import ChunkTable
+from data_pipeline.database.changes import addition_directories
+from data_pipeline.database.check_files import Damage
+from data_pipeline.documents.stage import DocumentTable
+from data_pipeline.encoder.bert import FrozenEncoder
+from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.joined import NAME, open_split, pack
+from data_pipeline.search.exact import ExactSearcher, PlacedSearcher, paired_distances
+from data_pipeline.search.neighbors import NeighborTable, find_neighbors
+from data_pipeline.search.recall import sample_rows
+from data_pipeline.search.subset import Subset
+from data_pipeline.stages.run import read_manifest
+from data_pipeline.tokens import Tokenizer
+from retro_jax.core.dimensions import PADDING
+from retro_jax.core.progress import progress
+
+ROWS, QUERIES = 8192, 1024  # looked at, searched together
+SAMPLE = 200  # queries searched exactly
+EMBEDDED = 64  # chunks embedded again
+LEAST_COSINE = 0.999  # with what was stored: other hardware rounds otherwise, float16 keeps 3 digits
+SLACK = 0.02  # of recall, beside 4 standard errors
+
+
+def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = False) -> tuple[list[Damage], dict]:
+    """All checks of a build whose files are whole.
+
+    Args:
+      everything: every chunk is embedded again, searched exactly, and looked up in the joined shards.
+
+    Returns:
+      Damages, and what was looked at: numbers for the report.
+    """
+    table = ChunkTable(data / "chunks")
+    vectors = EmbeddingTable(data / "embeddings", verify=False)
+    neighbors = NeighborTable(data / "neighbors", verify=False)
+    digests = []
+    reader = Tokenizer(data / "tokenizer")
+    damages = list(_check_chunks(data, table, reader, digests))
+    embedded, searched = (len(table) if everything else min(count, len(table)) for count in (EMBEDDED, SAMPLE))
+    damages += _check_embeddings(table, vectors, reader, encoder, embedded)
+    facts = {"chunks": len(table), "embedded_again": embedded}
+    for directory in addition_directories(data):
+        damages += _check_addition(directory, str(directory.relative_to(data)), reader, encoder, facts, everything)
+    if damages:
+        return damages, facts
+    digest_of = np.repeat(np.array(digests), np.diff([*table.first_chunks(), len(table)]))
+    damages += _check_neighbors(table, vectors, neighbors, digest_of)
+    found, exact = _check_search(data, table, vectors, neighbors, searched)
+    facts |= {"neighbors": int((neighbors.ids[:] != PADDING).sum()), **exact}
+    if everything:
+        facts["joined_chunks"] = 0
+        damages += _check_joined(data / "joined", table, neighbors, facts)
+    return damages + found, facts
+
+
+def _check_addition(
+    directory: Path, name: str, reader: Tokenizer, encoder: FrozenEncoder, facts: dict, everything: bool
+) -> list[Damage]:
+    """Chunks and vectors of what was added; it has no stored neighbors. Counts are added to those in `facts`."""
+    table, vectors = ChunkTable(directory / "chunks"), EmbeddingTable(directory / "embeddings", verify=False)
+    count = len(table) if everything else min(EMBEDDED, len(table))
+    damages = [*_check_chunks(directory, table, reader, []), *_check_embeddings(table, vectors, reader, encoder, count)]
+    facts["chunks"] += len(table)
+    facts["embedded_again"] += count
+    return [replace(damage, stage=f"{name}/{damage.stage}") for damage in damages]
+
+
+def _shard(table: ChunkTable, stage: str, row: int) -> str:
+    return f"{stage}-{int(np.searchsorted(np.cumsum(table.shard_rows), row, side='right')):05d}"
+
+
+def _check_chunks(data: Path, table: ChunkTable, reader: Tokenizer, digests: list[str]) -> Iterator[Damage]:
+    """Every document's rows, read one after the other, are its text, and its rows stand together under its id.
+
+    So the row after a chunk in its document is the true next chunk, which `ChunkTable.value` is checked to give.
+
+    Args:
+      digests: the SHA-256 of every document's text is appended here.
+    """
+    first = table.first_chunks()
+    ends = np.append(first[1:], len(table))
+    records = progress(
+        DocumentTable(data / "documents").records(), description="verify text", total=len(first), unit="document"
+    )
+    for number, record in enumerate(records):
+        digests.append(record["sha256"])
+        if number >= len(first):
+            yield Damage("chunks", "*", f"document {record['id']} has no chunk")
+            continue
+        start, end = int(first[number]), int(ends[number])
+        rows = table.tokens[start:end]
+        flat = rows.reshape(-1)
+        tokens = flat[flat != PADDING]
+        shard = _shard(table, "chunks", start)
+        if (table.document_ids[start:end] != record["id"]).any() or (start < table.database_chunks) != (
+            record["split"] == "train"
+        ):
+            yield Damage("chunks", shard, f"row {start} is not of document {record['id']} ({record['split']})")
+        elif (flat[: len(tokens)] == PADDING).any() or tokens[0] != reader.bos or tokens[-1] != reader.eos:
+            yield Damage("chunks", shard, f"rows {start} to {end - 1} are not one document from BOS to EOS")
+        elif reader.decode(tokens) != record["text"]:
+            yield Damage("chunks", shard, f"rows {start} to {end - 1} are not the text of document {record['id']}")
+        else:
+            following = np.full_like(rows, PADDING)
+            following[:-1] = rows[1:]
+            if not np.array_equal(table.value(np.arange(start, end)), np.concatenate([rows, following], axis=1)):
+                yield Damage("chunks", shard, f"a continuation in rows {start} to {end - 1} is not the next chunk")
+
+
+def _check_embeddings(
+    table: ChunkTable, vectors: EmbeddingTable, reader: Tokenizer, encoder: FrozenEncoder, count: int
+) -> Iterator[Damage]:
+    """`count` chunks, spread over all, embedded again."""
+    chosen = sample_rows(len(table), count)
+    for start in range(0, len(chosen), ROWS):
+        rows = chosen[start : start + ROWS]
+        texts = [reader.decode(row[row != PADDING]) for row in table.tokens[rows]]
+        again, stored = encoder.embed(texts, description="verify embeddings"), vectors[rows]
+        norms = np.linalg.norm(again, axis=1) * np.linalg.norm(stored, axis=1)
+        cosines = np.einsum("ne,ne->n", again, stored) / np.maximum(norms, 1e-12)
+        for row, cosine in zip(rows.tolist(), cosines.tolist(), strict=True):
+            if not cosine >= LEAST_COSINE:
+                what = f"row {row} has cosine {cosine:.4f} with its chunk"
+                yield Damage("embeddings", _shard(table, "embeddings", row), what)
+
+
+def _check_neighbors(
+    table: ChunkTable, vectors: EmbeddingTable, neighbors: NeighborTable, digests: np.ndarray
+) -> Iterator[Damage]:
+    """Every stored neighbor: in the database, of another document by id and by text, nearest first, at its distance."""
+    documents = np.asarray(table.document_ids[:])
+    starts = range(0, len(table), ROWS)
+    for start in progress(starts, description="verify neighbors", unit="block"):
+        block = slice(start, min(start + ROWS, len(table)))
+        ids, distances = neighbors.ids[block], neighbors.distances[block]
+        rows, columns = np.nonzero(ids != PADDING)
+        found, own = ids[rows, columns], rows + start
+        wrong = {"a neighbor outside the database": (found < 0) | (found >= table.database_chunks)}
+        found = np.clip(found, 0, table.database_chunks - 1)
+        wrong["a neighbor of the query's own document"] = documents[found] == documents[own]
+        wrong["a neighbor from a document of the query's text"] = digests[found] == digests[own]
+        queries, keys = vectors[np.arange(block.start, block.stop)], vectors[found]
+        measured = paired_distances(queries, rows, keys, np.arange(len(found)))
+        wrong["a distance that is not that of the vectors"] = ~np.isclose(
+            distances[rows, columns], measured, rtol=1e-4, atol=1e-5
+        )
+        for what, bad in wrong.items():
+            for row in np.unique(own[bad])[:1]:
+                yield Damage("neighbors", _shard(table, "neighbors", row), f"row {row} has {what}")
+        sorted_rows = _in_order(ids, distances, by_distance=neighbors.rerank == "none")
+        for row in np.flatnonzero(~sorted_rows)[:1] + start:
+            yield Damage("neighbors", _shard(table, "neighbors", row), f"row {row} is not nearest first, each id once")
+
+
+def _in_order(ids, distances, *, by_distance: bool) -> np.ndarray:
+    """Bool [N]: distances rise, equals by rising id (by_distance); no id twice, what is missing last and at +inf."""
+    there = ids != PADDING
+    if not np.array_equal(np.isfinite(distances), there):
+        return (np.isfinite(distances) == there).all(axis=1)
+    finite = np.where(there, distances, np.float32(np.finfo(np.float32).max))
+    step, ties = np.diff(finite, axis=1), np.diff(ids, axis=1) > 0
+    good = (step > 0) | ((step == 0) & (ties | ~there[:, 1:])) | (not by_distance)
+    ordered = np.sort(np.where(there, ids, -1 - np.arange(ids.shape[1])), axis=1)
+    return (good & (there[:, :-1] | ~there[:, 1:])).all(axis=1) & (np.diff(ordered, axis=1) > 0).all(axis=1)
+
+
+def _check_search(
+    data: Path, table: ChunkTable, vectors: EmbeddingTable, neighbors: NeighborTable, count: int
+) -> tuple[list[Damage], dict]:
+    """`count` queries against exact search: equal ids where the index is exact, its recall where it is not.
+
+    What SCaNN misses is its recall; what it gives is at its true distance and nearest first (`_check_neighbors`), so a
+    row that misses nothing is the row of exact search.
+    """
+    index = read_manifest(data / "index", "index", verify=False)
+    if neighbors.rerank != "none":
+        return [], {"queries_searched": 0}  # chosen by their words among more candidates than are stored
+    chosen, k = sample_rows(len(table), count), neighbors.ids.shape[1]
+    documents = np.asarray(table.document_ids[:])
+    searched = Subset(index.config["database_fraction"], table).ids(0, table.database_chunks)
+    exact = PlacedSearcher(ExactSearcher(vectors[searched]), searched)
+    hits, there, other = np.zeros(len(chosen), int), 0, []
+    for start in progress(range(0, len(chosen), QUERIES), description="verify search", unit="block"):
+        rows = chosen[start : start + QUERIES]
+        ids, distances = find_neighbors(exact, vectors[rows], documents[rows], documents, k)
+        farthest = np.where(ids != PADDING, distances, -np.inf).max(axis=1, initial=-np.inf)
+        near = (neighbors.ids[rows] != PADDING) & (neighbors.distances[rows] <= farthest[:, None] + 1e-5)
+        hits[start : start + QUERIES] = near.sum(axis=1)
+        there += int((ids != PADDING).sum())
+        other += rows[(ids != neighbors.ids[rows]).any(axis=1)].tolist()
+    recall, promised = float(hits.sum() / max(1, there)), index.counts["recall"]["value"]
+    facts = {"queries_searched": len(chosen), "rows_as_exact": len(chosen) - len(other)}
+    facts |= {"recall": recall, "recall_promised": promised}
+    if index.counts["kind"] == "exact":
+        what = "has other neighbors than exact search"
+        return [Damage("neighbors", _shard(table, "neighbors", row), f"row {row} {what}") for row in other], facts
+    least = promised - 4 * np.sqrt(promised * (1 - promised) / max(1, there)) - SLACK
+    if recall >= least:
+        return [], facts
+    worst = int(chosen[hits.argmin()])
+    what = f"recall@{k} is {recall:.3f} on {len(chosen):,} queries, but the index promises {promised:.3f}"
+    what += f"; row {worst} is the worst"
+    return [Damage("neighbors", _shard(table, "neighbors", worst), what)], facts
+
+
+def _check_joined(directory: Path, table: ChunkTable, neighbors: NeighborTable, facts: dict) -> Iterator[Damage]:
+    """Every sequence as a model reads it: its chunks, their stored neighbors, and after each its true next chunk.
+
+    Args:
+      facts: "joined_chunks" counts what was looked at; held-out chunks stand in two windows.
+    """
+    manifest = read_manifest(directory, "joined", verify=False)
+    size = manifest.config["shard_sequences"]
+    for split, packing in pack(table, manifest.config["sequence_length"] // table.chunk_length).items():
+        count = len(packing.chunk_ids)
+        examples = open_split(directory, split, verify=False)[0] if count else []
+        for number in progress(range(count), description=f"verify joined {split}", unit="sequence"):
+            ids, example = packing.chunk_ids[number], examples[number]
+            real = ids != PADDING
+            rows = np.where(real, ids, 0)
+            found = np.where(real[:, None], neighbors.ids[rows], PADDING)
+            expected = {
+                "tokens": np.where(real[:, None], table.tokens[rows], PADDING).reshape(-1),
+                "neighbor_ids": found,
+                "neighbor_distances": np.where(real[:, None], neighbors.distances[rows], np.inf),
+                "neighbor_tokens": table.value(found),
+            }
+            facts["joined_chunks"] += int(real.sum())
+            for name in (name for name, array in expected.items() if not np.array_equal(example[name], array)):
+                shard = f"{NAME}-{split}-{number // size:05d}-of-{-(-count // size):05d}"
+                yield Damage("joined", shard, f"{split} sequence {number} has other {name} than its chunks")

@@ -1,0 +1,205 @@
+"""The database as it is now: the stages of the build, with what was added and without what was removed.
+
+Evaluation and sampling ask here, so both count at once and without training; training goes on with the shards that it was
+started with. Chunk ids: the build's first, held-out ones among them, then each addition's in order.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int, Int64
+
+from data_pipeline.chunks import ChunkTable, values
+from data_pipeline.database.changes import Removed, addition_directories, read_removed
+from data_pipeline.database.provenance import Provenance
+from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.search.bm25 import Lexical
+from data_pipeline.search.exact import Searcher, merge_rows, search_kept
+from data_pipeline.search.neighbors import RERANKED, find_neighbors
+from data_pipeline.search.stage import open_searcher
+from data_pipeline.stages.run import fingerprint, read_manifest
+from retro_jax.core.dimensions import PADDING
+from retro_jax.data.rows import ShardedRows
+
+
+class KeptSearcher:
+    """A searcher without the keys that were removed: it asks for more until enough others are found."""
+
+    def __init__(self, searcher: Searcher, kept: Bool[np.ndarray, "N"]):
+        self._searcher, self._kept = searcher, kept
+        # Where only a share of the rows is indexed this is a bound: how many of the removed are among them is not known.
+        self._count = min(int(kept.sum()), len(searcher))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def search(
+        self, queries: Float32[np.ndarray, "N E"], k: int
+    ) -> tuple[Int64[np.ndarray, "N K"], Float32[np.ndarray, "N K"]]:
+        """See `Searcher.search`."""
+        if self._kept.all():
+            return self._searcher.search(queries, k)
+        return search_kept(self._searcher, queries, k, lambda rows, ids: self._kept[ids])
+
+
+class Database:
+    """The finished stages under a data directory and all changes since.
+
+    Attributes:
+      table: the build's ChunkTable.
+      tokens, document_ids: its columns, with those of the additions behind them.
+      version: fingerprint of build and changes, 16 digits; the build's own where nothing was changed.
+      changed: whether anything was added or removed since the build.
+      removed: Bool[np.ndarray, "N"], chunks of the build that no search returns.
+
+    Raises:
+      StageError: stages that are missing or do not fit one another, or a damaged list of what was removed.
+    """
+
+    def __init__(self, data: Path):
+        self.data = Path(data)
+        self._tombstones: Removed = read_removed(data)
+        self._directories = [self.data, *addition_directories(data)]
+        self._tables = [ChunkTable(directory / "chunks", verify=True) for directory in self._directories]
+        self.table = self._tables[0]
+        self.tokens, self.document_ids = (
+            ShardedRows([path for table in self._tables for path in getattr(table, name).paths])
+            for name in ("tokens", "document_ids")
+        )
+        self._first = np.cumsum([0, *(len(table) for table in self._tables)])
+        self.removed = self._tombstones.rows(self.table)
+        manifest = read_manifest(self.data / "neighbors", "neighbors", verify=False)
+        neighbors, self._rerank = manifest.fingerprint, manifest.config["rerank"]
+        added = [read_manifest(path / "index", "index", verify=False).fingerprint for path in self._directories[1:]]
+        gone = [sorted(self._tombstones.documents), sorted(self._tombstones.subsets)]
+        self.changed = bool(added or gone[0] or gone[1])
+        self.version = (fingerprint([neighbors, added, gone]) if self.changed else neighbors)[:16]
+        self._searchers: list[Searcher] = []
+        self._vectors = self._words = None
+        self._provenances: dict[int, Provenance] = {}
+
+    def facts(self) -> dict:
+        """What a report says: version, additions, documents and chunks removed."""
+        removed = [self._tombstones.rows(table)[: table.database_chunks] for table in self._tables]
+        documents = [
+            np.unique(table.document_ids[: table.database_chunks][gone])
+            for table, gone in zip(self._tables, removed, strict=True)
+        ]
+        return {
+            "version": self.version,
+            "added_chunks": int(self._first[-1] - self._first[1]),
+            "additions": len(self._tables) - 1,
+            "removed_documents": sum(len(ids) for ids in documents),
+            "removed_chunks": int(sum(gone.sum() for gone in removed)),
+        }
+
+    def describe(self) -> str:
+        facts = self.facts()
+        return (
+            f"database version {self.version} ({facts['additions']} additions of {facts['added_chunks']:,} chunks, "
+            f"{facts['removed_documents']:,} documents removed)"
+        )
+
+    def _open(self) -> None:
+        if self._searchers:
+            return
+        for directory, table in zip(self._directories, self._tables, strict=True):
+            kept = ~self._tombstones.rows(table)[: table.database_chunks]
+            self._searchers.append(KeptSearcher(open_searcher(directory / "index", directory / "embeddings"), kept))
+        if self._rerank == "bm25":
+            self._words = Lexical(self.data / "lexical")
+
+    def __len__(self) -> int:
+        """How many chunks a search may return."""
+        self._open()
+        return sum(len(searcher) for searcher in self._searchers)
+
+    def search(
+        self, queries: Float32[np.ndarray, "N E"], k: int
+    ) -> tuple[Int64[np.ndarray, "N K"], Float32[np.ndarray, "N K"]]:
+        """See `Searcher.search`; ids are those of all chunks."""
+        self._open()
+        ids = np.full((len(queries), k), PADDING, np.int64)
+        distances = np.full((len(queries), k), np.inf, np.float32)
+        for searcher, first in zip(self._searchers, self._first[:-1], strict=True):
+            found, measured = searcher.search(queries, k)
+            merge_rows(ids, distances, np.where(found == PADDING, PADDING, found + first), measured)
+        return ids, distances
+
+    def nearest(
+        self,
+        queries: Float32[np.ndarray, "N E"],
+        tokens: Int[np.ndarray, "N M"],
+        query_documents: Int64[np.ndarray, "N"],
+        k: int,
+    ) -> tuple[Int64[np.ndarray, "N K"], Float32[np.ndarray, "N K"]]:
+        """The k nearest chunks of other documents than the query's (-1: of none), re-ranked where the build does so.
+
+        Args:
+          tokens: of the queries; words alone are looked at, so BOS and EOS may be there or not.
+        """
+        self._open()
+        candidates = k if self._words is None else RERANKED * k
+        found = find_neighbors(self, queries, query_documents, self.document_ids, candidates)
+        return found if self._words is None else self._words.rerank(tokens, *found, self.tokens, k)
+
+    def neighbors(self, ids: Int64[np.ndarray, "N"], k: int):
+        """The k nearest now of chunks of the build, as `build_neighbors` found them then."""
+        if self._vectors is None:
+            self._vectors = EmbeddingTable(self.data / "embeddings", verify=False)
+        return self.nearest(self._vectors[ids], self.tokens[ids], self.document_ids[ids], k)
+
+    def value(self, ids: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape R"]:
+        """[N, F] of chunks of build and additions; see `data_pipeline.chunks.values`."""
+        return values(self.tokens, self.document_ids, ids)
+
+    def _part(self, chunk: int) -> tuple[Provenance, int]:
+        if not 0 <= chunk < self._first[-1]:
+            raise ValueError(f"{chunk} is no chunk of {self.data}: they run from 0 to {self._first[-1] - 1}.")
+        number = int(np.searchsorted(self._first, chunk, side="right")) - 1
+        if number not in self._provenances:
+            directory = self._directories[number]
+            self._provenances[number] = Provenance(
+                directory / "documents", self.data / "tokenizer", self._tables[number]
+            )
+        return self._provenances[number], int(chunk - self._first[number])
+
+    def document(self, chunk: int):
+        """The chunk's `data_pipeline.documents.stage.Document`."""
+        provenance, row = self._part(chunk)
+        return provenance.document(row)
+
+    def pieces(self, chunk: int) -> list[bytes]:
+        """See `Provenance.pieces`."""
+        provenance, row = self._part(chunk)
+        return provenance.pieces(row)
+
+
+class CurrentExamples(Sequence):
+    """Held-out sequences with the neighbors that their chunks have in the database as it is now."""
+
+    def __init__(self, examples, chunk_ids: Int[np.ndarray, "S C"], database: Database):
+        self._examples, self._chunk_ids, self._database = examples, chunk_ids, database
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, number: int) -> dict:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict]:
+        return [
+            self._now(example, self._chunk_ids[number])
+            for number, example in zip(numbers, self._examples.__getitems__(numbers), strict=True)
+        ]
+
+    def _now(self, example: dict, chunk_ids) -> dict:
+        ids, distances = (
+            np.full_like(example["neighbor_ids"], PADDING),
+            np.full_like(example["neighbor_distances"], np.inf),
+        )
+        real = chunk_ids != PADDING
+        ids[real], distances[real] = self._database.neighbors(chunk_ids[real], ids.shape[-1])
+        tokens = self._database.value(ids).astype(example["neighbor_tokens"].dtype)
+        return {**example, "neighbor_ids": ids, "neighbor_distances": distances, "neighbor_tokens": tokens}

@@ -1,0 +1,68 @@
+"""The database as something to ask: text in, neighbors with their texts and documents out.
+
+The same encoder, index and search as when the neighbors of the training data were made (`data_pipeline.search.neighbors`), so
+that a chunk asked for here gets what the build gave it, its own document included: a prompt is of no document. What was
+added or removed since counts at once (`data_pipeline.database.database`).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from data_pipeline.chunks import ChunkTable
+from data_pipeline.database.database import Database
+from data_pipeline.encoder.bert import encoder_directory
+from data_pipeline.encoder.stage import open_encoder
+from data_pipeline.search.neighbors import NeighborTable
+from data_pipeline.stages.run import require_fingerprint
+from data_pipeline.tokens import Tokenizer
+from retro_jax.config import DataConfig
+from retro_jax.config.file import read_config_file
+from retro_jax.core.dimensions import PADDING
+
+NO_DOCUMENT = -1
+
+
+def _with_encoder(config: DataConfig, data: Path) -> DataConfig:
+    """The config, with the encoder that the build's own config names where it names none."""
+    path = data / "config.json"
+    if config.encoder or not path.exists():
+        return config
+    remedy = "Give config.data.encoder, or run `retro build` with the config of the build once more: it writes the file anew."
+    return replace(config, encoder=read_config_file(path, remedy).data.encoder)
+
+
+class DatabaseRetriever:
+    """Retrieval from the stages under a data directory, with the encoder of the config or else of the build.
+
+    Raises:
+      StageError: stages that are missing or not made from one another, or another encoder than the one of the build.
+    """
+
+    def __init__(self, data: Path, config: DataConfig):
+        neighbors = NeighborTable(data / "neighbors")
+        require_fingerprint(
+            f"chunk table {data / 'chunks'} for {data / 'neighbors'}",
+            ChunkTable(data / "chunks").fingerprint,
+            neighbors.inputs["chunks"],
+            "Run `retro build` into another --workdir.",
+        )
+        self._encoder = open_encoder(data / "embeddings", encoder_directory(_with_encoder(config, data)))
+        self.database, self._tokenizer = Database(data), Tokenizer(data / "tokenizer")
+
+    def search(self, text: str, k: int) -> tuple[Int64[np.ndarray, "K"], Float32[np.ndarray, "K"]]:
+        """Chunk ids and squared distances of the k nearest to a text, -1 and +inf where there are fewer."""
+        tokens = np.array([self._tokenizer.encode(text)], np.int32)
+        ids, distances = self.database.nearest(self._encoder.embed([text]), tokens, np.array([NO_DOCUMENT]), k)
+        return ids[0], distances[0]
+
+    def values(self, ids: Int64[np.ndarray, "K"]) -> Int32[np.ndarray, "K R"]:
+        """[N, F] of each."""
+        return self.database.value(ids)
+
+    def sources(self, ids: Int64[np.ndarray, "K"]) -> list[tuple[str, str]]:
+        """(subset, document name) of each that is there."""
+        documents = [self.database.document(int(id)) for id in ids if id != PADDING]
+        return [(document.subset, document.name) for document in documents]

@@ -1,0 +1,67 @@
+"""The Pile's own source of DeepMind mathematics: its generator, run in a process of its own from pinned wheels.
+
+    python -m data_pipeline.packages.mathematics OUTPUT DOCUMENTS WHEEL...
+
+The one package of ours whose code is run, for its text is made by it (Apache-2.0). Wheels are imported as they are, out
+of the archives; the same documents come from every machine, so what is made is pinned by a checksum like a download.
+"""
+
+import importlib
+import importlib.util
+import itertools
+import json
+import random
+import re
+import sys
+
+PAIRS = 25  # questions and answers in a document
+POLYNOMIALS = "mathematics_dataset.sample.polynomials"
+
+
+def generate(output: str, documents: int, wheels: list[str]) -> None:
+    """Writes that many documents as JSON lines."""
+    sys.path[:0] = wheels
+    import numpy as np
+
+    _mend()
+    from absl import flags
+    from mathematics_dataset import generate as generator
+    from mathematics_dataset.util import composition
+
+    serials = itertools.count()  # else sets of these are in the order of their addresses
+    composition.Entity.__hash__ = lambda entity: entity.__dict__.setdefault("_serial", next(serials))
+    flags.FLAGS(["generate"])
+    generator.init_modules()
+    modules = generator.filtered_modules["train"]
+    names = sorted(modules)
+    random.seed(0)
+    np.random.seed(0)
+    importlib.import_module("sympy.core.random").seed(0)
+    with open(output, "w", encoding="utf-8") as file:
+        for number in range(documents):
+            lines = []
+            for pair in range(PAIRS):
+                name = names[(number * PAIRS + pair) % len(names)]
+                problem, _ = generator.sample_from_module(modules[name])
+                lines.append(f"{problem.question}\n{problem.answer}")
+            file.write(json.dumps({"text": "\n".join(lines) + "\n"}) + "\n")
+
+
+def _mend() -> None:
+    """What SymPy, NumPy and Python have moved since 2019; Python 3.12 takes no whole floats in `random.randint`."""
+    whole = random.randint
+    random.randint = lambda low, high: whole(int(low), int(high))
+    diophantine = importlib.import_module("sympy.solvers.diophantine.diophantine")
+    importlib.import_module("sympy.solvers.diophantine").base_solution_linear = diophantine.base_solution_linear
+    found = importlib.util.find_spec(POLYNOMIALS)
+    source = found.loader.get_source(POLYNOMIALS)
+    mended = re.sub(
+        r"(\w+)\.itemset\((\w+), (.+)\)$", r"\1[\2] = \3", source.replace("np.object", "object"), flags=re.MULTILINE
+    )
+    module = importlib.util.module_from_spec(found)
+    sys.modules[POLYNOMIALS] = module
+    exec(compile(mended, found.origin, "exec"), module.__dict__)
+
+
+if __name__ == "__main__":
+    generate(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

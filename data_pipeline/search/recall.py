@@ -1,0 +1,61 @@
+"""Recall against every distance, in float64 and by another formula than the search's, over a sample of queries.
+
+The database may come in parts: their true distances and their answers are merged, so that no part needs another's keys.
+"""
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from data_pipeline.search.exact import Searcher, merge_rows, reference_distances
+from retro_jax.core.dimensions import PADDING
+
+ROUNDING = 1e-5  # of the float32 distances against the float64 ones
+
+
+class Sample:
+    """Up to `size` chunks spread evenly over database and held-out documents, as queries that do not count themselves.
+
+    Attributes:
+      rows: Int64[np.ndarray, "N"], their rows.
+    """
+
+    def __init__(self, vectors, k: int, size: int):
+        self.rows, self._k = sample_rows(len(vectors), size), k
+        self.queries = vectors[self.rows]
+        self._truth = np.full((len(self.rows), k), np.inf)
+
+    def compare(self, ids: Int64[np.ndarray, "K"], keys: Float32[np.ndarray, "K E"]) -> None:
+        """Takes in the true distances of some keys; `ids` are their rows, rising."""
+        place = np.minimum(np.searchsorted(ids, self.rows), len(ids) - 1)
+        own = np.where(ids[place] == self.rows, place, PADDING)
+        found = reference_distances(self.queries, keys, own, self._k)
+        self._truth = np.sort(np.concatenate([self._truth, found], axis=1), axis=1)[:, : self._k]
+
+    def search(self, searcher: Searcher, so_far=None):
+        """(ids, distances) of the k + 1 nearest, merged with those of other parts."""
+        found = searcher.search(self.queries, self._k + 1)
+        if so_far is not None:
+            merge_rows(*so_far, *found)
+        return so_far or found
+
+    def recall(self, searcher: Searcher) -> float:
+        """Of the parts compared so far, which `searcher` searches."""
+        return self.report(self.search(searcher))["value"]
+
+    def report(self, found) -> dict:
+        """The recall@k of answers, {"k", "value", "queries"}.
+
+        A hit is a neighbor no farther than the true k-th, so it does not matter which of several equals is found.
+        """
+        ids, distances = found
+        k = max(1, int(np.isfinite(self._truth).sum(1).min()))
+        other = (ids != PADDING) & (ids != self.rows[:, None])
+        other &= np.cumsum(other, axis=1) <= k
+        within = other & (distances <= self._truth[:, k - 1 : k] + ROUNDING)
+        there = max(1, int(np.isfinite(self._truth[:, :k]).sum()))
+        return {"k": k, "value": round(float(within.sum() / there), 6), "queries": len(self.rows)}
+
+
+def sample_rows(total: int, sample: int) -> Int64[np.ndarray, "N"]:
+    """Up to `sample` row numbers, evenly spaced over `total`."""
+    return np.unique(np.linspace(0, total - 1, min(sample, total)).astype(np.int64))

@@ -1,0 +1,198 @@
+"""Stage 5, index: what finds the nearest chunks of the database (paper 2.3).
+
+Under config.data.exact_below chunks, or where SCaNN is not installed, the search is exact and the stage has no files
+but its manifest. Above it SCaNN (`scann_search.py`). The metric is squared L2 on both sides.
+
+    index-00000/...   SCaNN's files over a contiguous range of the database's rows, and nothing else: an index shard
+
+Index shards are built alone, searched alone, and their answers merged by (distance, id). The manifest says which search
+it is and why, what each shard's settings are, and the recall@k: the share of the true k nearest that is found.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.chunks import ChunkTable
+from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.search.exact import ExactSearcher, MergedSearcher, PlacedSearcher, Searcher
+from data_pipeline.search.recall import Sample
+from data_pipeline.search.scann import (
+    FILES,
+    METRIC,
+    IndexSettings,
+    ScannSearcher,
+    build_scann,
+    choose_kind,
+    choose_settings,
+    scann_installed,
+    tune,
+)
+from data_pipeline.search.subset import IDS, Subset
+from data_pipeline.stages.engine import Shard
+from data_pipeline.stages.run import REPAIR, Manifest, StageError, read_manifest, require_fingerprint, run_stage
+from retro_jax.config import DataConfig
+from retro_jax.core.files import load_array, read_json
+
+STAGE = "index"
+BYTES_A_NUMBER = 9.5  # of an open index shard, for each number of its keys
+KEYS_A_SHARD = 1 << 21  # of 384 numbers: about 9 GB of memory to build and 8 to search
+
+
+def build_index(directory: Path, config: DataConfig, embeddings: Path, chunks: Path | None = None) -> Manifest:
+    """Builds the index over the database and measures its recall.
+
+    Args:
+      embeddings, chunks: directories of these stages; chunks are read where config.data.database_fraction is below 1.
+
+    Raises:
+      StageError: an empty database, or embeddings that are not whole.
+      ValueError: settings that cannot be meant.
+    """
+    directory, vectors = Path(directory), EmbeddingTable(embeddings)
+    if config.neighbors_stored < 1:  # here already: it is the k of the recall
+        raise ValueError(f"config.data.neighbors_stored must be 1 or more, but is {config.neighbors_stored}.")
+    if not 0 <= config.recall_target <= 1:
+        raise ValueError(f"config.data.recall_target={config.recall_target} must lie in [0, 1]; 0.95 is the default.")
+    if vectors.database_chunks == 0:
+        raise StageError(
+            f"{embeddings} has no chunk of a training document, so the database is empty. Lower "
+            f"config.data.validation_fraction or give more text in config.data.sources."
+        )
+    subset = Subset(config.database_fraction, None if chunks is None else ChunkTable(chunks))
+    ranges = key_ranges(vectors.database_chunks, config.index_shards)
+    sizes = [len(subset.ids(start, stop)) for start, stop in ranges]
+    subset.check_documents(vectors.database_chunks)
+    kind, why = choose_kind(sum(sizes), min(sizes), config, installed=scann_installed())
+    if kind == "scann":
+        choose_settings(min(sizes), config)  # a mistake is told before anything is built
+    names = [f"index-{number:05d}" for number in range(len(ranges))]
+    files = (*(FILES if kind == "scann" else ()), *subset.files)
+    shards = [
+        Shard(name, [f"{name}/{file}" for file in files], partial(_make, name, kind, config, vectors, subset, *rows))
+        for name, rows in zip(names, ranges, strict=True)
+    ]
+    facts = {"kind": kind, "ranges": ranges, **stage_config(config)}
+    return run_stage(
+        directory,
+        STAGE,
+        facts,
+        {"embeddings": vectors.fingerprint},
+        shards,
+        counts={"kind": kind, "why": why, "database_chunks": sum(sizes)},
+        last=Shard("recall", [], partial(_measure, directory, config, vectors, subset, ranges)),
+    )
+
+
+def stage_config(config: DataConfig) -> dict:
+    """What the stage depends on beside its input and what follows from the number of keys; part of its plan."""
+    return {
+        **{"metric": METRIC, "recall_k": config.neighbors_stored},
+        **{"leaves": config.index_leaves, "leaves_searched": config.index_leaves_searched},
+        **{"reorder": config.index_reorder, "index_shards": config.index_shards},
+        **{"recall_target": config.recall_target, "recall_sample": config.recall_sample},
+        "database_fraction": config.database_fraction,
+    }
+
+
+def key_ranges(rows: int, shards: int) -> list[list[int]]:
+    """Rows [0, rows) in `shards` contiguous ranges of nearly one size; 0: as many as KEYS_A_SHARD wants.
+
+    Raises:
+      ValueError: more ranges than rows.
+    """
+    shards = shards or -(-rows // KEYS_A_SHARD)
+    if not 1 <= shards <= rows:
+        raise ValueError(
+            f"An index shard holds at least one key, but config.data.index_shards={shards} and there are {rows:,} keys; "
+            f"take 0 for one shard up to {KEYS_A_SHARD:,} keys."
+        )
+    edges = [rows * number // shards for number in range(shards + 1)]
+    return [[first, end] for first, end in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _make(
+    name: str, kind: str, config: DataConfig, vectors: EmbeddingTable, subset: Subset, start: int, stop: int, temporary
+) -> dict:
+    """One index shard; reads its own keys alone."""
+    folder = temporary / name
+    folder.mkdir()
+    ids, keys = subset.keys(vectors, start, stop)
+    facts = {"keys": len(keys)}
+    if kind == "exact":
+        subset.save(folder, ids)
+        return {"shards": {name: facts | asdict(IndexSettings("exact"))}}
+    settings = choose_settings(len(keys), config)
+    build_scann(folder, keys, settings)
+    subset.save(folder, ids)
+    sample = Sample(vectors, config.neighbors_stored, config.recall_sample)
+    sample.compare(ids, keys)
+    settings, recall = tune(ScannSearcher(folder, keys, settings), ids, sample, config)
+    return {"shards": {name: {**facts, **asdict(settings), "recall": recall}}}
+
+
+def _measure(
+    directory: Path, config: DataConfig, vectors: EmbeddingTable, subset: Subset, ranges: Sequence, temporary
+) -> dict:
+    """The recall of all index shards together, opened one after another."""
+    sample = Sample(vectors, config.neighbors_stored, config.recall_sample)
+    found = None
+    for number, (start, stop) in enumerate(ranges):
+        name = f"index-{number:05d}"
+        remedy = "Run `retro build` again with the same config and --workdir."
+        facts = read_json(directory / ".parts" / f"{name}.json", remedy, keys=["counts"])["counts"]["shards"][name]
+        ids, keys = subset.keys(vectors, start, stop)
+        sample.compare(ids, keys)
+        searcher = PlacedSearcher(_open(directory / name, keys, facts), ids)
+        found = sample.search(searcher, found)
+    return {"recall": sample.report(found)}
+
+
+def open_searcher(directory: Path, embeddings: Path) -> Searcher:
+    """The search over a finished index, all of its shards in memory.
+
+    Raises:
+      StageError: an index of other embeddings, or a SCaNN index where SCaNN is not installed.
+    """
+    shards = index_shards(directory, embeddings)
+    return MergedSearcher([open_shard(*shard) for shard in shards]) if len(shards) > 1 else open_shard(*shards[0])
+
+
+def index_shards(directory: Path, embeddings: Path) -> list[tuple]:
+    """Arguments of `open_shard` for each shard of a finished index (small: they may travel to other processes).
+
+    Raises:
+      StageError: an index of other embeddings.
+    """
+    manifest = read_manifest(directory, STAGE)
+    vectors = EmbeddingTable(embeddings)
+    require_fingerprint(
+        f"embeddings {embeddings} for the index {directory}",
+        vectors.fingerprint,
+        manifest.inputs["embeddings"],
+        "Point to the embeddings that the index was built over, or move the index away and run `retro build` again.",
+    )
+    found = zip(sorted(manifest.counts["shards"].items()), manifest.config["ranges"], strict=True)
+    return [(Path(directory) / name, vectors, facts, start, stop) for (name, facts), (start, stop) in found]
+
+
+def shard_bytes(vectors: EmbeddingTable, facts: Mapping) -> int:
+    """About the memory that an open index shard takes: its keys here and in SCaNN, and their codes."""
+    return int(BYTES_A_NUMBER * facts["keys"] * vectors.width)
+
+
+def open_shard(folder: Path, vectors: EmbeddingTable, facts: Mapping, start: int, stop: int) -> Searcher:
+    """The search over one index shard; its ids are rows of the database."""
+    if (folder / IDS).exists():
+        ids = load_array(folder / IDS, REPAIR)
+        return PlacedSearcher(_open(folder, vectors[ids], facts), ids)
+    searcher = _open(folder, vectors[start:stop], facts)
+    return searcher if start == 0 else PlacedSearcher(searcher, np.arange(start, stop))
+
+
+def _open(folder: Path, keys, facts: Mapping) -> Searcher:
+    settings = IndexSettings(**{key: facts[key] for key in IndexSettings.__dataclass_fields__})
+    return ScannSearcher(folder, keys, settings) if settings.kind == "scann" else ExactSearcher(keys)

@@ -1,0 +1,111 @@
+"""Paths as users write them: `~`, `file://` and URLs, made plain where a path enters the program."""
+
+import os
+import re
+import urllib.parse
+from dataclasses import replace
+from pathlib import Path
+
+from retro_jax.config import RunConfig
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# Keys of the config that hold a path on this machine. Sources may be URLs and are read by data_pipeline/sources/files.py.
+LOCAL_KEYS = {
+    "data": ("directory", "tokenizer", "encoder"),
+    "train": ("initialize_from",),
+    "evaluate": ("retro", "baseline"),
+}
+
+
+def is_url(value: str) -> bool:
+    """Whether this is the URL of an object store or a server; `file://` is a local path."""
+    return bool(URL.match(value)) and not value.startswith("file://")
+
+
+def local_path(value: str | os.PathLike, where: str) -> Path:
+    """The path on this machine that `value` means: `~` and `~user` expanded, `file://` taken off.
+
+    Args:
+      where: the flag or config key that holds the value, for messages.
+
+    Raises:
+      ValueError: the URL of a store, a `file://` URL of another machine, an unknown user, or a NUL character.
+    """
+    text = os.fspath(value)
+    if "\0" in text:
+        raise ValueError(f"{where}={text!r} holds a NUL character, which no path can. Correct the value.")
+    if is_url(text):
+        here = _beside(text)
+        hint = f" (the local folder {here} is ./{here})" if here else ""
+        raise ValueError(
+            f"{where}={text!r} is a URL, but this must be a path on this machine{hint}. Mount the store as a folder (for "
+            "example with gcsfuse or mount-s3), or copy to or from a local folder, and give that folder."
+        )
+    if text.startswith("file://"):
+        parts = urllib.parse.urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise ValueError(
+                f"{where}={text!r} names the machine {parts.netloc!r}; a local path has three slashes: "
+                f"file:///{parts.netloc}{parts.path}."
+            )
+        return Path(urllib.parse.unquote(parts.path))
+    if text.startswith("~"):
+        expanded = os.path.expanduser(text)
+        if expanded == text:
+            name = text.partition("/")[0]
+            raise ValueError(f"{where}={text!r}: {name} is no user of this machine. Give the full path, or ./{text}.")
+        if os.path.lexists(text):
+            raise ValueError(
+                f"{where}={text!r} means {expanded}, but a file or folder {text!r} is in the current folder as well. "
+                f"Give {expanded}, or ./{text}."
+            )
+        return Path(expanded)
+    return Path(text)
+
+
+def local_folder(value: str | os.PathLike, where: str) -> Path:
+    """`local_path` of what is a folder or will become one.
+
+    Raises:
+      ValueError: as `local_path`; or a file, a broken link or a file's "subfolder" stands there.
+    """
+    path = local_path(value, where)
+    for part in (path, *path.parents):
+        if os.path.lexists(part):
+            if not part.is_dir():
+                what = "a link to nothing" if part.is_symlink() and not part.exists() else "a file"
+                raise ValueError(f"{where}={str(value)!r} must be a folder, but {part} is {what}. Give another path.")
+            break
+    return path
+
+
+def require_writable(folder: Path, where: str) -> None:
+    """Raises ValueError where nothing can be written into a folder, or into the one that it would be made in."""
+    there = next(part for part in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(part))
+    if not os.access(there, os.W_OK | os.X_OK):
+        read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+        why = "is on a file system that is mounted read-only" if read_only else "belongs to another user"
+        raise ValueError(f"{where}={folder}: nothing can be written into {there}, which {why}. Give another path.")
+
+
+def _beside(url: str) -> str:
+    """The folder that an earlier version made of the URL, taken for a local path; empty where there is none."""
+    return str(Path(url)) if os.path.lexists(Path(url)) else ""
+
+
+def with_local_paths(run: RunConfig) -> RunConfig:
+    """The config with every key of `LOCAL_KEYS` made plain; raises as `local_path` does."""
+    for section, keys in LOCAL_KEYS.items():
+        config = getattr(run, section)
+        values = {key: getattr(config, key) for key in keys if getattr(config, key)}
+        changed = {
+            key: str(local_path(value, f"config.{section}.{key}")) for key, value in values.items() if special(value)
+        }
+        if changed:
+            run = replace(run, **{section: replace(config, **changed)})
+    return run
+
+
+def special(value: str) -> bool:
+    """Whether a path is anything but the plain path of a file."""
+    return value.startswith(("~", "file://")) or "\0" in value or is_url(value)

@@ -1,0 +1,121 @@
+"""What stands in results.json beside the figures: database, models, data, versions, seconds by stage."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from retro_jax.config import ModelConfig, RunConfig
+from retro_jax.core.files import DamagedFile, read_json
+from retro_jax.data.manifests import Manifest, StageError, note, read_manifest, read_seconds
+from retro_jax.models.parameters import parameter_counts
+from retro_jax.run_directory.directory import git_revision
+from retro_jax.train.metrics import read_metrics
+
+STAGES = ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors", "joined")
+
+
+def database_facts(data: Path) -> dict:
+    """Size and measured recall of the database that the neighbors come from."""
+    chunks, index = (read_manifest(data / stage, stage, verify=False) for stage in ("chunks", "index"))
+    train = [splits["train"] for splits in chunks.counts["by_subset"].values() if "train" in splits]
+    kind = index.counts["kind"]
+    return {
+        "chunks": chunks.counts["database_chunks"],
+        "documents": sum(split["documents"] for split in train),
+        "tokens": sum(split["tokens"] for split in train),
+        "bytes": sum(split["bytes"] for split in train),
+        "chunk_length": chunks.counts["chunk_length"],
+        "index": f"{kind} ({index.counts['why']})" if "why" in index.counts else kind,
+        "recall": {key: index.counts["recall"][key] for key in ("k", "value")},
+    }
+
+
+def model_facts(run: RunConfig, baseline: RunConfig | None, trained: Mapping[str, int]) -> dict:
+    """Parameter counts by the paper's rule (embeddings, norms and biases aside), and with the embeddings.
+
+    Args:
+      trained: steps of the checkpoints, by run.
+    """
+    model = run.model
+    sequences = run.train.batch * trained["retro"]
+    facts = {
+        "parameters": parameter_counts(model)["total"],
+        "baseline_parameters": None if baseline is None else parameter_counts(baseline.model)["total"],
+        "parameters_with_embeddings": parameter_counts(model)["total"] + _embeddings(model),
+        "parts": parameter_counts(model),
+        "settings": {
+            "layers": model.layers,
+            "width": model.width,
+            "retrieval_layers": ", ".join(map(str, model.retrieval_layers)),
+            "sequence_length": model.sequence_length,
+            "chunk_length": model.chunk_length,
+            "vocabulary": model.vocabulary,
+            "compute_dtype": model.compute_dtype,
+            "steps": trained["retro"],
+            "training_tokens": f"{sequences * model.sequence_length:,}",
+            "peak_learning_rate": run.train.learning_rate,
+        },
+    }
+    if baseline is not None:
+        same = baseline.train.batch * trained["baseline"] * baseline.model.sequence_length
+        facts["settings"]["baseline_training_tokens"] = f"{same:,}"
+    return facts
+
+
+def _embeddings(model: ModelConfig) -> int:
+    return model.vocabulary * (model.width + (model.encoder.width if model.retrieves else 0))
+
+
+def data_facts(documents: Manifest) -> dict:
+    """License, size and dropped documents of each subset."""
+    return {
+        name: {
+            "license": count["license"],
+            "train_bytes": count["train"]["bytes"],
+            "train_documents": count["train"]["documents"],
+            "validation_bytes": count["validation"]["bytes"],
+            "validation_documents": count["validation"]["documents"],
+            "dropped": {reason: number for reason, number in count["dropped"].items() if number},
+        }
+        for name, count in documents.counts["subsets"].items()
+    }
+
+
+def version_facts(run_directory: Path) -> dict:
+    """Packages and devices of the training run, and the source's revision now."""
+    try:
+        trained = read_json(run_directory / "versions.json", "The report goes without the versions of that run.")
+    except DamagedFile as error:
+        note(str(error))
+        trained = {}
+    facts = {"source": git_revision(), "python": trained.get("python", "unknown")}
+    return {**facts, **trained.get("packages", {}), "devices": trained.get("devices", "unknown")}
+
+
+def stage_seconds(data: Path, runs: Mapping[str, Path]) -> dict[str, float]:
+    """Seconds of every stage and run that wrote its own, in the order in which they were made."""
+    places = {stage: data / stage for stage in STAGES} | {f"train {name}": path for name, path in runs.items()}
+    found = {name: read_seconds(path) for name, path in places.items() if (path / "seconds.json").exists()}
+    return {name: seconds for name, seconds in found.items() if seconds is not None}
+
+
+def run_metrics(runs: Mapping[str, Path]) -> dict[str, list[dict]]:
+    """Records of metrics.jsonl by run; none where a run has none."""
+    return {
+        name: read_metrics(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
+        for name, path in runs.items()
+    }
+
+
+def require_documents(data: Path) -> Manifest:
+    """The manifest of the documents that the chunks were cut from.
+
+    Raises:
+      StageError: the documents beside the chunks are others.
+    """
+    documents, chunks = (read_manifest(data / stage, stage, verify=False) for stage in ("documents", "chunks"))
+    if chunks.inputs["documents"] != documents.fingerprint:
+        raise StageError(
+            f"{data}/chunks was cut from other documents (fingerprint {chunks.inputs['documents'][:16]}…) than "
+            f"{data}/documents ({documents.fingerprint[:16]}…). Run `retro build` into another --workdir."
+        )
+    return documents

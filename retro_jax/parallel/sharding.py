@@ -1,0 +1,181 @@
+"""The device mesh and who holds what on it. The only file that names mesh axes.
+
+Three axes: `data` copies the parameters, `fsdp` cuts them along the width and gathers a layer when it runs, `tensor`
+cuts heads, feed-forward and vocabulary so that a layer's products are shared. A batch is cut over data and fsdp
+together. Axes are of the Auto kind: the compiler spreads these few decisions over the step, and the step pins the
+stream once (`pin_stream`).
+
+A parameter's sharding follows from its name: `LEAVES` gives each name its logical axes, `RULES` each logical axis its
+mesh axis. A stack of layers has one axis more in front, which is never cut.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from retro_jax.config import MeshConfig, ModelConfig, RunConfig
+from retro_jax.data.batches import Batch
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+RULES = {"width": "fsdp", "heads": "tensor", "feed_forward": "tensor", "vocabulary": "tensor", None: None}
+
+LEAVES = {
+    "embedding": ("vocabulary", "width"),
+    "query": ("width", "heads"),  # heads x head_dim are one axis, heads outermost: a cut falls between heads
+    "key": ("width", "heads"),
+    "value": ("width", "heads"),
+    "position": ("width", "heads"),
+    "output": ("heads", "width"),
+    "content_bias": ("heads", None),
+    "position_bias": ("heads", None),
+    "up": ("width", "feed_forward"),
+    "down": ("feed_forward", "width"),
+    "norm": (None,),
+    "memory_norm": (None,),
+    "final_norm": (None,),
+}
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """The sizes of the mesh axes of `config` over so many devices.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    sizes = [getattr(config, axis) for axis in AXES]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if -1 in sizes or np.prod(sizes) != devices:
+        asked = ", ".join(f"config.train.mesh.{axis}={getattr(config, axis)}" for axis in AXES)
+        raise ValueError(
+            f"The mesh sizes multiply to the number of devices, {devices} here, but are {asked}; "
+            f"set one of them to -1 and the product of the others to a divisor of {devices}."
+        )
+    return dict(zip(AXES, sizes, strict=True))
+
+
+def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
+    """The mesh of `config` over `devices` (default: all).
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes, kinds = tuple(mesh_sizes(config, len(devices)).values()), (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+    except (
+        NotImplementedError
+    ):  # the sizes are no products of the torus' sides: an axis then shares a side with another
+        return Mesh(
+            mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES, axis_types=kinds
+        )
+
+
+def check_sizes(run: RunConfig, mesh: Mesh | Mapping[str, int]) -> None:
+    """Raises ValueError where a size of model or batch cannot be cut as the mesh (or the sizes of its axes) asks."""
+    sizes = getattr(mesh, "shape", mesh)
+    model, train = run.model, run.train
+    cuts = [
+        ("fsdp", model.width, "config.model.width"),
+        ("tensor", model.heads, "config.model.heads"),
+        ("tensor", model.feed_forward, "config.model.feed_forward"),
+        ("tensor", model.vocabulary, "config.model.vocabulary"),
+    ]
+    if model.retrieves:
+        cuts += [
+            ("fsdp", model.encoder.width, "config.model.encoder.width"),
+            ("tensor", model.encoder.heads, "config.model.encoder.heads"),
+            ("tensor", model.encoder.feed_forward, "config.model.encoder.feed_forward"),
+        ]
+    for axis, size, where in cuts:
+        if size % sizes[axis]:
+            raise ValueError(
+                f"The mesh axis '{axis}' cuts {where} into equal parts, but {size} is not a multiple of "
+                f"{sizes[axis]}; change {where} or take a divisor of {size} for config.train.mesh.{axis}."
+            )
+    parts = sizes["data"] * sizes["fsdp"] * train.accumulation
+    if train.batch % parts:
+        raise ValueError(
+            f"A batch is cut over the mesh axes data and fsdp and over accumulation steps, {sizes['data']} x "
+            f"{sizes['fsdp']} x {train.accumulation} = {parts}, but config.train.batch={train.batch} is not a "
+            f"multiple of that; take {-(-train.batch // parts) * parts}."
+        )
+
+
+def parameter_specs(params: Mapping) -> dict:
+    """The PartitionSpec of every leaf of a nested dict of (abstract) parameters."""
+    return jax.tree_util.tree_map_with_path(_leaf_spec, params)
+
+
+def _leaf_spec(path, leaf) -> PartitionSpec:
+    name = next(entry.key for entry in reversed(path) if isinstance(entry.key, str))
+    if name not in LEAVES:
+        raise ValueError(f"The parameter {jax.tree_util.keystr(path)} has no logical axes; add '{name}' to LEAVES.")
+    axes = LEAVES[name]
+    return PartitionSpec(*[None] * (len(leaf.shape) - len(axes)), *[RULES[axis] for axis in axes])
+
+
+def shardings(tree, mesh: Mesh):
+    """NamedShardings of any tree whose dicts are parameters or mirror them (moments); scalars are on every device."""
+
+    def leaf_sharding(path, leaf):
+        spec = PartitionSpec() if len(leaf.shape) == 0 else _leaf_spec(_dict_path(path), leaf)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def _dict_path(path):
+    return tuple(entry for entry in path if isinstance(entry, jax.tree_util.DictKey))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How every array of a batch is cut: by sequences."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """This process's part of a batch (NumPy) as global arrays; returns before the copy is done."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch)
+
+
+def pin_stream(stream: jax.Array, mesh: Mesh, looked_up: bool = False) -> jax.Array:
+    """Keeps a [B, ..., D] stream cut by sequences only: left alone, the compiler may copy it to every device.
+
+    Rows looked up in an embedding are cut along the width first, as the table is: then the tokens travel and the rows
+    come back. Left alone, the table would be gathered whole for them, and its gradient summed whole on every device.
+    """
+    if mesh.size == 1:
+        return stream
+    if looked_up:
+        by_width = PartitionSpec("data", *[None] * (stream.ndim - 2), "fsdp")
+        stream = jax.lax.with_sharding_constraint(stream, NamedSharding(mesh, by_width))
+    return jax.lax.with_sharding_constraint(stream, batch_sharding(mesh))
+
+
+def pin_parameters(tree, mesh: Mesh):
+    """Keeps a tree of gradients cut like its parameters: left alone, sums of them may stand whole on every device."""
+    return tree if mesh.size == 1 else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
+
+
+def describe(mesh: Mesh, model: ModelConfig) -> str:
+    """One line for the log."""
+    sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in AXES)
+    return f"mesh {sizes} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s), {model.compute_dtype}"
+
+
+def on_one_device() -> SingleDeviceSharding:
+    """Everything on this process's first device: for evaluation and sampling."""
+    return SingleDeviceSharding(jax.local_devices()[0])

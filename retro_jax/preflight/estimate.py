@@ -1,0 +1,246 @@
+"""What a training step costs, from shapes alone: memory a device, FLOPs, bytes to and from memory and between devices.
+
+Memory of parameters, moments and gradients is exact. That of activations and temporaries is a model of what the step
+keeps (what a layer's backward pass needs) and of the largest thing it works on (attention scores, feed-forward, a block
+of logits); docs/scaling.md holds it against the compiler. Times are a roofline: the largest of products at the chip's
+peak, memory traffic and traffic between devices at theirs. A real step takes longer.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+
+from retro_jax.config import ModelConfig, RunConfig
+from retro_jax.models.flops import flops_per_token
+from retro_jax.models.parameters import KERNELS, part_of
+from retro_jax.models.retro import abstract_model
+from retro_jax.parallel.sharding import AXES, parameter_specs
+from retro_jax.presets.topologies import GIB, LIVE_SCORES, Topology
+from retro_jax.train.optimizer import flatten, split_trainable
+
+SCORE_PASSES = 16  # times a score is written or read in memory in one training step, forward, again and backward
+STREAM_PASSES = 60  # the same for a number of a layer's [B, T, D] stream, feed-forward included
+
+
+@dataclass(frozen=True)
+class Attended:
+    """One kind of attention: how often it runs, on how many rows of queries and keys, and its widths."""
+
+    layers: int
+    rows: float  # of queries, a sequence
+    memory_rows: float  # of keys and values, a sequence
+    keys: float  # that one query reads
+    distances: float  # products with position rows, a query
+    table: int  # rows of the position table
+    width: int
+    memory_width: int
+    inner: int
+
+    def flops(self) -> float:
+        """Of the products of all its layers, forward, a sequence; position tables aside."""
+        kernels = 2 * self.rows * self.width + 2 * self.memory_rows * self.memory_width
+        return 2 * self.layers * self.inner * kernels + self.score_flops()
+
+    def score_flops(self) -> float:
+        return 2 * self.layers * self.inner * self.rows * (2 * self.keys + self.distances)
+
+    def table_flops(self) -> float:
+        return 2 * self.layers * self.table * self.width * self.inner
+
+    def scores(self, heads: int) -> float:
+        """Numbers in the score matrices of one layer, a sequence."""
+        return heads * self.rows * self.keys
+
+
+def attentions(model: ModelConfig) -> dict[str, Attended]:
+    """By kind: self, and with retrieval read (CCA), encoder and conditioning (the encoder's cross-attention)."""
+    tokens, inner, encoder = model.sequence_length, model.heads * model.head_dim, model.encoder
+    found = {
+        "self": Attended(model.layers, tokens, tokens, tokens, tokens + 1, tokens + 1, model.width, model.width, inner)
+    }
+    if model.retrieves and model.neighbors:
+        chunk, retrieved, encoder_inner = model.chunk_length, model.retrieved_length, encoder.heads * encoder.head_dim
+        rows, keys = model.chunks * model.neighbors * retrieved, model.neighbors * retrieved
+        readers, conditioned = len(model.retrieval_layers), len(encoder.cross_attention_layers)
+        both = chunk + retrieved
+        found["read"] = Attended(readers, tokens, rows, keys, both, both, model.width, encoder.width, inner)
+        found["encoder"] = Attended(
+            encoder.layers,
+            rows,
+            rows,
+            retrieved,
+            2 * retrieved,
+            2 * retrieved,
+            encoder.width,
+            encoder.width,
+            encoder_inner,
+        )
+        found["conditioning"] = Attended(
+            conditioned, rows, tokens, chunk, both, both, encoder.width, model.width, encoder_inner
+        )
+    return found
+
+
+def executed_flops(run: RunConfig) -> float:
+    """Floating-point operations of the products of one step over all devices, remat and blockwise loss included.
+
+    Each of `accumulation` parts makes its position tables anew; the first reading layer's attention too is counted.
+    """
+    model, tokens = run.model, run.model.sequence_length
+    kinds = attentions(model).values()
+    feed_forward = 4 * tokens * model.width * model.feed_forward * model.layers
+    # Not made again: what only the next layer reads. That is the feed-forward's second product, and the output
+    # projection where the encoder's call stands between self-attention and the rest of the layer.
+    spared = feed_forward / 2
+    if model.retrieves and model.neighbors:
+        rows, encoder = model.chunks * model.neighbors * model.retrieved_length, model.encoder
+        encoder_feed_forward = 4 * rows * encoder.width * encoder.feed_forward * encoder.layers
+        feed_forward += encoder_feed_forward
+        spared += encoder_feed_forward / 2 + 2 * tokens * model.width * model.heads * model.head_dim
+        if encoder.cross_attention_layers:
+            spared += 2 * rows * encoder.width * encoder.heads * encoder.head_dim
+    layers = run.train.batch * (sum(kind.flops() for kind in kinds) + feed_forward)
+    tables = run.train.accumulation * sum(kind.table_flops() for kind in kinds)
+    in_blocks = 0 < model.loss_block < model.vocabulary
+    blocks = -(-model.vocabulary // model.loss_block) if in_blocks else 1
+    entries = blocks * -(-model.vocabulary // blocks)  # filled up to equal blocks
+    readout = run.train.batch * 2 * tokens * model.width * entries
+    again = {
+        "none": 0.0,
+        "dots": run.train.batch * sum(kind.score_flops() for kind in kinds),
+        "full": layers + tables - run.train.batch * spared,
+    }[model.remat]
+    return 3 * (layers + tables) + again + (4 if in_blocks else 3) * readout
+
+
+def parameter_totals(model: ModelConfig) -> dict[str, int]:
+    """Parameters by part, "embeddings", "norms_and_biases", "non_embedding" (all but embeddings) and "total"."""
+    counts: dict[str, int] = {}
+    for path, leaf in flatten(abstract_model(model)[1]).items():
+        kernel = "embeddings" if path[-1] == "embedding" else "norms_and_biases"
+        part = part_of(list(path)) if path[-1] in KERNELS else kernel
+        counts[part] = counts.get(part, 0) + math.prod(leaf.shape)
+    total = sum(counts.values())
+    return {**counts, "non_embedding": total - counts["embeddings"], "total": total}
+
+
+def held(params: dict, sizes: dict[str, int]) -> float:
+    """Numbers of a tree of parameters that one device holds."""
+    total = 0.0
+    specs = flatten(parameter_specs(params))
+    for path, leaf in flatten(params).items():
+        cuts = math.prod(sizes[axis] for axis in jax.tree.leaves(tuple(specs[path])) if axis)
+        total += math.prod(leaf.shape) / cuts
+    return total
+
+
+def memory_gib(run: RunConfig, sizes: dict[str, int], live_scores: int = LIVE_SCORES) -> dict[str, float]:
+    """GiB a device of "parameters", "moments", "gradients", "activations" (temporaries included) and "total".
+
+    Args:
+      live_scores: of `topologies.Chip`.
+    """
+    params = abstract_model(run.model)[1]
+    trained = held(split_trainable(params, run.train.trainable)[0], sizes)
+    parts = {"parameters": 4 * held(params, sizes), "moments": 8 * trained, "gradients": 4 * trained}
+    parts["activations"] = sum(activation_bytes(run, sizes, live_scores).values())
+    parts = {name: size / GIB for name, size in parts.items()}
+    return {**parts, "total": sum(parts.values())}
+
+
+def activation_bytes(run: RunConfig, sizes: dict[str, int], live_scores: int) -> dict[str, float]:
+    """Bytes a device of what one micro-batch keeps for its backward pass, works on, and gathers."""
+    model, encoder, tensor = run.model, run.model.encoder, sizes["tensor"]
+    rows = run.train.batch / (sizes["data"] * sizes["fsdp"] * run.train.accumulation)
+    dtype = 2 if model.compute_dtype == "bfloat16" else 4
+    kinds = attentions(model)
+    stream = rows * model.sequence_length * model.width
+    wide = rows * model.sequence_length * model.feed_forward / tensor
+    scores = {
+        name: rows * kind.scores(encoder.heads if name in ("encoder", "conditioning") else model.heads) / tensor
+        for name, kind in kinds.items()
+    }
+    layer = (stream * 6 + wide * 2) * dtype  # what a layer keeps beside its scores
+    kept = {"full": stream * dtype, "dots": layer, "none": layer + scores["self"] * dtype}[model.remat] * model.layers
+    work = {"self": live_scores * 4 * scores["self"], "feed_forward": wide * 12, "loss": _loss_bytes(run, rows, tensor)}
+    if "read" in kinds:
+        retrieved = rows * kinds["encoder"].rows
+        kept += retrieved * encoder.width * dtype * (encoder.layers + 2)
+        work["read"] = live_scores * 4 * scores["read"] + retrieved * 2 * kinds["read"].inner / tensor * dtype
+        work["encoder"] = live_scores * 4 * scores["encoder"] + retrieved * encoder.width * 8
+        work["encoder_feed_forward"] = retrieved * (encoder.feed_forward / tensor * 12 + encoder.width * 8)
+    layer_weights = (5 * kinds["self"].inner + 2 * model.feed_forward) * model.width / tensor
+    entries = min(model.loss_block or model.vocabulary, model.vocabulary)  # of the readout, gathered block by block
+    gathered = (3 * layer_weights + entries * model.width / tensor) * (dtype + 4)
+    return {"kept": kept, "work": max(work.values()) + stream * 12, "gathered": gathered if sizes["fsdp"] > 1 else 0.0}
+
+
+def _loss_bytes(run, rows, tensor):
+    block = run.model.loss_block or run.model.vocabulary
+    return rows * run.model.sequence_length * min(block, run.model.vocabulary) / tensor * 10
+
+
+def traffic_bytes(run: RunConfig, sizes: dict[str, int]) -> float:
+    """Bytes that one device reads from and writes to its memory in a step, roughly."""
+    model, tensor = run.model, sizes["tensor"]
+    params = abstract_model(model)[1]
+    own = held(params, sizes)
+    whole = own * sizes["fsdp"]
+    sequences = run.train.batch / (sizes["data"] * sizes["fsdp"])
+    heads = {"encoder": model.encoder.heads, "conditioning": model.encoder.heads}
+    scores = sum(kind.layers * kind.scores(heads.get(name, model.heads)) for name, kind in attentions(model).items())
+    streams = model.layers * model.sequence_length * model.width
+    logits = 6 * 4 * model.sequence_length * model.vocabulary / tensor
+    activations = sequences * (SCORE_PASSES * 4 * scores / tensor + STREAM_PASSES * 2 * streams + logits)
+    return 28 * own + run.train.accumulation * 14 * whole + activations
+
+
+def exchanged_bytes(run: RunConfig, sizes: dict[str, int]) -> dict[str, dict[str, float]]:
+    """Mesh axis -> kind of collective -> bytes that one device sends in a step."""
+    model, (data, fsdp, tensor) = run.model, (sizes[axis] for axis in AXES)
+    own, parts = held(abstract_model(model)[1], sizes), run.train.accumulation
+    gathers = 2 if model.remat == "none" else 3
+    turns = 6 if model.remat == "full" else 4
+    streams = turns * model.layers * run.train.batch / (data * fsdp) * model.sequence_length * model.width * 2
+    return {
+        "data": {"all-reduce": parts * 2 * 4 * own * (data - 1) / data},
+        "fsdp": {
+            "all-gather": parts * gathers * 2 * own * (fsdp - 1),
+            "reduce-scatter": parts * 4 * own * (fsdp - 1),
+        },
+        "tensor": {"all-reduce": 2 * streams * (tensor - 1) / tensor},
+    }
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step by what bounds it; None where the chip's rates are not known."""
+
+    compute: float
+    memory: float
+    interconnect: float
+    tokens_per_second: float
+    model_flops_utilization: float
+    chip_hours: float  # of all the run's steps
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute, self.memory, self.interconnect)
+
+
+def roofline(run: RunConfig, topology: Topology, sizes: dict[str, int]) -> Roofline | None:
+    """The least a step can take on this topology; None for `cpu`, whose rates are not known."""
+    chip, tokens = topology.chip, run.train.batch * run.model.sequence_length
+    if not chip.peak_flops:
+        return None
+    compute = executed_flops(run) / topology.devices / chip.peak_flops
+    memory = traffic_bytes(run, sizes) / chip.memory_bandwidth
+    interconnect, span = 0.0, 1
+    for axis, kinds in reversed(exchanged_bytes(run, sizes).items()):  # the last axis is the innermost
+        span *= sizes[axis]
+        interconnect += sum(kinds.values()) / topology.link_bandwidth(span)
+    seconds = max(compute, memory, interconnect)
+    useful = flops_per_token(run.model) * tokens / (seconds * topology.devices * chip.peak_flops)
+    hours = seconds * run.train.steps * topology.devices / 3600
+    return Roofline(compute, memory, interconnect, tokens / seconds, useful, hours)

@@ -1,0 +1,104 @@
+"""Speed of a run: tokens a second, utilization, what the loop waited for, memory, and how well time was spent."""
+
+import os
+import time
+from pathlib import Path
+
+import jax
+
+from retro_jax.config import RunConfig
+from retro_jax.core.files import write_json
+from retro_jax.core.side_files import read_object, set_aside
+from retro_jax.models.flops import flops_per_token, measured_peak
+from retro_jax.parallel.sharding import Mesh
+
+# What a record holds of this machine and not of the model: two runs may differ in it.
+OF_THE_MACHINE = (
+    "tokens_per_second",
+    "mfu",
+    "input_wait",
+    "goodput",
+    "compile_seconds",
+    "checkpoint_stall",
+    "host_memory",
+    "device_memory",
+)
+
+
+class Clock:
+    """Times the steps between two records.
+
+    seconds.json holds, over all starts of the run, the `seconds` that processes ran and the `step_seconds` among them
+    that went into steps which count: those done again after a resume are taken out in proportion.
+    """
+
+    def __init__(self, run: RunConfig, mesh: Mesh, workdir: Path, step: int = 0):
+        self.flops = flops_per_token(run.model)
+        self.tokens_a_step = run.train.batch * run.model.sequence_length
+        self.peak = (run.train.peak_flops or measured_peak(run.model.compute_dtype)) * mesh.devices.size
+        self.path = Path(workdir) / "seconds.json"
+        found = self._read()
+        self.earlier, self.step = found["seconds"], step
+        self.step_seconds = found.get("step_seconds", 0.0) * min(1.0, step / max(found.get("step", 0), 1))
+        self.started = time.perf_counter()
+        self.compile_seconds = self.stalled_before = 0.0
+        self.restart()
+
+    def _read(self) -> dict:
+        """What seconds.json says of the starts before; nothing where it is not there or damaged."""
+        try:
+            found = read_object(self.path) or {"seconds": 0.0}
+            if not all(isinstance(value, int | float) for value in found.values()) or "seconds" not in found:
+                raise ValueError(f"{self.path} is damaged (it holds {found!r:.60}).")
+            return found
+        except ValueError as error:
+            if jax.process_index() == 0:
+                set_aside(self.path, str(error), "time is counted from 0 again")
+            return {"seconds": 0.0}
+
+    def restart(self) -> None:
+        """What went by since the last record (a check, compilation) is not a step's time."""
+        self.last, self.waited = time.perf_counter(), 0.0
+
+    def record(self, step: int, steps: int, stalled: float) -> dict[str, float]:
+        """Rates over the `steps` since the last record, which ended at `step`.
+
+        Args:
+          stalled: seconds that the loop has waited for saves since the process started.
+        """
+        elapsed = max(time.perf_counter() - self.last, 1e-9)
+        stall, self.stalled_before = stalled - self.stalled_before, stalled
+        self.step, self.step_seconds = step, self.step_seconds + max(elapsed - stall, 0.0)
+        tokens = steps * self.tokens_a_step / elapsed
+        record = {
+            "tokens_per_second": tokens,
+            "mfu": tokens * self.flops / self.peak,
+            "input_wait": self.waited / elapsed,
+            "goodput": min(self.step_seconds / self.seconds(), 1.0),
+            "compile_seconds": self.compile_seconds,
+            "checkpoint_stall": stall,
+            **memory(),
+        }
+        self.restart()
+        return record
+
+    def seconds(self) -> float:
+        """Wall time of this process and of those before it, up to their last save of seconds.json."""
+        return self.earlier + time.perf_counter() - self.started
+
+    def save(self) -> None:
+        write_json(self.path, {"seconds": self.seconds(), "step_seconds": self.step_seconds, "step": self.step})
+
+
+def memory() -> dict[str, float]:
+    """`host_memory`: resident bytes of this process; `device_memory`: peak bytes of its first device, where it counts."""
+    found = {}
+    try:
+        with open("/proc/self/statm") as file:
+            found["host_memory"] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        pass  # no Linux
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        found["device_memory"] = stats["peak_bytes_in_use"]
+    return found

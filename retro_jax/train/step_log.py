@@ -1,0 +1,117 @@
+"""What the loop knows of its steps: their sums, fetched one step late, as records, limits and alarms."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from retro_jax.config import RunConfig
+from retro_jax.core.progress import progress
+from retro_jax.core.streams import side_channel
+from retro_jax.parallel.agreement import joined_crc32
+from retro_jax.parallel.sharding import Mesh
+from retro_jax.train.clock import Clock
+from retro_jax.train.health import SpikeError, SpikeLimit, divergence, retrieval_alarm
+from retro_jax.train.metrics import MetricWriter, NoWriter, Window
+from retro_jax.train.optimizer import schedule
+from retro_jax.train.wandb import open_board
+
+
+class StepLog:
+    """Reads every step on every process, and writes on process 0."""
+
+    def __init__(self, run: RunConfig, workdir: Path, mesh: Mesh, step: int, spikes: SpikeLimit):
+        self.train, self.workdir, self.spikes = run.train, workdir, spikes
+        self.rate = schedule(run.train)
+        self.first = jax.process_index() == 0
+        self.writer = MetricWriter(workdir, step, open_board(run, workdir)) if self.first else NoWriter()
+        self.window = Window()
+        self.pending = []  # steps whose sums are still on the device: (step, sums, batch CRC, iterator position)
+        self.clock, self.clock_channel = Clock(run, mesh, workdir, step), side_channel("seconds.json")
+        self.bar = progress(
+            description="train", total=run.train.steps, initial=step, unit="step", disable=not self.first
+        )
+
+    def add(self, step: int, sums, batch_crc: tuple[int, int], position) -> None:
+        """A step that was dispatched.
+
+        Args:
+          batch_crc: CRC-32 and length in bytes of the tokens that this process read for it.
+          position: the iterator's behind its batch.
+        """
+        self.pending.append((step, sums, batch_crc, position))
+
+    def settle(self, keep: int, stalled: float) -> None:
+        """Takes the sums of the steps under way but the last `keep` from the device, waiting for them.
+
+        Args:
+          stalled: seconds that the loop has waited for saves so far.
+
+        Raises:
+          DivergenceError: a loss or gradient is not finite.
+          SpikeError: a gradient norm above the limit, where the config asks to roll back.
+        """
+        while len(self.pending) > keep:
+            self._report(*self.pending.pop(0), stalled)
+
+    def _report(self, step: int, sums, batch_crc: tuple[int, int], position, stalled: float) -> None:
+        values = {key: float(value) for key, value in jax.device_get(sums).items()}
+        self.window.add(values)
+        self.bar.update(1)
+        limit, norm = self.spikes.limit(step), values["grad_norm"]
+        self.spikes.add(step, norm)
+        self.spikes.left_out += int(values["skipped"])
+        finite = np.isfinite(values["nll"]) and np.isfinite(norm)
+        if step % self.train.log_every == 0 or step == self.train.steps or not finite:
+            self._write(step, batch_crc, stalled)
+        if not finite:
+            raise divergence(step, values, self.workdir)
+        if norm > limit and self.train.on_spike == "roll_back":
+            raise SpikeError(step, norm, limit, position)
+
+    def _write(self, step: int, batch_crc: tuple[int, int], stalled: float) -> None:
+        record = self.window.record()
+        record |= {"learning_rate": float(self.rate(step - 1)), "batch_crc32": joined_crc32(*batch_crc)}
+        record |= {"skipped_steps": self.spikes.left_out}
+        record |= self.clock.record(step, record["steps"], stalled)
+        self.writer.write(step, record)
+        self._save_clock()
+        self.window = Window()
+        self.bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['bpb']:.3f} bits per byte", refresh=False)
+
+    def rewind(self, step: int, spikes: SpikeLimit) -> None:
+        """Back to `step`: what came after it is done again."""
+        self.spikes, self.pending, self.window = spikes, [], Window()
+        self.writer.rewind(step)
+        self.bar.n = step
+        self.bar.refresh()
+
+    def has_check(self, step: int) -> bool:
+        """Whether the retrieval check of `step` is in the metrics; for process 0."""
+        return any(record["step"] == step and "validation_loss_on" in record for record in self.writer.records)
+
+    def write_check(self, step: int, record: dict) -> None:
+        """Writes a retrieval check, and sounds the alarm when the last ones were all bad."""
+        if self.first:
+            checks = self.train.retrieval_alarm_checks
+            alarm = retrieval_alarm([*self.writer.records, record], checks)
+            self.writer.write(step, record | {"retrieval_alarm": float(alarm)})
+            if alarm:
+                print(
+                    f"train: ALARM at step {step}: in {checks} check(s) in a row, validation loss with neighbors (now "
+                    f"{record['validation_loss_on']:.4f}) was not below that with random ones "
+                    f"({record['validation_loss_random']:.4f}): retrieval does nothing (yet).",
+                    file=sys.stderr,
+                )
+        self.clock.restart()
+
+    def _save_clock(self) -> None:
+        if self.first:
+            with self.clock_channel:
+                self.clock.save()
+
+    def close(self) -> None:
+        self._save_clock()
+        self.bar.close()
+        self.writer.close()
