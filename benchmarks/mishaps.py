@@ -327,6 +327,11 @@ def mishap_rows(trials: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
+def read(path: Path) -> list[dict]:
+    """The trials of a file that `append` wrote; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def append(path: Path, fact: dict) -> None:
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(fact) + "\n")

@@ -21,14 +21,13 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from mishaps import MISHAPS, PROGRAM, append, fate, last_step, mishap_rows, newest, play
+from mishaps import MISHAPS, PROGRAM, append, fate, last_step, mishap_rows, newest, play, read
 from processes import differences, finish, log_path, start_run
 from tiny_run import EVERY, STEPS
 from training_fixture import build_data
 
 from retro_jax.core.progress import progress
 from retro_jax.run_directory.whole import find_fault, steps
-from retro_jax.train.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 # A moment: the phase of the watchdog, how often a run enters it, and the longest delay after that in seconds.
@@ -58,11 +57,11 @@ def main() -> None:
             assert ended(start(workdir, data, processes)) == [0] * processes, log_path(workdir).read_text()[-2000:]
     assert differences(directory / "whole-2", whole, STEPS) == []
     trials = directory / "trials.jsonl"
-    done = read_metrics(trials) if trials.exists() else []
+    done = read(trials)
     for number in progress(range(len(done), options.kills), description="reliability", unit="kill"):
         append(trials, kill_once(directory, data, whole, number, options.seed))
     mishaps = directory / "mishaps.jsonl"
-    done = read_metrics(mishaps) if mishaps.exists() else []
+    done = read(mishaps)
     for number in progress(range(options.rounds * len(MISHAPS)), description="reliability", unit="mishap"):
         kind = list(MISHAPS)[number % len(MISHAPS)]
         if options.only in ("", kind) and number not in {trial["trial"] for trial in done}:
@@ -71,7 +70,7 @@ def main() -> None:
     if not storage.exists():
         for fault in ("full", "read-only"):
             append(storage, refuse_once(directory, data, whole, fault))
-    found = (*(read_metrics(path) if path.exists() else [] for path in (trials, mishaps, storage)),)
+    found = [read(path) for path in (trials, mishaps, storage)]
     options.report.write_text(report(*found, options), encoding="utf-8")
     print(f"{options.report}: {len(found[0])} kills, {len(found[1])} other mishaps, {len(found[2])} faults of storage")
 
