@@ -155,8 +155,8 @@ def measure(run: RunConfig, data: Path, runs: dict[str, Path]) -> tuple[dict, li
     """(results without seconds, passages), both plain JSON."""
     from data_pipeline.database.database import CurrentExamples, Database
     from data_pipeline.database.provenance import Provenance
-    from data_pipeline.joined import pack
     from retro_jax.data.batches import validation_examples
+    from retro_jax.data.joined import pack
     from retro_jax.evaluate import results as facts
     from retro_jax.evaluate.passages import choose, describe
     from retro_jax.evaluate.scoring import check_bytes, make_scorer, score

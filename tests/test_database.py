@@ -18,7 +18,6 @@ from data_pipeline.database.database import CurrentExamples, Database, KeptSearc
 from data_pipeline.database.provenance import Provenance
 from data_pipeline.documents.stage import DocumentTable
 from data_pipeline.encoder.stage import EmbeddingTable, open_encoder
-from data_pipeline.joined import pack
 from data_pipeline.search.exact import ExactSearcher
 from data_pipeline.search.neighbors import NeighborTable, find_neighbors
 from data_pipeline.stages.run import StageError, file_sha256, read_manifest
@@ -28,6 +27,7 @@ from launch.arguments import parse
 from launch.config_files import config_of_build
 from retro_jax.config import resolve
 from retro_jax.data.batches import validation_examples
+from retro_jax.data.joined import pack
 
 # Settings that an addition has values of its own for; without held-out documents nothing is near one.
 ITS_OWN = {"data.validation_fraction", "data.near_duplicate_jaccard", "data.embedding_dtype", "data.index_shards"}

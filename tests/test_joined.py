@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from made_up_shards import BOS, EOS, M, Neighbors, Table, build, document, made_up
 
 from data_pipeline import joined
-from data_pipeline.joined import build_joined, join, open_split, pack, pack_train, pack_validation, windows
+from data_pipeline.joined import build_joined, join
 from data_pipeline.stages.run import StageError
+from retro_jax.data.joined import open_split, pack, pack_train, pack_validation, windows
 
 
 def test_pack_train_cuts_every_c_chunks():

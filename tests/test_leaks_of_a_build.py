@@ -14,12 +14,13 @@ from data_pipeline.chunks import ChunkTable
 from data_pipeline.database.check_content import check_content
 from data_pipeline.documents.stage import DocumentTable
 from data_pipeline.encoder.stage import EmbeddingTable, open_encoder
-from data_pipeline.joined import build_joined, open_split
+from data_pipeline.joined import build_joined
 from data_pipeline.search.neighbors import NeighborTable
 from data_pipeline.search.stage import open_searcher
 from data_pipeline.stages.run import read_manifest
 from data_pipeline.tokens import Tokenizer
 from launch import build, database
+from retro_jax.data.joined import open_split
 
 LENGTH, STORED = 8, 10
 

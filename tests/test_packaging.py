@@ -19,10 +19,12 @@ IMPORT_SITES = {
     "scann": "data_pipeline/search/scann.py",
     "jax.sharding": "retro_jax/parallel/sharding.py",
     "jax.make_mesh": "retro_jax/parallel/sharding.py",
+    # The schema and reading of ours, reading of others', writing of ours.
     "tensorflow_datasets": (
+        "retro_jax/data/joined.py",
         "data_pipeline/formats/tfds_text.py",
         "data_pipeline/joined.py",
-    ),  # writes ours; reads others'
+    ),
     "array_record": ("data_pipeline/formats/tfds_text.py", "data_pipeline/joined.py"),
     "sentencepiece": "data_pipeline/tokens.py",
     "wandb": "retro_jax/train/wandb.py",

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny_model import random_parameters, tiny
 
-from data_pipeline.joined import windows
 from retro_jax.config import SampleConfig
+from retro_jax.data.joined import windows
 from retro_jax.generate.sampling import Predictor, choose, keep_top_mass, sample, window_start
 from retro_jax.models.retro import merge
 

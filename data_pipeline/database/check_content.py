@@ -16,7 +16,6 @@ from data_pipeline.database.check_files import Damage
 from data_pipeline.documents.stage import DocumentTable
 from data_pipeline.encoder.bert import FrozenEncoder
 from data_pipeline.encoder.stage import EmbeddingTable
-from data_pipeline.joined import NAME, open_split, pack
 from data_pipeline.search.exact import ExactSearcher, PlacedSearcher, paired_distances
 from data_pipeline.search.neighbors import NeighborTable, find_neighbors
 from data_pipeline.search.recall import sample_rows
@@ -25,6 +24,7 @@ from data_pipeline.stages.run import read_manifest
 from data_pipeline.tokens import Tokenizer
 from retro_jax.core.dimensions import PADDING
 from retro_jax.core.progress import progress
+from retro_jax.data.joined import NAME, open_split, pack
 
 ROWS, QUERIES = 8192, 1024  # looked at, searched together
 SAMPLE = 200  # queries searched exactly

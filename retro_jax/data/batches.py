@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from data_pipeline.joined import open_split
 from retro_jax.config import ModelConfig, TrainConfig
 from retro_jax.core.dimensions import PADDING, check_ids
+from retro_jax.data.joined import open_split
 
 PASSES = 2**31  # endless; grain's own "endless" length overflows when it is cut into batches of one
 TOKENS = ("tokens", "targets", "neighbor_tokens")  # the features that index tables of the vocabulary

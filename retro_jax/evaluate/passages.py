@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int
 
-from data_pipeline.database.database import Database
 from retro_jax.core.dimensions import PADDING
 from retro_jax.evaluate.scoring import HeldOut
 
@@ -14,6 +14,16 @@ TOKENS = 96  # about so many make a passage, and at least
 CHUNKS = 3
 SHORTEST_RUN = 4  # tokens in common with a neighbor, from which they are marked
 KINDS = ("helped most", "helped least", "typical")
+
+
+class Texts(Protocol):
+    """What `describe` asks of a database: the texts of chunks and the documents that they are of."""
+
+    table: Any  # tokens [N, M] of the chunks
+
+    def value(self, ids): ...
+    def document(self, chunk): ...
+    def pieces(self, chunk): ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ def _passages(held_out: HeldOut, gains, subset) -> list[tuple[range, float]]:
     return found
 
 
-def describe(choice: Choice, held_out: HeldOut, database: Database, neighbors: int) -> dict:
+def describe(choice: Choice, held_out: HeldOut, database: Texts, neighbors: int) -> dict:
     """A passage as plain JSON.
 
     Each chunk stands with the neighbors that are read while it is predicted: those of the chunk before it in its
@@ -116,7 +126,7 @@ def _whole(content: bytes) -> bool:
     return True
 
 
-def _neighbor(chunk: int, distance: float, target: Int[np.ndarray, "M"], database: Database) -> dict:
+def _neighbor(chunk: int, distance: float, target: Int[np.ndarray, "M"], database: Texts) -> dict:
     """[N, F] as text, with the longest run of tokens that it shares with the chunk being predicted."""
     value = database.value(np.array([chunk]))[0]
     first = database.pieces(chunk)

@@ -23,11 +23,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from data_pipeline.joined import pack
 from retro_jax.config import ModelConfig
 from retro_jax.core.dimensions import PADDING
 from retro_jax.core.progress import progress
 from retro_jax.data.batches import Batch, make_batch, random_neighbors
+from retro_jax.data.joined import pack
 from retro_jax.data.manifests import StageError
 from retro_jax.data.rows import first_rows
 from retro_jax.evaluate.overlap import overlaps
