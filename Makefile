@@ -29,7 +29,7 @@ test-slow: setup ## tests that take minutes
 	@$(BIN)/python -m pytest -m "slow and not slurm and not ray"
 
 test-slurm: setup ## launch/slurm.sh under a real SLURM of two nodes on this machine (Debian's slurmctld, slurmd, munge)
-	@$(BIN)/python -m pytest -m slurm tests/test_slurm.py
+	@$(BIN)/python -m pytest -m slurm tests/launch/test_slurm.py
 
 # The locked packages and an extra that is not in the lock.
 .venv-tpu/.ready .venv-ray/.ready .venv-store/.ready .venv-encoders/.ready: .venv-%/.ready: $(VENV)/.ready
@@ -44,22 +44,22 @@ test-tpu: .venv-tpu/.ready ## tests that compile for absent TPUs
 
 ONLY ?=
 mutations: setup ## plants the known mistakes one at a time and prints those that no test finds (resumes); ONLY=NAME for some
-	@$(BIN)/python tests/mutate.py --only="$(ONLY)"
+	@$(BIN)/python tests/mutations/mutate.py --only="$(ONLY)"
 
 scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hour or more) and writes docs/scaling.md
 	@.venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/scaling.md
 
 test-ray: .venv-ray/.ready ## builds on a Ray cluster of several nodes on this machine, with processes and nodes killed
-	@.venv-ray/bin/python -m pytest -m ray tests/test_ray_engine.py
+	@.venv-ray/bin/python -m pytest -m ray tests/data_pipeline/stages/test_ray_engine.py
 
 test-store: .venv-store/.ready ## sources in an S3 store: a server on this machine, killed half-way
-	@.venv-store/bin/python -m pytest -m store tests/test_object_store.py
+	@.venv-store/bin/python -m pytest -m store tests/data_pipeline/sources/test_object_store.py
 
 test-encoders: .venv-encoders/.ready ## vectors of tiny encoders against sentence-transformers itself (PyTorch, 1 GB)
-	@.venv-encoders/bin/python -m pytest -m encoders tests/test_encoders.py
+	@.venv-encoders/bin/python -m pytest -m encoders tests/data_pipeline/encoder/test_encoders.py
 
 database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray (resumes); writes docs/database_faults.md
-	@PYTHONPATH=tests .venv-ray/bin/python benchmarks/faults.py
+	@PYTHONPATH=tests/fixtures .venv-ray/bin/python benchmarks/faults.py
 
 PERCENT ?= 100
 database-report: setup ## builds from nine subsets at five sizes (resumes; hours) and writes docs/database.md; PERCENT=1 for a small one
@@ -88,7 +88,7 @@ benchmark: setup .venv-peer/.ready ## each part against its peers; writes docs/p
 
 TRIALS ?= 500
 fuzz: setup ## damages one file of a finished work directory and runs a verb, TRIALS times; prints what came of it
-	@TRIALS=$(TRIALS) $(BIN)/python -m pytest -q tests/test_damaged_files.py
+	@TRIALS=$(TRIALS) $(BIN)/python -m pytest -q tests/repository/test_damaged_files.py
 
 reliability: setup ## kills training at random moments and resumes it; writes docs/reliability.md
-	@JAX_PLATFORMS=cpu PYTHONPATH=tests $(BIN)/python benchmarks/reliability.py
+	@JAX_PLATFORMS=cpu PYTHONPATH=tests/fixtures $(BIN)/python benchmarks/reliability.py

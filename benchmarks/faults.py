@@ -1,7 +1,7 @@
 """Kills at random moments over all stages of a build, locally and on a Ray cluster of this machine: are the bytes the same?
 
     make database-faults     # 30 kills; appends to runs/benchmarks/faults.jsonl, continues there, writes docs/database_faults.md
-    PYTHONPATH=tests .venv-ray/bin/python benchmarks/faults.py --kills=2 --kinds=local --output=faults.jsonl --page=faults.md
+    PYTHONPATH=tests/fixtures .venv-ray/bin/python benchmarks/faults.py --kills=2 --kinds=local --output=faults.jsonl --page=faults.md
 
 A fault is one of: the building process gets SIGKILL ("local"), a worker process of the cluster does ("worker"), or a node
 is taken away ("node"), at a moment drawn evenly from the time an undisturbed build takes; a worker process as soon after

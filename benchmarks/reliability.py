@@ -1,7 +1,7 @@
 """Kills training at random moments, and plays other mishaps (mishaps.py): resumes, compares, writes docs/reliability.md.
 
     make reliability
-    JAX_PLATFORMS=cpu PYTHONPATH=tests .venv/bin/python benchmarks/reliability.py --kills=2 --rounds=1 --directory=runs/reliability-2 --report=runs/reliability-2.md
+    JAX_PLATFORMS=cpu PYTHONPATH=tests/fixtures .venv/bin/python benchmarks/reliability.py --kills=2 --rounds=1 --directory=runs/reliability-2 --report=runs/reliability-2.md
 
 Every trial trains a tiny RETRO in a directory of its own, by `retro train` in one process or two (two devices in all). One
 process gets SIGKILL: at a time drawn from the seed after it entered a phase drawn too (a step, a save, a retrieval check),

@@ -1,7 +1,7 @@
 """Which settings each verb reads. What a verb does not read is refused on its command line instead of being ignored.
 
 A config file holds the settings of all verbs, so what it says beyond these is for the others. A key stands for all keys
-below it. tests/test_reads.py holds this table against what the verbs read while they run.
+below it. tests/launch/test_reads.py holds this table against what the verbs read while they run.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,0 +1,110 @@
+"""Every config resolves, the paper's numbers stand literally, and mistakes come with a suggestion."""
+
+import dataclasses
+
+import pytest
+from places import ROOT
+
+from launch.config_files import load_config
+from retro_jax.config import EncoderConfig, resolve
+
+CONFIGS = ROOT / "configs"
+RETRO = ("172m", "425m", "1b5", "7b5")
+BASELINE = ("132m", "368m", "1b3", "7b")
+
+
+def run_config(file, argument=""):
+    return resolve(load_config(f"{CONFIGS / file}.py:{argument}" if argument else f"{CONFIGS / file}.py"))
+
+
+@pytest.mark.parametrize(
+    ("retro", "baseline", "shape", "retrieval_layers", "rate", "batch", "steps"),
+    [
+        # d, d_ffw, heads, head size, layers: paper Table 2; P: every third from 6; rate, batch: Table 10; steps: C.1
+        ("172m", "132m", (896, 3584, 16, 64, 12), (6, 9, 12), 2e-4, 256, 800_000),
+        ("425m", "368m", (1536, 6144, 12, 128, 12), (6, 9, 12), 2e-4, 256, 800_000),
+        ("1b5", "1b3", (2048, 8192, 16, 128, 24), (6, 9, 12, 15, 18, 21, 24), 2e-4, 256, 800_000),
+        ("7b5", "7b", (4096, 16384, 32, 128, 32), (6, 9, 12, 15, 18, 21, 24, 27, 30), 1e-4, 1024, 200_000),
+    ],
+)
+def test_the_papers_numbers(retro, baseline, shape, retrieval_layers, rate, batch, steps):
+    """Trap 6: P counts from 1 and follows the parameter counts, not Table 10."""
+    run = run_config("retro", retro)
+    model, train = run.model, run.train
+    assert (model.width, model.feed_forward, model.heads, model.head_dim, model.layers) == shape
+    assert model.retrieval_layers == retrieval_layers
+    assert (model.vocabulary, model.sequence_length, model.chunk_length, model.neighbors) == (128_000, 2048, 64, 2)
+    assert model.encoder == EncoderConfig(2, 896, 16, 64, 3584, (1,))
+    assert (train.learning_rate, train.batch, train.steps) == (rate, batch, steps)
+    assert (train.initial_learning_rate, train.warmup_steps, train.final_fraction) == (1e-7, 750, 0.1)
+    assert train.weight_decay == 0.1
+    assert train.steps * train.batch * model.sequence_length == 419_430_400_000
+    plain = run_config("baseline", baseline)
+    assert plain.model == dataclasses.replace(model, retrieval_layers=())
+    assert plain.train == train and plain.data == run.data
+    fitted = run_config("retrofit", retro)
+    assert fitted.model == model
+    assert (fitted.train.trainable, fitted.train.batch, fitted.train.steps) == ("retrieval", 256, 23_438)
+    assert (fitted.train.learning_rate, fitted.train.initialize_from) == (rate, f"runs/{baseline}")
+
+
+@pytest.mark.parametrize(
+    ("file", "argument"),
+    [("retro", f"{size},smoke") for size in RETRO]
+    + [("baseline", f"{size},smoke") for size in BASELINE]
+    + [("retrofit", f"{size},smoke") for size in RETRO]
+    + [("quickstart", ""), ("quickstart", "smoke")]
+    + [("own_text", "TEXT.txt"), ("own_text", "TEXT,smoke"), ("own_text", "a,b,425m"), ("own_text", "x,425m,smoke")],
+)
+def test_every_config_resolves(file, argument):
+    run = run_config(file, argument)
+    assert run.data.sources
+    if "smoke" in argument:
+        assert run.model.width <= 64 and run.model.vocabulary <= 1024 and run.train.steps <= 100
+        assert run.model.retrieves == (file != "baseline")
+
+
+def test_a_smoke_baseline_reads_the_shards_of_its_smoke_retro():
+    retro, baseline = run_config("retro", "172m,smoke"), run_config("baseline", "132m,smoke")
+    assert retro.data == baseline.data
+    assert dataclasses.replace(retro.model, retrieval_layers=()) == baseline.model
+
+
+def test_own_text_takes_the_path_as_it_is():
+    assert run_config("own_text", "a,b:c/d.jsonl").data.sources["own"].path == "a,b:c/d.jsonl"
+    sized = run_config("own_text", "texts,1b5")
+    assert sized.data.sources["own"].path == "texts" and sized.model == run_config("retro", "1b5").model
+
+
+@pytest.mark.parametrize(
+    ("file", "argument", "message"),
+    [
+        ("retro", "127m", "'127m' is not an argument of this config; did you mean '172m'"),
+        ("retro", "172m,smok", "did you mean 'smoke'"),
+        ("retro", "", "One size is needed.*choose from 172m, 425m, 1b5, 7b5"),
+        ("retro", "172m,425m", "One size is needed after the colon, but there are 2"),
+        ("baseline", "172m", "did you mean '132m'"),
+        ("quickstart", "smokey", "did you mean 'smoke'"),
+        ("own_text", "", "path of your text is missing"),
+        ("own_text", "x,172m,425m", "One size at most"),
+    ],
+)
+def test_arguments_that_are_not_known(file, argument, message):
+    with pytest.raises(ValueError, match=message):
+        run_config(file, argument)
+
+
+def test_an_unknown_key_is_an_error():
+    """A key that is dropped leaves a size as it was: here, of the decoder, of its encoder and of training."""
+    for section, known in (({"model": {"widht": 4}}, "model.width"), ({"train": {"stepz": 1}}, "train.steps")):
+        with pytest.raises(ValueError, match=rf"is not a known config key; did you mean config.{known}\?"):
+            resolve(section)
+    with pytest.raises(ValueError, match="config.model.encoder.hidden is not a known config key; known keys: cross_"):
+        resolve({"model": {"encoder": {"hidden": 4}}})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_config_file_opens_with_its_command_hardware_and_expected_result(path):
+    opening = path.read_text().split('"""')[1]
+    assert f"configs/{path.name}" in opening
+    assert "Hardware:" in opening and "Expected" in opening

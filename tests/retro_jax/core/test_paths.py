@@ -1,0 +1,109 @@
+"""Paths as users write them: `~`, `file://` and URLs mean what they say or are refused by name, never a folder of that name."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from launch import build, command, config_files
+from launch.build import VERB
+from launch.database import read_ids
+from retro_jax.config import DataConfig, EvaluateConfig, RunConfig, TrainConfig
+from retro_jax.core.paths import LOCAL_KEYS, local_path, with_local_paths
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a", "./~/a", "a/~", "lr=1e-3,layers=[2,4]", "C:x", "gs:/a", "a b\n", "$HOME/a", "a://b", "file:a", "é::b"],
+)
+def test_a_plain_path_stays_as_it_is(value):
+    """Whatever the file system allows is a path; a scheme has two letters or more."""
+    assert local_path(value, "w") == Path(value)
+
+
+def test_home_and_file_urls_are_expanded(home):
+    assert local_path("~", "w") == home and local_path("~/a b", "w") == home / "a b"
+    assert local_path("file:///x/a%20b", "w") == local_path("file://localhost/x/a b", "w") == Path("/x/a b")
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("gs://bucket/run", r"w='gs://bucket/run' is a URL, but this must be a path on this machine. Mount the store"),
+        ("s3://bucket", "is a URL"),
+        ("https://a.example/b", "is a URL"),
+        ("file://server/x", r"names the machine 'server'; a local path has three slashes: file:///server/x"),
+        ("~no-such-user/x", "~no-such-user is no user of this machine. Give the full path, or ./~no-such-user/x"),
+        ("a\0b", "holds a NUL character"),
+    ],
+)
+def test_what_is_no_local_path_is_named(value, message):
+    with pytest.raises(ValueError, match=message):
+        local_path(value, "w")
+
+
+def test_folders_that_an_earlier_version_made_are_found_again(home):
+    """It took "~/run" and "gs://bucket/run" for names in the current folder: a run there is not begun anew elsewhere."""
+    Path("~/run").mkdir(parents=True)
+    Path("gs:/bucket/run").mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"means {home}/run, but .* '~/run' is in the current folder as well"):
+        local_path("~/run", "w")
+    with pytest.raises(ValueError, match=r"the local folder gs:/bucket/run is ./gs:/bucket/run"):
+        local_path("gs://bucket/run", "w")
+    assert local_path("./gs:/bucket/run", "w").is_dir()
+
+
+def test_every_key_that_is_a_path_is_covered(home):
+    """A key of the config that says that it is a path and is missing from LOCAL_KEYS would be taken as it stands."""
+    run = RunConfig(
+        data=DataConfig(directory="~/d", tokenizer="~/t", encoder="file:///e"),
+        train=TrainConfig(initialize_from="~/i"),
+        evaluate=EvaluateConfig(retro="~/r", baseline="file:///b"),
+    )
+    plain = with_local_paths(run)
+    values = {key: getattr(getattr(plain, section), key) for section, keys in LOCAL_KEYS.items() for key in keys}
+    expected = {key: str(home / key[0]) for key in ("directory", "tokenizer", "initialize_from", "retro")}
+    assert values == {**expected, "encoder": "/e", "baseline": "/b"}
+    assert with_local_paths(plain) is plain
+    for section, keys in LOCAL_KEYS.items():
+        for key in keys:
+            wrong = replace(RunConfig(), **{section: replace(getattr(RunConfig(), section), **{key: "s3://b/x"})})
+            with pytest.raises(ValueError, match=rf"config\.{section}\.{key}='s3://b/x' is a URL"):
+                with_local_paths(wrong)
+
+
+def test_a_verb_expands_or_refuses_before_anything_is_made(home, capsys):
+    root = ROOT
+    config = f"--config={root}/configs/own_text.py:text"
+    found = command.parse(VERB, [config, "--workdir=~/run", "--config.data.encoder=~/bert"])
+    assert found.workdir == home / "run" and found.run.data.encoder == str(home / "bert")
+    for arguments in (["--workdir=gs://bucket/run"], ["--workdir=runs/x", "--config.data.directory=gs://bucket/data"]):
+        assert build.main([config, *arguments]) == 2
+        assert "is a URL, but this must be a path on this machine" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--config='gs://b/c.py' is a URL"):
+        config_files.load_config("gs://b/c.py:x")
+    with pytest.raises(ValueError, match="FILE='s3://ids' is a URL"):
+        read_ids("@s3://ids")
+    assert list(Path.cwd().iterdir()) == [], "no folder named gs: or ~ was made"
+
+
+def test_a_workdir_that_is_no_folder_is_named(capsys):
+    config = f"--config={ROOT}/configs/own_text.py:text"
+    Path("file").write_text("x")
+    Path("link").symlink_to("nowhere")
+    for workdir, message in (
+        ("file", "--workdir='file' must be a folder, but file is a file"),
+        ("file/run", "but file is a file"),
+        ("link/run", "but link is a link to nothing"),
+    ):
+        assert build.main([config, f"--workdir={workdir}"]) == 2
+        assert message in capsys.readouterr().err
