@@ -11,8 +11,8 @@ from worker import serve
 import data_pipeline.encoder.stage
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.pipeline import describe, stages
 from data_pipeline.search.neighbors import NeighborTable
-from launch.build import describe, stages
 from retro_jax.config import default_config, resolve
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_pipeline.documents.titles import read_titles
+from data_pipeline.formats.files import file_system
 from data_pipeline.packages import catalogue as packages
-from data_pipeline.sources.files import file_system
 from data_pipeline.sources.readers import read_unit, source_units
 from data_pipeline.stages.run import StageError, check_claim
 from retro_jax.config import DataConfig, RunConfig, SourceConfig

@@ -15,11 +15,13 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from launch.config_files import config_of_build, config_of_run, data_directory, load_config
+from data_pipeline.pipeline import data_directory
+from launch.config_files import config_of_build, config_of_run, load_config
 from launch.reads import READS, check_reads
 from retro_jax.config import RunConfig, SourceConfig, declarations, resolve, to_dict
-from retro_jax.core.paths import local_folder, require_writable, with_local_paths
-from retro_jax.core.plain_path import require_path
+from retro_jax.config.local_paths import with_local_paths
+from retro_jax.core.paths import local_folder, require_writable
+from retro_jax.run_directory.plain_path import require_path
 
 KEPT = "What was finished is kept, and nothing is half-written: the same command continues where it stopped."
 NOTHING_KEPT = "Nothing was changed; the same command starts from the beginning."

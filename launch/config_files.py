@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from retro_jax.config import RunConfig, as_config_dict, convert, open_maps, to_dict
+from retro_jax.config import as_config_dict, convert, open_maps, to_dict
 from retro_jax.config.file import read_config_file
 from retro_jax.core.paths import local_path
 
@@ -151,8 +151,3 @@ def model_directory(workdir: Path) -> Path:
     """Where the RETRO model of a work directory is: WORKDIR/retro, or WORKDIR where that alone holds a run."""
     inside = Path(workdir) / "retro"
     return Path(workdir) if not inside.exists() and (Path(workdir) / "checkpoints").exists() else inside
-
-
-def data_directory(run: RunConfig, workdir: Path) -> Path:
-    """Where the stages of `retro build` are: config.data.directory, or WORKDIR/data where that is empty."""
-    return Path(run.data.directory or Path(workdir) / "data")

@@ -54,7 +54,7 @@ def usage() -> str:
 
 def directory_of(invocation: Invocation) -> Path:
     """The data directory; of a share of the database its own."""
-    from launch.build import database_directory
+    from data_pipeline.pipeline import database_directory
 
     return database_directory(invocation.data_directory, invocation.run.data.database_fraction)
 
@@ -67,8 +67,8 @@ def info(data: Path) -> str:
     """Counts, bytes, seconds and fingerprints by stage; recall; changes since the build."""
     from data_pipeline.database.check_files import stages_of
     from data_pipeline.database.database import Database
+    from data_pipeline.pipeline import describe
     from data_pipeline.stages.run import read_manifest, read_seconds
-    from launch.build import describe
 
     lines = [f"{'stage':<11}{'MB':>9}{'seconds':>10}  {'fingerprint':<18}holds"]
     for stage in stages_of(data):
@@ -128,7 +128,7 @@ def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> No
       known: damages to redo besides those of the files.
     """
     from data_pipeline.database.check_files import check_stage, stages_of
-    from launch.build import stages
+    from data_pipeline.pipeline import stages
 
     fingerprints: dict[str, str] = {}
     for stage in stages_of(data):

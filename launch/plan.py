@@ -8,8 +8,8 @@ from pathlib import Path
 
 from data_pipeline import plan as planning
 from data_pipeline.encoder.bert import encoder_directory
+from data_pipeline.pipeline import stages
 from data_pipeline.plan import CHUNKS, Rates
-from launch.build import stages
 from retro_jax.config import RunConfig
 from retro_jax.presets.topologies import CHIPS
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from absl import flags
 
+from data_pipeline.pipeline import data_directory
 from data_pipeline.stages.run import read_manifest, require_fingerprint
 from launch.arguments import NOTHING_KEPT, Invocation, Verb
 from launch.command import run_verb
-from launch.config_files import data_directory, model_directory
+from launch.config_files import model_directory
 from retro_jax.config import RunConfig, at_run_time
 from retro_jax.core.streams import deliver
 from retro_jax.parallel.hosts import require_one_process

@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Iterable
 
 from data_pipeline.formats.compression import convert_command, open_plain
+from data_pipeline.formats.sniff import check_text, decode
 from data_pipeline.sources.listing import list_files
-from data_pipeline.sources.sniff import check_text, decode
 
 HEADING = re.compile(r"^ ?= (.*[^= ]) = *$", re.MULTILINE)  # Wikitext's mark of an article; sections have "= ="
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.sources.files import BLOCK, SourceFile, open_file
-from data_pipeline.sources.sniff import Convert, check_kind, conversion, kind_of
+from data_pipeline.formats.files import BLOCK, SourceFile, open_file
+from data_pipeline.formats.sniff import Convert, check_kind, conversion, kind_of
 from data_pipeline.stages.run import StageError
 
 PACKED = 1 << 14  # compressed bytes that are decompressed at once

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 
-from data_pipeline.sources.files import SourceFile, open_file
+from data_pipeline.formats.files import SourceFile, open_file
 from data_pipeline.stages.run import StageError
 
 STATE, SPLITS = "state.json", "dataset_dict.json"

@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from data_pipeline.formats.compression import convert_command, open_plain
-from data_pipeline.sources.files import BLOCK, SourceFile
-from data_pipeline.sources.sniff import HEAD, MARK, check_text, decode, not_utf8
+from data_pipeline.formats.files import BLOCK, SourceFile
+from data_pipeline.formats.sniff import HEAD, MARK, check_text, decode, not_utf8
 from data_pipeline.stages.run import StageError
 
 SPACE = re.compile(r"[ \t\n\r]*")

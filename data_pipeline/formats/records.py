@@ -7,8 +7,8 @@ file and row. A file that is broken is a StageError, never an early end. The onl
 import io
 from collections.abc import Iterator, Mapping
 
-from data_pipeline.sources.files import BLOCK, SourceFile, open_file
-from data_pipeline.sources.sniff import check_kind
+from data_pipeline.formats.files import BLOCK, SourceFile, open_file
+from data_pipeline.formats.sniff import check_kind
 from data_pipeline.stages.run import StageError
 
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream

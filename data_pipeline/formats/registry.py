@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.formats.compression import COMPRESSIONS, convert_command, open_plain
+from data_pipeline.formats.files import SourceFile
 from data_pipeline.formats.json_records import json_records, too_large
 from data_pipeline.formats.records import arrow_rows, parquet_rows
-from data_pipeline.sources.files import SourceFile
-from data_pipeline.sources.sniff import check_text, decode
+from data_pipeline.formats.sniff import check_text, decode
 
 NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})")
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipeline.formats.sniff import decode
 from data_pipeline.packages.archives import read_members
-from data_pipeline.sources.sniff import decode
 
 
 def _files(archive: Path, *patterns: str) -> Iterator[tuple[str, str, str]]:

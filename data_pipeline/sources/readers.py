@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.formats.files import SourceFile, check_unchanged, digest_files, forbidden
 from data_pipeline.formats.json_records import holder, too_large
 from data_pipeline.formats.registry import FORMATS, Wanted, format_of
+from data_pipeline.formats.sniff import decode, encoding_by_nulls
 from data_pipeline.formats.tfds_text import data_set_folder, split_lengths, split_records
 from data_pipeline.packages import catalogue as packages
 from data_pipeline.packages.texts import RENDER
-from data_pipeline.sources.files import SourceFile, check_unchanged, digest_files, forbidden
 from data_pipeline.sources.listing import Listing, list_data_set, list_files
-from data_pipeline.sources.sniff import decode, encoding_by_nulls
 from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig, SourceConfig
 from retro_jax.core.paths import is_url, local_path

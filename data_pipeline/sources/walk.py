@@ -12,7 +12,7 @@ from collections import defaultdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from data_pipeline.sources.files import SourceFile
+from data_pipeline.formats.files import SourceFile
 from data_pipeline.stages.run import StageError
 
 HIDDEN = "hidden files"

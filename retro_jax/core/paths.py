@@ -3,18 +3,9 @@
 import os
 import re
 import urllib.parse
-from dataclasses import replace
 from pathlib import Path
 
-from retro_jax.config import RunConfig
-
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-# Keys of the config that hold a path on this machine. Sources may be URLs and are read by data_pipeline/sources/files.py.
-LOCAL_KEYS = {
-    "data": ("directory", "tokenizer", "encoder"),
-    "train": ("initialize_from",),
-    "evaluate": ("retro", "baseline"),
-}
 
 
 def is_url(value: str) -> bool:
@@ -91,19 +82,6 @@ def require_writable(folder: Path, where: str) -> None:
 def _beside(url: str) -> str:
     """The folder that an earlier version made of the URL, taken for a local path; empty where there is none."""
     return str(Path(url)) if os.path.lexists(Path(url)) else ""
-
-
-def with_local_paths(run: RunConfig) -> RunConfig:
-    """The config with every key of `LOCAL_KEYS` made plain; raises as `local_path` does."""
-    for section, keys in LOCAL_KEYS.items():
-        config = getattr(run, section)
-        values = {key: getattr(config, key) for key in keys if getattr(config, key)}
-        changed = {
-            key: str(local_path(value, f"config.{section}.{key}")) for key, value in values.items() if special(value)
-        }
-        if changed:
-            run = replace(run, **{section: replace(config, **changed)})
-    return run
 
 
 def special(value: str) -> bool:

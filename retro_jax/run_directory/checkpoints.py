@@ -27,13 +27,13 @@ from orbax.checkpoint import v1 as ocp
 
 from retro_jax.config import RunConfig, completed
 from retro_jax.core.files import write_json
-from retro_jax.core.plain_path import plain_path
 from retro_jax.core.storage import storage_fault
 from retro_jax.models.retro import Retro, abstract_model, merge
 from retro_jax.parallel.agreement import on_first
 from retro_jax.parallel.sharding import on_one_device
 from retro_jax.run_directory.directory import read_config
 from retro_jax.run_directory.identity import differing_fields
+from retro_jax.run_directory.plain_path import plain_path
 from retro_jax.run_directory.whole import (
     find_fault,
     find_whole,

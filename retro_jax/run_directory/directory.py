@@ -22,10 +22,10 @@ from jaxtyping import Int
 
 from retro_jax.config import ModelConfig, RunConfig, completed, resolve, to_dict
 from retro_jax.core.files import load_array, write_json
-from retro_jax.core.plain_path import require_path
 from retro_jax.core.side_files import read_object, set_aside
 from retro_jax.data.manifests import REPAIR, package_version, read_manifest, require_fingerprint
 from retro_jax.run_directory.identity import differing_fields
+from retro_jax.run_directory.plain_path import require_path
 from retro_jax.run_directory.restart import begin_notes, signs_of_progress
 
 REWRITE = "The `retro train` command of the run writes it anew, where a whole checkpoint has that config."

@@ -23,7 +23,6 @@ import numpy as np
 
 from retro_jax.config import RunConfig
 from retro_jax.core.lock import lock_directory
-from retro_jax.core.plain_path import require_path
 from retro_jax.core.streams import protect
 from retro_jax.data.batches import train_iterator
 from retro_jax.parallel.agreement import on_first
@@ -33,6 +32,7 @@ from retro_jax.parallel.sharding import check_sizes, describe, make_mesh, place_
 from retro_jax.parallel.watchdog import Watchdog
 from retro_jax.run_directory import directory as run_directory
 from retro_jax.run_directory.checkpoints import Checkpoints
+from retro_jax.run_directory.plain_path import require_path
 from retro_jax.run_directory.restart import note_saved, require_no_progress, tell_others
 from retro_jax.run_directory.whole import steps
 from retro_jax.train.health import DivergenceError, SpikeError, SpikeLimit

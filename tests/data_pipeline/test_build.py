@@ -8,8 +8,9 @@ import made_up_text
 import pytest
 from recording import OF_RECORDS, assert_reads, recorded
 
+from data_pipeline.pipeline import summary
 from data_pipeline.stages import run as manifests
-from launch.build import main, summary
+from launch.build import main
 from retro_jax.parallel.preemption import SIGNALS
 
 

@@ -13,10 +13,10 @@ import pytest
 from absl import flags
 from places import ROOT
 
+from data_pipeline.pipeline import data_directory
 from launch.__main__ import VERBS, main
 from launch.arguments import Verb, check_key, parse
 from launch.command import explain, run_verb
-from launch.config_files import data_directory
 
 CONFIG = "--config=configs/quickstart.py:smoke"
 

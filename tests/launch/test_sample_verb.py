@@ -14,10 +14,10 @@ from tiny_model import random_parameters
 
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.database.retriever import DatabaseRetriever
+from data_pipeline.pipeline import build
 from data_pipeline.search.neighbors import NeighborTable
 from data_pipeline.tokens import Tokenizer
 from launch.arguments import Verb, parse
-from launch.build import build
 from launch.sample import VERB, main
 from retro_jax.run_directory import directory as run_directory
 from retro_jax.run_directory.checkpoints import Checkpoints

@@ -32,7 +32,7 @@ IMPORT_SITES = {
     "safetensors": "data_pipeline/encoder/weights.py",
     "pypi_simple": "data_pipeline/packages/catalogue.py",
     "pyarrow": "data_pipeline/formats/records.py",
-    "fsspec": "data_pipeline/sources/files.py",
+    "fsspec": "data_pipeline/formats/files.py",
     "datasketch": "data_pipeline/documents/near_duplicates.py",
     "ray": "data_pipeline/stages/ray.py",
 }

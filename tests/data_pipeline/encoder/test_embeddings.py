@@ -13,9 +13,9 @@ from data_pipeline.chunks import ChunkTable, build_chunks
 from data_pipeline.documents.stage import build_documents
 from data_pipeline.encoder.bert import FrozenEncoder
 from data_pipeline.encoder.stage import EmbeddingTable, build_embeddings, open_encoder
+from data_pipeline.pipeline import describe
 from data_pipeline.stages.run import StageError, read_manifest
 from data_pipeline.tokens import Tokenizer, build_tokenizer
-from launch.build import describe
 
 
 @pytest.fixture(scope="module")

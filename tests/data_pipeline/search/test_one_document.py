@@ -8,12 +8,12 @@ from made_up_vectors import clustered
 from test_build import arguments
 from test_neighbors import CONFIG, make
 
+from data_pipeline.pipeline import describe
 from data_pipeline.search.exact import ExactSearcher
 from data_pipeline.search.neighbors import check_documents
 from data_pipeline.search.stage import build_index
 from data_pipeline.stages.run import StageError, read_manifest
 from launch import build
-from launch.build import describe
 
 
 def counts(train, validation=0):

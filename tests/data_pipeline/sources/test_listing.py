@@ -11,10 +11,10 @@ from made_up_text import text
 
 from data_pipeline.database.check_files import check_stage
 from data_pipeline.documents.stage import build_documents
+from data_pipeline.pipeline import describe
 from data_pipeline.sources.listing import describe_counts, list_files
 from data_pipeline.sources.readers import list_source, read_source
 from data_pipeline.stages.run import StageError, read_manifest
-from launch.build import describe
 from retro_jax.config import DataConfig, SourceConfig
 from retro_jax.core.files import read_json
 

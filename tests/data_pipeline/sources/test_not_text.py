@@ -16,8 +16,8 @@ import zstandard
 from made_up_text import text
 
 from data_pipeline.documents.stage import build_documents
+from data_pipeline.formats.sniff import HEAD, encoding_by_nulls
 from data_pipeline.sources.readers import read_source
-from data_pipeline.sources.sniff import HEAD, encoding_by_nulls
 from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig, SourceConfig
 

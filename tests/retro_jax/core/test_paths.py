@@ -10,7 +10,8 @@ from launch import build, command, config_files
 from launch.build import VERB
 from launch.database import read_ids
 from retro_jax.config import DataConfig, EvaluateConfig, RunConfig, TrainConfig
-from retro_jax.core.paths import LOCAL_KEYS, local_path, with_local_paths
+from retro_jax.config.local_paths import LOCAL_KEYS, with_local_paths
+from retro_jax.core.paths import local_path
 
 
 @pytest.fixture(autouse=True)

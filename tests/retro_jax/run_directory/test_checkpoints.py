@@ -16,11 +16,11 @@ from jax.sharding import SingleDeviceSharding
 from training_fixture import MODEL, make_run
 
 from retro_jax.config import MeshConfig
-from retro_jax.core.plain_path import plain_path
 from retro_jax.parallel.sharding import make_mesh, shardings
 from retro_jax.run_directory import checkpoints as checkpoints_module
 from retro_jax.run_directory.checkpoints import Checkpoints
 from retro_jax.run_directory.directory import identity
+from retro_jax.run_directory.plain_path import plain_path
 from retro_jax.run_directory.whole import find_fault, listing, newest_whole, steps, whole_path
 from retro_jax.train.state import TrainState
 

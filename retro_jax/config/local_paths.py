@@ -1,0 +1,26 @@
+"""The keys of the config that hold a path on this machine, made plain."""
+
+from dataclasses import replace
+
+from retro_jax.config.run import RunConfig
+from retro_jax.core.paths import local_path, special
+
+# Keys of the config that hold a path on this machine. Sources may be URLs and are read by data_pipeline/formats/files.py.
+LOCAL_KEYS = {
+    "data": ("directory", "tokenizer", "encoder"),
+    "train": ("initialize_from",),
+    "evaluate": ("retro", "baseline"),
+}
+
+
+def with_local_paths(run: RunConfig) -> RunConfig:
+    """The config with every key of `LOCAL_KEYS` made plain; raises as `local_path` does."""
+    for section, keys in LOCAL_KEYS.items():
+        config = getattr(run, section)
+        values = {key: getattr(config, key) for key in keys if getattr(config, key)}
+        changed = {
+            key: str(local_path(value, f"config.{section}.{key}")) for key, value in values.items() if special(value)
+        }
+        if changed:
+            run = replace(run, **{section: replace(config, **changed)})
+    return run
