@@ -69,7 +69,7 @@ def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -
     Raises:
       ValueError, StageError: no trained model, or a tokenizer or database other than those it was trained with.
     """
-    from data_pipeline.database.retriever import DatabaseRetriever
+    from data_pipeline.database.retriever import Retriever
     from data_pipeline.tokens import Tokenizer
     from retro_jax.core.progress import progress
     from retro_jax.generate.sampling import check_settings, sample
@@ -93,7 +93,7 @@ def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -
         require_fingerprint(f"database in {data}", database, expected["database"], remedy)
         stored = read_manifest(data / "neighbors", "neighbors", verify=False).config["neighbors_stored"]
         check_neighbors(model.neighbors, stored, data)
-        retriever = DatabaseRetriever(data, run.data)
+        retriever = Retriever(data, run.data)
         print(f"sample: {retriever.database.describe()}", file=sys.stderr)
     with progress(description="sample", total=run.sample.tokens, unit="token") as bar:
         drawn = sample(model, params, tokenizer, prompt, run.sample, retriever, lambda count: bar.update(count - bar.n))

@@ -34,7 +34,7 @@ def _with_encoder(config: DataConfig, data: Path) -> DataConfig:
     return replace(config, encoder=read_config_file(path, remedy).data.encoder)
 
 
-class DatabaseRetriever:
+class Retriever:
     """Retrieval from the stages under a data directory, with the encoder of the config or else of the build.
 
     Raises:

@@ -1,0 +1,10 @@
+"""Joined shards on their way into training: manifests (reading), rows, the shards' schema and packing, batches.
+
+Read manifests, joined, batches. data_pipeline writes what is read here. It imports config and core.
+"""
+
+from retro_jax.core.lazy import public
+
+__getattr__, __dir__, __all__ = public(
+    __name__, {"train_iterator": "batches", "validation_examples": "batches", "read_manifest": "manifests"}
+)

@@ -1,0 +1,8 @@
+"""Does a training step fit on devices that are not there, and what would it cost: by the compiler, and by formulas.
+
+Read report, compile, estimate, hlo, remedies. It imports config, core, data, models, parallel, presets and train.
+"""
+
+from retro_jax.core.lazy import public
+
+__getattr__, __dir__, __all__ = public(__name__, {"preflight": "report"})

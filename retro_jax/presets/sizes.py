@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from retro_jax.config import SourceConfig, default_config, to_dict
+from retro_jax.config import RunConfig, SourceConfig, default_config, resolve, to_dict
 
 TOKENS = 419_430_400_000  # of pre-training, for every size
 RETROFIT_SEQUENCES = 6_000_000  # 3% of the pre-training sequences (4.2, C.3)
@@ -54,6 +54,16 @@ def split_argument(argument: str, known: Iterable[str]) -> set[str]:
             hint = f"did you mean '{near[0]}'? " if near else ""
             raise ValueError(f"'{word}' is not an argument of this config; {hint}Known: {', '.join(known)}.")
     return set(words)
+
+
+def retro(argument: str) -> RunConfig:
+    """A RETRO model of the paper's Table 2 by name: "172m", "425m", "1b5" or "7b5"; ",smoke" behind it shrinks it."""
+    return resolve(paper_config(argument, RETRO))
+
+
+def baseline(argument: str) -> RunConfig:
+    """The plain decoder of the same table: "132m", "368m", "1b3" or "7b"; ",smoke" behind it shrinks it."""
+    return resolve(paper_config(argument, BASELINE))
 
 
 def paper_config(argument: str, sizes: dict[str, Size]) -> ConfigDict:

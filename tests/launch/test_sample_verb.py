@@ -13,7 +13,7 @@ from recording import assert_reads, recorded
 from tiny_model import random_parameters
 
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.database.retriever import DatabaseRetriever
+from data_pipeline.database.retriever import Retriever
 from data_pipeline.pipeline import build
 from data_pipeline.search.neighbors import NeighborTable
 from data_pipeline.tokens import Tokenizer
@@ -59,7 +59,7 @@ def test_retrieval_is_that_of_the_build(root):
     """Trap 22 in sampling: the text of a held-out chunk finds the very neighbors that the build stored for it."""
     data = root / "data"
     run = parse(VERB, [f"--workdir={root}", "--prompt="]).run
-    retriever, tokenizer = DatabaseRetriever(data, run.data), Tokenizer(data / "tokenizer")
+    retriever, tokenizer = Retriever(data, run.data), Tokenizer(data / "tokenizer")
     table, stored = ChunkTable(data / "chunks"), NeighborTable(data / "neighbors")
     for chunk in np.array([[table.database_chunks], [table.database_chunks + 3], [len(table) - 1]]):
         tokens = table.tokens[chunk][0]
