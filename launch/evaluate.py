@@ -138,6 +138,8 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
             )
     at_run_time(read_config(runs["retro"]).model, run.model, runs["retro"])
     from data_pipeline.database.database import Database
+    from retro_jax.evaluate.conditions import CONDITIONS
+    from retro_jax.evaluate.metrics import METRICS
 
     settings, version = to_dict(run.evaluate), Database(data).version
     return {
@@ -148,6 +150,8 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
         "compute_dtype": run.model.compute_dtype,
         "settings": settings,
         "format": FORMAT,
+        "conditions": list(CONDITIONS),
+        "metrics": list(METRICS),
     }
 
 

@@ -1,10 +1,18 @@
 """Evaluation: bits of every held-out token under every condition, sums with intervals, curves by overlap, and the report.
 
-Read scoring, overlap, summary, results, report. It imports config, core, data, models, and what a run directory holds.
+Read conditions, metrics, scoring, overlap, summary, results, report. It imports config, core, data, models, and what a run directory holds.
 """
 
 from retro_jax.core.lazy import public
 
 __getattr__, __dir__, __all__ = public(
-    __name__, {"score": "scoring", "summarize": "summary", "make_report": "report", "make_plots": "report"}
+    __name__,
+    {
+        "Condition": "conditions",
+        "Metric": "metrics",
+        "score": "scoring",
+        "summarize": "summary",
+        "make_report": "report",
+        "make_plots": "report",
+    },
 )

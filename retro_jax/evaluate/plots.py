@@ -13,16 +13,7 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 54, 42
 
-COLORS = {
-    "baseline": "#7d8590",
-    "off": "#2b7fc4",
-    "on": "#d9622b",
-    "random": "#1a9070",
-    "empty": "#a865b5",
-    "shuffled": "#8f7a1f",
-    "oracle": "#c2477f",
-}
-DASHES = {"baseline": "2 3", "off": "7 4", "on": "", "random": "10 3 2 3", "shuffled": "4 2", "oracle": "1 4"}
+BARS = ("#2b7fc4", "#d9622b", "#1a9070", "#a865b5", "#8f7a1f", "#c2477f")  # colors of groups of bars
 MARKERS = ("circle", "square", "diamond")
 
 
@@ -60,7 +51,7 @@ def bar_chart(
     title: str, labels: Sequence[str], groups: Mapping[str, Sequence[float]], x_label: str, y_label: str
 ) -> str:
     """Bars beside each other per label, one color a group; heights are shares in [0, 1]."""
-    colors = dict(zip(groups, list(COLORS.values())[1:] * 9, strict=False))
+    colors = dict(zip(groups, BARS * 9, strict=False))
     top = max([0.05, *(value for values in groups.values() for value in values)])
     plot = _Axes(0, len(labels), 0, top)
     body = plot.grid("", y_label, "none", y_percent=True)

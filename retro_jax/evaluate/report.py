@@ -8,25 +8,16 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from retro_jax.evaluate.conditions import CONDITIONS
+from retro_jax.evaluate.metrics import METRICS, Metric
 from retro_jax.evaluate.overlap import ALPHAS
 from retro_jax.evaluate.passages import SHORTEST_RUN
-from retro_jax.evaluate.plots import COLORS, DASHES, MARKERS, Series, bar_chart, interval_chart, line_chart
+from retro_jax.evaluate.plots import MARKERS, Series, bar_chart, interval_chart, line_chart
 from retro_jax.evaluate.report_style import STYLE
-from retro_jax.evaluate.scoring import CONDITIONS
 from retro_jax.evaluate.summary import NOT_SHOWN
 
-CONTROLS = ("random", "empty", "shuffled", "oracle")
 STRONGEST = 4.0  # bits at which a token's color is full
 HELPED, HURT = "43,127,196", "217,98,43"  # blue and orange: apart for every common kind of color blindness
-MEANINGS = {
-    "baseline": "a decoder without retrieval, trained on the same tokens",
-    "off": "RETRO with retrieval skipped",
-    "on": "RETRO with its neighbors",
-    "random": "control: as many database chunks by chance",
-    "empty": "control: every neighbor missing",
-    "shuffled": "control: the neighbors of another chunk",
-    "oracle": "the chunk's own true continuation as nearest neighbor; a cheat, and an upper bound",
-}
 
 e = html.escape
 
@@ -39,7 +30,7 @@ def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> di
     """
     subsets = results["subsets"]
     gaps = [
-        (f"{name}: on − {other}", COLORS[other], figures[f"on_minus_{other}"])
+        (f"{name}: on − {other}", CONDITIONS[other].color, figures[f"on_minus_{other}"])
         for name, figures in [*subsets.items(), ("all", results["all"])]
         for other in ("off", "random", "baseline")
         if f"on_minus_{other}" in figures
@@ -52,7 +43,7 @@ def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> di
     plots["training"] = line_chart(
         "Training",
         [
-            Series(name, points(metrics.get(run, ()), "bpb"), COLORS[color], DASHES[color])
+            Series(name, points(metrics.get(run, ()), "bpb"), CONDITIONS[color].color, CONDITIONS[color].dash)
             for name, run, color in (("RETRO", "retro", "on"), ("baseline", "baseline", "baseline"))
         ],
         "step",
@@ -62,7 +53,11 @@ def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> di
         "Held-out loss while training",
         [
             Series(
-                name, points(metrics.get("retro", ()), f"validation_loss_{name}"), COLORS[name], DASHES[name], marker
+                name,
+                points(metrics.get("retro", ()), f"validation_loss_{name}"),
+                CONDITIONS[name].color,
+                CONDITIONS[name].dash,
+                marker,
             )
             for name, marker in zip(("off", "on", "random"), MARKERS, strict=True)
         ],
@@ -74,8 +69,8 @@ def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> di
             Series(
                 condition,
                 [(a, b) for a, b in zip(curves["alphas"], curves["bpb"][condition], strict=True) if b is not None],
-                COLORS[condition],
-                DASHES[condition],
+                CONDITIONS[condition].color,
+                CONDITIONS[condition].dash,
                 marker,
             )
             for condition, marker in zip(("baseline", "off", "on"), MARKERS, strict=True)
@@ -111,6 +106,7 @@ def make_report(
         "<h2>Bits per byte of held-out text</h2>",
         _bpb_table(results),
         _difference_table(results),
+        *(_metric_table(results, metric) for metric in METRICS.values() if metric.name not in ("bpb", "perplexity")),
         _meanings(results),
         "<h2>What retrieval changes, and when it came</h2>",
         _figures([plots["gains"], plots["check"], plots["training"]]),
@@ -173,6 +169,23 @@ def _bpb_table(results) -> str:
     )
 
 
+def _metric_table(results, metric: Metric) -> str:
+    """A metric that was added to the two that have their place on the page."""
+
+    def cell(value):
+        return "<td>-</td>" if value is None else f"<td>{value:.{metric.digits}f}</td>"
+
+    head = "".join(f"<th{_control(name)}>{name}</th>" for name in CONDITIONS)
+    body = "".join(
+        f"<tr><td>{e(name)}</td>{''.join(cell(figures[metric.name].get(c)) for c in CONDITIONS)}</tr>"
+        for name, figures, _ in _rows(results)
+    )
+    return (
+        f'<p class="caption">{e(metric.name)}: {e(metric.meaning)}.</p><div class="scroll"><table>'
+        f"<thead><tr><th>subset</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
 def on_is_best(figures: Mapping) -> bool:
     """Whether On is shown to be below Off, and below the baseline where there is one."""
     gaps = [figures[name] for name in ("on_minus_off", "on_minus_baseline") if name in figures]
@@ -180,7 +193,7 @@ def on_is_best(figures: Mapping) -> bool:
 
 
 def _control(condition: str) -> str:
-    return ' class="control"' if condition in CONTROLS else ""
+    return ' class="control"' if CONDITIONS[condition].control else ""
 
 
 def _difference_table(results) -> str:
@@ -209,7 +222,8 @@ def _gap_cell(gap: Mapping | None) -> str:
 
 
 def _meanings(results) -> str:
-    words = "; ".join(f"<b>{name}</b>: {e(meaning)}" for name, meaning in MEANINGS.items())
+    meanings = [(condition.name, condition.meaning) for condition in CONDITIONS.values()]
+    words = "; ".join(f"<b>{name}</b>: {e(meaning)}" for name, meaning in meanings)
     ppl = results["all"]["perplexity"]
     shown = ", ".join(f"{name} {ppl[name]:.2f}" for name in ("baseline", "off", "on") if ppl[name] is not None)
     return (

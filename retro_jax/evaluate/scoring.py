@@ -1,17 +1,7 @@
 """Bits of every held-out token under every condition: the figures from which all others are sums.
 
-Conditions, each a forward pass over the validation windows (paper 5.1: length T, half of it as stride, each text token
-scored once, the first one included):
-
-    baseline  the decoder without retrieval, trained on the same tokens
-    off       RETRO with CCA skipped
-    on        RETRO with its neighbors
-    random    with as many uniformly random database chunks of other documents
-    empty     the path of "on" with every neighbor missing, as from an empty database
-    shuffled  with the neighbors of another chunk of the batch
-    oracle    the nearest neighbor replaced by the chunk and its own true continuation: a cheat, and an upper bound
-
-A model that uses what it retrieves orders them oracle < on < random, shuffled ~ off.
+Each condition (conditions.py) is a forward pass over the validation windows (paper 5.1: length T, half of it as stride, each
+text token scored once, the first one included).
 """
 
 import math
@@ -26,16 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 from retro_jax.config import ModelConfig
 from retro_jax.core.dimensions import PADDING
 from retro_jax.core.progress import progress
-from retro_jax.data.batches import Batch, make_batch, random_neighbors
+from retro_jax.data.batches import Batch, make_batch
 from retro_jax.data.joined import pack
 from retro_jax.data.manifests import StageError
 from retro_jax.data.rows import first_rows
+from retro_jax.evaluate.conditions import CONDITIONS, Asked, OtherChunks
 from retro_jax.evaluate.overlap import overlaps
 from retro_jax.models.loss import token_nll
 from retro_jax.models.retro import merge
-
-CONDITIONS = ("baseline", "off", "on", "random", "empty", "shuffled", "oracle")
-WITH_NEIGHBORS = ("on", "random", "empty", "shuffled", "oracle")
 
 # (tokens, segments, targets, neighbor tokens or None) -> bits of each target [B, T]; a negative target gives 0.
 Scorer = Callable[[Int[Array, "B T"], Int[Array, "B C"], Int[Array, "B T"], Array | None], Float[Array, "B T"]]
@@ -119,25 +107,17 @@ def score(
         books.enter_facts(part, ids[: len(part)], overlap_neighbors)
         given = _fill(make_batch(part, model.neighbors), batch)
         targets = np.where(given.loss_mask > 0, given.targets, PADDING)
+        asked = Asked(given, ids, others, seed + number)
         pending = {
-            condition: scorer(
-                given.tokens, given.segments, targets, neighbors_for(condition, given, ids, others, seed + number)
+            condition.name: scorers[condition.model](
+                given.tokens, given.segments, targets, condition.neighbors and condition.neighbors(asked)
             )
-            for condition, scorer in _passes(scorers)
+            for condition in CONDITIONS.values()
+            if condition.model in scorers
         }
         for condition, bits in jax.device_get(pending).items():
             books.enter_bits(condition, ids, targets, bits)
     return books.close()
-
-
-def _passes(scorers: Mapping[str, Scorer]):
-    return [
-        (name, scorers["baseline" if name == "baseline" else "retro"]) for name in CONDITIONS if _has(scorers, name)
-    ]
-
-
-def _has(scorers, condition) -> bool:
-    return ("baseline" if condition == "baseline" else "retro") in scorers
 
 
 def _fill(batch: Batch, size: int) -> Batch:
@@ -148,57 +128,6 @@ def _fill(batch: Batch, size: int) -> Batch:
 
     names = ("tokens", "targets", "segments", "neighbor_tokens")
     return Batch(loss_mask=fill(batch.loss_mask, 0), **{name: fill(getattr(batch, name), PADDING) for name in names})
-
-
-def neighbors_for(
-    condition: str, batch: Batch, chunk_ids: Int[np.ndarray, "B C"], others: "OtherChunks", seed: int
-) -> Int[np.ndarray, "B C K R"] | None:
-    """What the model reads under a condition in place of the batch's own neighbors; None skips retrieval."""
-    real = np.asarray(batch.neighbor_tokens)
-    if condition not in WITH_NEIGHBORS:
-        return None
-    if condition == "on":
-        return real
-    if condition == "empty":
-        return np.full_like(real, PADDING)
-    if condition == "shuffled":
-        return random_neighbors(batch, seed).neighbor_tokens
-    if condition == "random":
-        there = (real != PADDING).any(axis=-1).sum(axis=-1)
-        return others.value(others.draw(chunk_ids, there, real.shape[2])).astype(real.dtype)
-    oracle = real.copy()
-    oracle[:, :, :1] = others.value(chunk_ids)[:, :, None]
-    return oracle
-
-
-class OtherChunks:
-    """Uniform draws from the database, never of the document that draws; a function of seed and chunk id alone."""
-
-    def __init__(self, table, seed: int, removed: Bool[np.ndarray, "N"] | None = None):
-        self.value = table.value
-        self._seed, self._size = seed, table.database_chunks
-        self._document_ids = np.asarray(table.document_ids[:])
-        self._removed = np.zeros(len(self._document_ids), bool) if removed is None else removed
-        self._gone = int(self._removed[: self._size].sum())
-        ids, counts = np.unique(self._document_ids[: self._size], return_counts=True)
-        self._own = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-
-    def draw(
-        self, chunk_ids: Int[np.ndarray, "*shape"], counts: Int[np.ndarray, "*shape"], width: int
-    ) -> Int[np.ndarray, "*shape K"]:
-        """`counts` different database chunks for each chunk id, then -1 up to `width` (fewer in a tiny database)."""
-        drawn = np.full((*chunk_ids.shape, width), PADDING, np.int64)
-        for place in np.argwhere((chunk_ids != PADDING) & (counts > 0)):
-            place = tuple(place)
-            document = int(self._document_ids[chunk_ids[place]])
-            generator = np.random.default_rng([self._seed, int(chunk_ids[place])])
-            # Enough draws that, were all of the document's own chunks among them, the others suffice.
-            wanted = min(self._size, int(counts[place]) + self._own.get(document, 0) + self._gone)
-            candidates = generator.choice(self._size, wanted, replace=False)
-            others = (self._document_ids[candidates] != document) & ~self._removed[candidates]
-            candidates = candidates[others][: counts[place]]
-            drawn[place][: len(candidates)] = candidates
-        return drawn
 
 
 class _Books:

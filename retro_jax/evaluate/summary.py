@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
+from retro_jax.evaluate.conditions import CONDITIONS
+from retro_jax.evaluate.metrics import METRICS, Scored
 from retro_jax.evaluate.overlap import ALPHAS, leakage_curves
-from retro_jax.evaluate.scoring import CONDITIONS, HeldOut
+from retro_jax.evaluate.scoring import HeldOut
 
 DIFFERENCES = (("on", "off"), ("on", "random"), ("on", "shuffled"), ("off", "baseline"), ("on", "baseline"))
 RESAMPLES_AT_ONCE = 4_000_000  # cells of the table of resampled counts
@@ -20,8 +22,7 @@ DEVIATIONS = 3  # by which the draw of resamples may move an end
 def summarize(held_out: HeldOut, subset_names: Sequence[str], *, resamples: int, seed: int) -> dict:
     """{"subsets": {NAME: figures}, "all": figures, "leakage": {...}, "verdict": {...}} as plain JSON.
 
-    Figures: documents, tokens (scored), bytes, bpb and perplexity (over all tokens, not a mean over documents) by
-    condition, differences with 95% intervals, and the mean of r(C) over bytes.
+    Figures: documents, tokens (scored), bytes, every metric (metrics.py) by condition, differences with 95% intervals, and the mean of r(C) over bytes.
     """
     subset_of = [
         (name, held_out.subsets == number)
@@ -41,26 +42,26 @@ def summarize(held_out: HeldOut, subset_names: Sequence[str], *, resamples: int,
 def figures(held_out: HeldOut, rows: Bool[np.ndarray, "N"], resamples: int, seed: int) -> dict:
     """The figures of the documents that own `rows` (whole documents)."""
     numbers = np.unique(held_out.documents[rows], return_inverse=True)[1]
-
-    def by_document(table):
-        return np.bincount(numbers, weights=table[rows].sum(axis=1, dtype=np.float64))
-
-    sizes, tokens = by_document(held_out.bytes), by_document(held_out.scored)
-    bits = {name: by_document(held_out.bits[name]) for name in CONDITIONS if name in held_out.bits}
-    weights = held_out.bytes[rows].sum(axis=1)
+    scored = {
+        name: Scored(held_out.bits[name][rows], held_out.bytes[rows], held_out.scored[rows], numbers)
+        for name in CONDITIONS
+        if name in held_out.bits
+    }
+    bits = {name: of.bits for name, of in scored.items()}
+    of_any = next(iter(scored.values()))
+    sizes, weights = of_any.bytes, held_out.bytes[rows].sum(axis=1)
     found = {
         "documents": len(sizes),
-        "tokens": int(tokens.sum()),
+        "tokens": int(of_any.tokens.sum()),
         "bytes": int(sizes.sum()),
-        "bpb": {name: float(total.sum() / sizes.sum()) for name, total in bits.items()},
-        "perplexity": {name: float(2.0 ** (total.sum() / tokens.sum())) for name, total in bits.items()},
+        **{metric.name: {name: float(metric.value(of)) for name, of in scored.items()} for metric in METRICS.values()},
         "overlap": float((held_out.overlap[rows] * weights).sum() / weights.sum()),
     }
     for one, other in DIFFERENCES:
         if one in bits and other in bits:
             found[f"{one}_minus_{other}"] = paired_difference(bits[one] - bits[other], sizes, resamples, seed)
-    found["bpb"].setdefault("baseline", None)
-    found["perplexity"].setdefault("baseline", None)
+    for metric in METRICS:
+        found[metric].setdefault("baseline", None)
     return found
 
 

@@ -13,15 +13,8 @@ from data_pipeline.documents.stage import DocumentTable
 from data_pipeline.stages.run import StageError
 from data_pipeline.tokens import read_token_bytes
 from retro_jax.data.batches import Batch, validation_examples
-from retro_jax.evaluate.scoring import (
-    CONDITIONS,
-    OtherChunks,
-    check_bytes,
-    make_scorer,
-    neighbors_for,
-    score,
-    text_tokens,
-)
+from retro_jax.evaluate.conditions import CONDITIONS, Asked, OtherChunks
+from retro_jax.evaluate.scoring import check_bytes, make_scorer, score, text_tokens
 from retro_jax.evaluate.summary import figures, paired_difference, summarize, table_text, verdict
 from retro_jax.models.retro import merge
 
@@ -201,10 +194,10 @@ def test_neighbors_of_each_condition():
     batch = Batch(np.zeros((1, 4)), np.zeros((1, 4)), np.ones((1, 4)), np.array([[0, 0]]), real)
     ids, others = np.array([[4, 5]]), OtherChunks(SmallTable(), seed=0)
 
-    def given(condition):
-        return neighbors_for(condition, batch, ids, others, 0)
+    def given(name):
+        return CONDITIONS[name].neighbors(Asked(batch, ids, others, 0))
 
-    assert given("off") is None and given("baseline") is None
+    assert CONDITIONS["off"].neighbors is None and CONDITIONS["baseline"].neighbors is None
     assert np.array_equal(given("on"), real)
     assert (given("empty") == -1).all() and given("empty").shape == real.shape
     assert given("oracle").tolist() == [[[[40, 41, 42, 43], [2, 2, 2, 2]], [[50, 51, 52, 53], [-1, -1, -1, -1]]]]

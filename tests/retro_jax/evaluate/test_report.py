@@ -4,8 +4,10 @@ import dataclasses
 import html.parser
 import json
 import re
+import shutil
 from importlib import import_module
 
+import numpy as np
 import pytest
 from evaluation_fixture import RUN, build, save_runs
 from made_up_checkpoints import write_whole
@@ -17,10 +19,13 @@ from launch import quickstart
 from launch.evaluate import evaluate
 from launch.evaluate import main as evaluate_main
 from retro_jax.config import to_dict
+from retro_jax.evaluate.conditions import CONDITIONS, Condition
+from retro_jax.evaluate.conditions import register as register_condition
+from retro_jax.evaluate.metrics import METRICS, Metric
+from retro_jax.evaluate.metrics import register as register_metric
 from retro_jax.evaluate.passages import longest_run
 from retro_jax.evaluate.plots import Series, bar_chart, interval_chart, line_chart, ticks
 from retro_jax.evaluate.report import make_plots, make_report
-from retro_jax.evaluate.scoring import CONDITIONS
 
 VOID = {"meta", "br"}
 
@@ -318,3 +323,33 @@ def test_a_step_that_was_killed_has_the_exit_code_of_a_shell(monkeypatch):
 
     monkeypatch.setattr(quickstart.subprocess, "Popen", Killed)
     assert quickstart.run_step(quickstart.Step("", "train", [])) == 137
+
+
+def test_a_condition_and_a_metric_are_added_from_outside(root, tmp_path):
+    """Without a file of ours being edited they are scored, and stand in results.json, the table and the page."""
+    work = tmp_path / "work"
+    shutil.copytree(root, work, symlinks=True)
+    nearest = Condition("nearest", "its nearest neighbor alone", "#444444", neighbors=only_nearest, control=True)
+    try:
+        register_condition(nearest)
+        register_metric(Metric("bits_a_token", "bits of a token", lambda of: of.bits.sum() / of.tokens.sum()))
+        assert evaluate_main([f"--workdir={work}"]) == 0
+        results, page = json.loads((work / "results.json").read_text()), (work / "report.html").read_text()
+        for found in (results["all"], *results["subsets"].values()):
+            assert found["bpb"]["nearest"] not in (None, found["bpb"]["on"], found["bpb"]["off"])
+            assert set(found["bits_a_token"]) == {*CONDITIONS}
+            assert found["bits_a_token"]["on"] == pytest.approx(np.log2(found["perplexity"]["on"]))
+        assert "its nearest neighbor alone" in page and "bits of a token" in page
+        with pytest.raises(ValueError, match="a condition named 'nearest' already"):
+            register_condition(nearest)
+        with pytest.raises(ValueError, match="a metric named 'bpb' already"):
+            register_metric(METRICS["bpb"])
+    finally:
+        CONDITIONS.pop("nearest", None)
+        METRICS.pop("bits_a_token", None)
+
+
+def only_nearest(asked):
+    kept = asked.real.copy()
+    kept[:, :, 1:] = -1
+    return kept
