@@ -18,8 +18,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from test_build import arguments, contents
 
 from data_pipeline.documents.stage import DocumentTable, build_documents
+from data_pipeline.formats import files
 from data_pipeline.formats.files import digest_files, open_file
-from data_pipeline.sources import files
 from data_pipeline.sources.listing import list_files
 from data_pipeline.sources.readers import read_source
 from data_pipeline.stages.run import StageError
