@@ -12,7 +12,7 @@ import pytest
 from test_files import PACKED, packed
 
 from data_pipeline.documents.stage import DocumentTable, build_documents
-from data_pipeline.sources import files
+from data_pipeline.formats import files
 from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig, SourceConfig
 
