@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test fuzz test-slow test-slurm test-ray test-store test-encoders test-tpu mutations scaling database-faults benchmark reliability database-report lock lint
+.PHONY: help setup quickstart test fuzz test-slow test-slurm test-ray test-store test-encoders test-tpu mutations scaling database-faults benchmark reliability database-report config-page lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -64,6 +64,9 @@ database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, loca
 PERCENT ?= 100
 database-report: setup ## builds from nine subsets at five sizes (resumes; hours) and writes docs/database.md; PERCENT=1 for a small one
 	@$(BIN)/python benchmarks/database.py --percent=$(PERCENT) runs/database docs/database.md
+
+config-page: setup ## docs/config.md from the declarations of the settings
+	@$(BIN)/python -m retro_jax.config.page docs/config.md
 
 lint: setup ## formatting and style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

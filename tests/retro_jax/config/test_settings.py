@@ -6,9 +6,11 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 
 from data_pipeline.sources import readers
 from retro_jax.config import FORMATS, RunConfig, SourceConfig, declarations, resolve, to_dict
+from retro_jax.config.page import config_page
 from retro_jax.config.settings import INT64, Choice, Named, Number, Rising, Text
 
 DECLARED = list(declarations(RunConfig))
@@ -173,3 +175,9 @@ def test_limits_and_special_values_are_accepted():
 
 def test_the_formats_of_the_config_are_those_of_the_readers():
     assert set(FORMATS) == set(readers.NAMES)
+
+
+def test_the_page_of_settings_is_made_from_the_declarations():
+    """docs/config.md holds every setting; `make config-page` writes it anew."""
+    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == config_page()
+    assert config_page().count("\n| `") == sum(one.setting.range is not None for one in declarations(RunConfig))
