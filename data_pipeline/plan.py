@@ -23,7 +23,7 @@ from pathlib import Path
 
 from data_pipeline.encoder.directory import read_directory
 from data_pipeline.encoder.stage import EmbeddingTable
-from data_pipeline.formats.registry import is_packed
+from data_pipeline.formats.known import is_packed
 from data_pipeline.search.exact import ExactSearcher
 from data_pipeline.search.stage import BYTES_A_NUMBER, KEYS_A_SHARD, open_searcher
 from data_pipeline.sources.readers import read_source, source_units

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from data_pipeline.formats.files import SourceFile, attempt, file_system, forbidden, store_files
 from data_pipeline.formats.hugging_face import METADATA, cache_names, caches
-from data_pipeline.formats.registry import ARCHIVES, FORMATS, NUMBERED, ending, endings_of, known_endings
+from data_pipeline.formats.known import ARCHIVES, FORMATS, NUMBERED, ending, endings_of, known_endings
 from data_pipeline.sources.walk import HIDDEN, Found, is_hidden, split_glob, walk
 from data_pipeline.stages.run import StageError
 from retro_jax.core.paths import is_url, local_path

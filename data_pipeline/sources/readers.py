@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_pipeline.formats.files import SourceFile, check_unchanged, digest_files, forbidden
 from data_pipeline.formats.json_records import holder, too_large
-from data_pipeline.formats.registry import FORMATS, Wanted, format_of
+from data_pipeline.formats.known import FORMATS, Wanted, format_of
 from data_pipeline.formats.sniff import decode, encoding_by_nulls
 from data_pipeline.formats.tfds_text import data_set_folder, split_lengths, split_records
 from data_pipeline.packages import catalogue as packages
