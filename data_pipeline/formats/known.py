@@ -1,6 +1,6 @@
 """Which files are read, and how: one entry for each format, found by the ending of a file's name.
 
-A new format is one entry of FORMATS. Endings count in capitals too, and behind those of a compressible format stands
+A new format is one entry of FORMATS, from any module: FORMATS["xml"] = Format((".xml",), read_xml). Endings count in capitals too, and behind those of a compressible format stands
 one of COMPRESSIONS if the file is compressed.
 """
 

@@ -23,7 +23,7 @@ from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig, SourceConfig
 from retro_jax.core.paths import is_url, local_path
 
-NAMES = (*FORMATS, "tfds")
+TFDS = "tfds"  # a folder of its own making; the other formats are files (formats/known.py)
 UNIT_BYTES, UNIT_FILES, UNIT_ROWS = 64 << 20, 1000, 100_000  # small files are read together up to this much
 MANY_NULLS = 16  # in a record, from which on it may be UTF-16
 
@@ -141,8 +141,8 @@ def _check_source(name: str, source: SourceConfig) -> None:
             f"config.data.sources.{name} needs either a package or a path, but has package={source.package!r} and "
             f"path={source.path!r}."
         )
-    if source.format not in ("", *NAMES):
-        known = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
+    if source.format not in ("", *FORMATS, TFDS):
+        known = f"{', '.join(FORMATS)} or {TFDS}"
         raise StageError(f"config.data.sources.{name}.format must be {known}, but is {source.format!r}.")
 
 

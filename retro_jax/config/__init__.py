@@ -8,7 +8,7 @@ Each field declares its default, its range and its documentation in its section'
 generate. Read `settings` for what a declaration is, and `run` for the conversion. Imports nothing of retro_jax.
 """
 
-from retro_jax.config.data import FORMATS, DataConfig, SourceConfig, check_data
+from retro_jax.config.data import DataConfig, SourceConfig, check_data
 from retro_jax.config.evaluate import EvaluateConfig
 from retro_jax.config.generate import SampleConfig
 from retro_jax.config.model import RUNTIME, EncoderConfig, ModelConfig, at_run_time, check_model
@@ -27,7 +27,6 @@ from retro_jax.config.settings import check_ranges, declarations
 from retro_jax.config.train import MeshConfig, TrainConfig, check_schedule, check_train
 
 __all__ = [
-    "FORMATS",
     "RUNTIME",
     "DataConfig",
     "EncoderConfig",

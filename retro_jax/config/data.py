@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from retro_jax.config.settings import NAME, TEXT, Named, Number, at_least, between, one_of, setting
 
-FORMATS = ("text", "jsonl", "parquet", "arrow", "tfds")  # those of data_pipeline/sources/readers.py
 SHARE = between(0, 1)
 
 
@@ -15,7 +14,9 @@ class SourceConfig:
 
     package: str = setting("", TEXT, "Name in the package catalog; empty: the text is at `path`.")
     path: str = setting("", TEXT, "A file, folder or glob, also as a URL (gs://BUCKET/FOLDER); empty: a package.")
-    format: str = setting("", one_of("", *FORMATS), "Format of the files; empty: by file name.")
+    format: str = setting(
+        "", TEXT, "Format of the files: text, jsonl, parquet, arrow, tfds, or one that was added; empty: by file name."
+    )
     text_key: str = setting("text", NAME, "Key of the text in a record, for example data.body.")
     subset_key: str = setting(
         "", TEXT, "Key of the subset name (the Pile: meta.pile_set_name); empty: the source's name."

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
-from data_pipeline.sources import readers
-from retro_jax.config import FORMATS, RunConfig, SourceConfig, declarations, resolve, to_dict
+from retro_jax.config import RunConfig, SourceConfig, declarations, resolve, to_dict
 from retro_jax.config.page import config_page
 from retro_jax.config.settings import INT64, Choice, Named, Number, Rising, Text
 
@@ -171,10 +170,6 @@ def test_limits_and_special_values_are_accepted():
         "evaluate.passages": 0,
     }.items():
         assert resolve(placed(key, value))
-
-
-def test_the_formats_of_the_config_are_those_of_the_readers():
-    assert set(FORMATS) == set(readers.NAMES)
 
 
 def test_the_page_of_settings_is_made_from_the_declarations():
