@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int
 from retro_jax.core.dimensions import PADDING
 from retro_jax.data.manifests import StageError, read_manifest
 from retro_jax.data.rows import first_rows
+from retro_jax.data.windows import windows
 
 NAME = "retro_joined"
 STAGE = "joined"
@@ -43,24 +44,8 @@ def pack_train(rows: Int[np.ndarray, "N"], chunks: int) -> Int[np.ndarray, "N C"
     return padded.reshape(-1, chunks)
 
 
-def windows(length: int, chunks: int) -> list[tuple[int, int, int]]:
-    """Evaluation windows of a document of `length` chunks: (first, end, first scored), counted from its start.
-
-    Windows hold up to `chunks` and start half a window apart. Each chunk is scored in the earliest window that holds
-    it, so each once, and after the first window with at least half a window of context (paper 5.1).
-    """
-    stride = max(1, chunks // 2)
-    found, first, scored = [], 0, 0
-    while True:
-        end = min(first + chunks, length)
-        found.append((first, end, scored))
-        if end == length:
-            return found
-        first, scored = first + stride, end
-
-
 def pack_validation(
-    documents: Sequence[tuple[int, int]], chunks: int
+    documents: Sequence[tuple[int, int]], chunks: int, overlap: float = 0.5
 ) -> tuple[Int[np.ndarray, "N C"], Bool[np.ndarray, "N C"]]:
     """Windows of documents, first fit in order: each goes into the first sequence that still has room for it.
 
@@ -68,6 +53,7 @@ def pack_validation(
 
     Args:
       documents: (first chunk id, number of chunks) of each.
+      overlap: share of a window that is context alone.
 
     Returns:
       Chunk ids (-1 where there is none) and which chunks are scored.
@@ -75,7 +61,7 @@ def pack_validation(
     sequences: list[list[tuple[int, bool]]] = []
     room: list[list[int]] = [[] for _ in range(chunks + 1)]  # by chunks left: a heap of sequence numbers
     for row, length in documents:
-        for first, end, scored in windows(length, chunks):
+        for first, end, scored in windows(length, chunks, overlap):
             need = end - first
             open_sequences = [(room[left][0], left) for left in range(need, chunks + 1) if room[left]]
             if open_sequences:

@@ -31,7 +31,7 @@ def test_two_protocols_never_share_a_name(registered):
 
 
 def test_an_unknown_protocol_lists_the_known_ones():
-    with pytest.raises(ValueError, match="no protocol 'hiaku'; there is: documents"):
+    with pytest.raises(ValueError, match="no protocol 'hiaku'; there is: curation, documents, "):
         get("hiaku")
 
 
