@@ -49,7 +49,8 @@ def evaluate(run: RunConfig, workdir: Path) -> str:
       ValueError, StageError: a model or stage that is missing, unfinished or does not fit the others.
     """
     from retro_jax.evaluate import results as facts
-    from retro_jax.evaluate.report import make_plots, make_report, write_text
+    from retro_jax.evaluate.plots import make_plots
+    from retro_jax.evaluate.report import make_report, write_text
     from retro_jax.evaluate.summary import table_text
     from retro_jax.run_directory.directory import data_directory
 

@@ -35,6 +35,8 @@ IMPORT_SITES = {
     "fsspec": "data_pipeline/formats/files.py",
     "datasketch": "data_pipeline/documents/near_duplicates.py",
     "ray": "data_pipeline/stages/ray.py",
+    "matplotlib": "retro_jax/evaluate/figures/svg.py",
+    "jinja2": "retro_jax/evaluate/templates/__init__.py",
 }
 TEXT = (".py", ".md", ".toml", ".txt", ".lock", ".json", ".jsonl", ".cfg", ".ini", ".yml", ".yaml", ".html", ".sh", "")
 
@@ -137,6 +139,21 @@ for module in {modules!r}:
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_wheel_has_the_files_that_the_library_reads():
+    """Files beside the modules of retro_jax and data_pipeline are declared as package data."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    matched = {
+        path
+        for package, patterns in declared.items()
+        for p in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(p)
+    }
+    files = [path for top in ("retro_jax", "data_pipeline") for path in (ROOT / top).rglob("*") if path.is_file()]
+    beside = {path for path in files if path.suffix not in (".py", ".pyc")}
+    assert beside and beside == matched
+    assert [path for path in beside if not (path.parent / "__init__.py").exists()] == []
 
 
 @pytest.mark.parametrize("library", IMPORT_SITES)
