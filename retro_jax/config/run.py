@@ -42,7 +42,7 @@ def as_config_dict(run: RunConfig):
 
 def open_maps(config):
     """The ConfigDict, after which names can be added to its maps."""
-    for names in (config.data.sources, config.train.subset_weights):
+    for names in (config.data.sources, config.train.subset_weights, config.train.keep_also):
         names.unlock()
     return config
 

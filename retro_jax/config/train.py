@@ -64,6 +64,17 @@ class TrainConfig:
     log_every: int = setting(10, at_least(1), "Steps from one line of metrics to the next.")
     checkpoint_every: int = setting(1000, at_least(1), "Steps from one checkpoint to the next.")
     keep_checkpoints: int = setting(0, at_least(0), "How many of the newest checkpoints are kept; 0 keeps all.")
+    keep_also: Mapping[str, int] = setting(
+        {},
+        Named(at_least(1)),
+        "Checkpoints kept besides the newest, a number for each policy: latest (how many), every (multiples of so many "
+        "steps), best (how many with the lowest keep_metric).",
+    )
+    keep_metric: str = setting(
+        "validation_loss_on",
+        one_of("validation_loss_on", "validation_loss_off", "validation_loss_random", "loss", "bpb"),
+        "Metric of keep_also.best; the lowest is the best.",
+    )
     retrieval_check_every: int = setting(
         500, at_least(0), "Steps between validation losses with On, Off and random neighbors; 0 turns them off."
     )
@@ -99,6 +110,11 @@ def check_train(train: TrainConfig) -> None:
     check_schedule(train)
     if train.subset_weights and not any(train.subset_weights.values()):
         raise ValueError("config.train.subset_weights are all 0; give at least one subset a positive weight.")
+    if train.keep_also and not train.keep_checkpoints:
+        raise ValueError(
+            f"config.train.keep_checkpoints=0 keeps every checkpoint, so config.train.keep_also={dict(train.keep_also)} "
+            f"would change nothing; set keep_checkpoints to 1 or more."
+        )
     sizes = dataclasses.asdict(train.mesh)
     if sum(size == -1 for size in sizes.values()) > 1:
         raise ValueError(

@@ -1,5 +1,5 @@
 """What a run keeps on disk: config, versions, checkpoints, and the rules by which a second start continues or is refused.
 
-Read directory, checkpoints, whole, identity, restart. Only checkpoints.py imports orbax. It imports config, core, data,
-models, parallel, and the state of train.
+Read directory, checkpoints, whole, keeping, identity, restart. Only checkpoints.py and keeping.py import orbax. It imports
+config, core, data, models, parallel, and the state of train.
 """

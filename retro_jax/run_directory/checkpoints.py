@@ -1,4 +1,4 @@
-"""Checkpoints: parameters, optimizer, data iterator and identity, whole or not there. The only file that imports orbax.
+"""Checkpoints: parameters, optimizer, data iterator and identity, whole or not there. Only this file and keeping.py import orbax.
 
     RUN/checkpoints/STEP/            written by orbax under another name and renamed when complete
     RUN/checkpoints/STEP.whole.json  sizes and SHA-256 of its files, written last (whole.py)
@@ -33,6 +33,7 @@ from retro_jax.parallel.agreement import on_first
 from retro_jax.parallel.sharding import on_one_device
 from retro_jax.run_directory.directory import read_config
 from retro_jax.run_directory.identity import differing_fields
+from retro_jax.run_directory.keeping import Keep
 from retro_jax.run_directory.plain_path import plain_path
 from retro_jax.run_directory.whole import (
     find_fault,
@@ -55,8 +56,7 @@ class Checkpoints:
       directory: RUN/checkpoints.
       identity: {"config": {"model", "train"}, "fingerprints": {...}} of this run, plain JSON; a checkpoint of another
         identity is refused.
-      keep: how many of the newest whole ones to keep; 0 keeps all.
-      every: with `keep`, the newest multiple of it is kept as well: a run that rolls back goes there; 0: none.
+      keep: which whole ones stay; None keeps all.
       saved: called on process 0 with the step of every checkpoint that has become whole.
     """
 
@@ -66,17 +66,12 @@ class Checkpoints:
         self,
         directory: Path,
         identity: Mapping,
-        keep: int = 0,
-        every: int = 0,
+        keep: Keep | None = None,
         saved: Callable[[int], None] = lambda step: None,
     ):
-        if keep < 0:
-            raise ValueError(
-                f"config.train.keep_checkpoints is how many to keep, 0 for all, but is {keep}; set it to 0 or more."
-            )
         self.directory = Path(directory).absolute()
         self.identity = json.loads(json.dumps(identity))
-        self.keep, self.every, self.saved = keep, every, saved
+        self.keep, self.saved = keep, saved
         self.stalled = 0.0  # seconds that callers waited here
         self.fault = ""  # why storage did not take the last save
         plain_path(self.directory)  # refuses now and not at the first save
@@ -122,8 +117,8 @@ class Checkpoints:
         """What comes behind a save; where storage refuses it, the checkpoint is whole all the same."""
         try:
             self.saved(step)
-            if self.keep:
-                prune(self.directory, self.keep, step, self._verified, self.every)
+            if self.keep is not None and not self.keep.keeps_all:
+                prune(self.directory, self.keep, step, self._verified)
         except OSError as error:
             print(f"checkpoint: step {step} is saved, but then: {error}.", file=sys.stderr, flush=True)
 

@@ -8,6 +8,8 @@ FREE_FIELDS = {
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_also",
+    "train.keep_metric",
     "train.retrieval_check_every",
     "train.peak_flops",
     "train.initialize_from",

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from retro_jax.core.files import DamagedFile, file_sha256, read_json
@@ -165,30 +165,29 @@ def make_way(path: Path) -> None:
     print(f"checkpoint: {path} stood in the way of a new save; it was renamed to {aside.name}.", file=sys.stderr)
 
 
-def prune(directory: Path, keep: int, newest: int, verified: set[int], every: int = 0) -> None:
-    """Deletes the whole checkpoints before `newest` but the last `keep - 1` of them.
+def prune(directory: Path, keep: Callable[[Sequence[Path]], Sequence[bool]], newest: int, verified: set[int]) -> None:
+    """Deletes the whole checkpoints up to `newest` that `keep` does not keep.
 
-    What is not whole, later than `newest` or a link is neither counted nor touched.
+    What is not whole, later than `newest` or a link is neither shown to `keep` nor touched.
 
     Args:
-      newest: the step that was just saved and verified; it stays.
+      keep: says of whole checkpoints, oldest first, whether each stays.
+      newest: the step that was just saved; it stays.
       verified: steps whose checksums were compared in this process; those compared here are added.
-      every: the last multiple of it is kept as well, for a run that goes back to its schedule; 0: none.
     """
     directory = Path(directory)
     _finish_deleting(directory)
-    kept, scheduled = 0, not every
-    for step in reversed([step for step in steps(directory) if step <= newest]):
-        path = directory / str(step)
-        on_schedule = not scheduled and step % every == 0
-        needed = kept < keep or on_schedule
-        if path.is_symlink() or find_fault(path, checksums=needed and step not in verified):
-            continue
-        if needed:
-            verified.add(step)
-            kept, scheduled = kept + 1, scheduled or on_schedule
-        else:
-            path.rename(path.with_name(f"{step}.pruned"))
+    paths = [directory / str(step) for step in steps(directory) if step <= newest]
+    whole = [path for path in paths if not path.is_symlink() and not find_fault(path, checksums=False)]
+    damaged = {None}
+    while damaged:  # what stays is read; without a damaged one another may stay in its place
+        stay = [path for path, kept in zip(whole, keep(whole), strict=True) if kept]
+        damaged = {path for path in stay if int(path.name) not in verified and find_fault(path)}
+        verified.update(int(path.name) for path in stay if path not in damaged)
+        whole = [path for path in whole if path not in damaged]
+    for path in whole:
+        if path not in stay and int(path.name) != newest:
+            path.rename(path.with_name(f"{path.name}.pruned"))
     _finish_deleting(directory)
 
 

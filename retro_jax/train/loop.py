@@ -32,6 +32,7 @@ from retro_jax.parallel.sharding import check_sizes, describe, make_mesh, place_
 from retro_jax.parallel.watchdog import Watchdog
 from retro_jax.run_directory import directory as run_directory
 from retro_jax.run_directory.checkpoints import Checkpoints
+from retro_jax.run_directory.keeping import Keep
 from retro_jax.run_directory.plain_path import require_path
 from retro_jax.run_directory.restart import note_saved, require_no_progress, tell_others
 from retro_jax.run_directory.whole import steps
@@ -115,6 +116,7 @@ class Inputs:
         require_path(workdir, "--workdir")
         self.mesh = make_mesh(run.train.mesh)
         check_sizes(run, self.mesh)
+        Keep(run)
         data = run_directory.data_directory(run, workdir)
         self.fingerprints = run_directory.fingerprints(data)
         self.token_bytes = run_directory.token_bytes(data, run.model)
@@ -136,8 +138,7 @@ class Loop:
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
             run_directory.identity(run, inputs.fingerprints),
-            run.train.keep_checkpoints,
-            run.train.checkpoint_every if run.train.on_spike == "roll_back" else 0,
+            Keep(run, lambda: self.log.measured()),
             lambda step: note_saved(workdir, step),
         )
         if self.restore():

@@ -91,6 +91,14 @@ class StepLog:
         """Whether the retrieval check of `step` is in the metrics; for process 0."""
         return any(record["step"] == step and "validation_loss_on" in record for record in self.writer.records)
 
+    def measured(self) -> dict[int, dict[str, float]]:
+        """The numbers written so far, by step and name; for process 0, on any thread."""
+        found: dict[int, dict[str, float]] = {}
+        for record in tuple(self.writer.records):
+            numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
+            found.setdefault(record["step"], {}).update(numbers)
+        return found
+
     def write_check(self, step: int, record: dict) -> None:
         """Writes a retrieval check, and sounds the alarm when the last ones were all bad."""
         if self.first:

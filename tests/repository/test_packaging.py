@@ -14,7 +14,7 @@ SOURCES = ("retro_jax", "data_pipeline", "launch")
 BUILD_EXTRA = ("scann", "sentencepiece", "tokenizers", "safetensors", "pypi_simple", "zstandard", "datasketch")
 # A library whose interface churns is imported in one file only (or in those named), so that its next change is mended in one place.
 IMPORT_SITES = {
-    "orbax": "retro_jax/run_directory/checkpoints.py",
+    "orbax": ("retro_jax/run_directory/checkpoints.py", "retro_jax/run_directory/keeping.py"),
     "grain": "retro_jax/data/batches.py",
     "scann": "data_pipeline/search/scann.py",
     "jax.sharding": "retro_jax/parallel/sharding.py",

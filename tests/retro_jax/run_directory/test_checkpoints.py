@@ -20,6 +20,7 @@ from retro_jax.parallel.sharding import make_mesh, shardings
 from retro_jax.run_directory import checkpoints as checkpoints_module
 from retro_jax.run_directory.checkpoints import Checkpoints
 from retro_jax.run_directory.directory import identity
+from retro_jax.run_directory.keeping import Keep
 from retro_jax.run_directory.plain_path import plain_path
 from retro_jax.run_directory.whole import find_fault, listing, newest_whole, steps, whole_path
 from retro_jax.train.state import TrainState
@@ -55,7 +56,8 @@ def assert_same(found, expected):
 
 
 def open_checkpoints(directory, run=RUN, fingerprints=FINGERPRINTS, keep=0):
-    return Checkpoints(directory, identity(run, fingerprints), keep)
+    kept = dataclasses.replace(run, train=dataclasses.replace(run.train, keep_checkpoints=keep))
+    return Checkpoints(directory, identity(run, fingerprints), Keep(kept))
 
 
 def saved(directory, *at, mesh=None, keep=0):

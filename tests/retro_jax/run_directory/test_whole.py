@@ -7,7 +7,9 @@ import shutil
 import pytest
 from made_up_checkpoints import write_whole
 
+from retro_jax.config import RunConfig, TrainConfig
 from retro_jax.core.files import write_json
+from retro_jax.run_directory.keeping import Keep
 from retro_jax.run_directory.restart import begin_notes, note_saved, require_no_progress
 from retro_jax.run_directory.whole import (
     find_fault,
@@ -20,6 +22,12 @@ from retro_jax.run_directory.whole import (
     steps,
     whole_path,
 )
+
+
+def keep(latest, every=0):
+    """The newest, and with `every` the target of a roll-back."""
+    spikes = {"on_spike": "roll_back", "checkpoint_every": every} if every else {}
+    return Keep(RunConfig(train=TrainConfig(keep_checkpoints=latest, **spikes)))
 
 
 def folders(directory):
@@ -102,7 +110,7 @@ def test_strays_are_no_checkpoints_and_are_never_touched(tmp_path):
     for step in (3, 6, 9):
         write_whole(tmp_path, step)
     assert steps(tmp_path) == [3, 6, 9, 20251124]
-    prune(tmp_path, 1, 9, set())
+    prune(tmp_path, keep(1), 9, set())
     assert folders(tmp_path) == sorted([*STRAYS, "9"])
     assert all((tmp_path / name / "mine").exists() for name in STRAYS)
     assert newest_whole(tmp_path) == 9
@@ -113,7 +121,7 @@ def test_a_damaged_one_does_not_count_towards_what_is_kept(tmp_path, spoil):
     for step in (3, 6, 9, 12):
         write_whole(tmp_path, step)
     spoil(tmp_path / "9")
-    prune(tmp_path, 2, 12, {12})
+    prune(tmp_path, keep(2), 12, {12})
     assert folders(tmp_path) == ["12", "6", "9"]  # the damaged one is neither counted nor deleted
 
 
@@ -121,7 +129,7 @@ def test_a_later_one_than_the_save_is_neither_counted_nor_deleted(tmp_path):
     """After a roll-back, or a copy by hand."""
     for step in (3, 6, 9):
         write_whole(tmp_path, step)
-    prune(tmp_path, 1, 6, set())
+    prune(tmp_path, keep(1), 6, set())
     assert folders(tmp_path) == ["6", "9"]
 
 
@@ -129,10 +137,10 @@ def test_the_target_of_a_roll_back_is_kept(tmp_path):
     """SIGTERM saves between the scheduled steps; a spike then goes back to the schedule."""
     for step in (3, 6, 7):
         write_whole(tmp_path, step)
-    prune(tmp_path, 1, 7, set(), every=3)
+    prune(tmp_path, keep(1, every=3), 7, set())
     assert folders(tmp_path) == ["6", "7"]
     write_whole(tmp_path, 9)
-    prune(tmp_path, 1, 9, set(), every=3)
+    prune(tmp_path, keep(1, every=3), 9, set())
     assert folders(tmp_path) == ["9"]
 
 
@@ -141,7 +149,7 @@ def test_a_link_is_not_ours_to_delete(tmp_path):
         write_whole(tmp_path, step)
     (tmp_path / "3").rename(tmp_path / "elsewhere")
     (tmp_path / "3").symlink_to(tmp_path / "elsewhere")
-    prune(tmp_path, 1, 6, set())
+    prune(tmp_path, keep(1), 6, set())
     assert find_fault(tmp_path / "3") is None
 
 
@@ -149,7 +157,7 @@ def test_deleting_goes_on_where_it_was_killed(tmp_path):
     for step in (3, 6):
         write_whole(tmp_path, step)
     (tmp_path / "3").rename(tmp_path / "3.pruned")
-    prune(tmp_path, 1, 6, set())
+    prune(tmp_path, keep(1), 6, set())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["6", "6.whole.json"]
 
 
