@@ -7,22 +7,19 @@ of the archives; the same documents come from every machine, so what is made is 
 """
 
 import importlib
-import importlib.util
 import itertools
 import json
 import random
-import re
 import sys
 
+import numpy as np
+
 PAIRS = 25  # questions and answers in a document
-POLYNOMIALS = "mathematics_dataset.sample.polynomials"
 
 
 def generate(output: str, documents: int, wheels: list[str]) -> None:
     """Writes that many documents as JSON lines."""
     sys.path[:0] = wheels
-    import numpy as np
-
     _mend()
     from absl import flags
     from mathematics_dataset import generate as generator
@@ -47,20 +44,35 @@ def generate(output: str, documents: int, wheels: list[str]) -> None:
             file.write(json.dumps({"text": "\n".join(lines) + "\n"}) + "\n")
 
 
+class _Array(np.ndarray):
+    """An array with the method that NumPy 2 took away."""
+
+    def itemset(self, index, value) -> None:
+        self[index] = value
+
+
+class _NumPy:
+    """NumPy as the package knows it: with `np.object`, and arrays with `itemset`."""
+
+    object = object
+
+    def __getattr__(self, name: str):
+        return getattr(np, name)
+
+    def empty(self, *arguments, **more):
+        return np.empty(*arguments, **more).view(_Array)
+
+    def zeros(self, *arguments, **more):
+        return np.zeros(*arguments, **more).view(_Array)
+
+
 def _mend() -> None:
     """What SymPy, NumPy and Python have moved since 2019; Python 3.12 takes no whole floats in `random.randint`."""
     whole = random.randint
     random.randint = lambda low, high: whole(int(low), int(high))
     diophantine = importlib.import_module("sympy.solvers.diophantine.diophantine")
     importlib.import_module("sympy.solvers.diophantine").base_solution_linear = diophantine.base_solution_linear
-    found = importlib.util.find_spec(POLYNOMIALS)
-    source = found.loader.get_source(POLYNOMIALS)
-    mended = re.sub(
-        r"(\w+)\.itemset\((\w+), (.+)\)$", r"\1[\2] = \3", source.replace("np.object", "object"), flags=re.MULTILINE
-    )
-    module = importlib.util.module_from_spec(found)
-    sys.modules[POLYNOMIALS] = module
-    exec(compile(mended, found.origin, "exec"), module.__dict__)
+    importlib.import_module("mathematics_dataset.sample.polynomials").np = _NumPy()
 
 
 if __name__ == "__main__":

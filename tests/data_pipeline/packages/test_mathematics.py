@@ -1,11 +1,17 @@
 """The one package that is run: a made-up generator of the same shape, with the names that libraries have moved since."""
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from made_up_packages import wheel
 
 from data_pipeline.packages import catalogue as packages
+from data_pipeline.packages import mathematics
 from data_pipeline.sources.readers import read_source
 from data_pipeline.stages.run import StageError, file_sha256
 from retro_jax.config import SourceConfig
@@ -22,9 +28,10 @@ FILES = {
     "mathematics_dataset/sample/polynomials.py": """
 import numpy as np
 def coefficients():
-    array, index = np.empty(3, dtype=np.object), 1
-    array.itemset(index, "x" * 2)
-    return array[1]
+    array, grid = np.empty(3, dtype=np.object), np.zeros(np.asarray([2, 2]), dtype=np.int64)
+    array.itemset(1, "x" * 2)
+    grid.itemset((1, 0), 1)
+    return array[grid[1, 0]]
 """,
     "mathematics_dataset/util/__init__.py": "",
     "mathematics_dataset/util/composition.py": "class Entity: pass",
@@ -83,3 +90,16 @@ def test_a_generator_that_fails_is_said(made, monkeypatch):
     monkeypatch.setattr(packages, "GENERATOR", (one,))
     with pytest.raises(StageError, match=r"its generator failed \(RuntimeError: broken\)"):
         packages.fetch(packages.CATALOGUE["dm_mathematics"])
+
+
+@pytest.mark.skipif(
+    not all(packages.is_fetched(wheel) for wheel in packages.GENERATOR),
+    reason="the wheels of the generator are not here",
+)
+def test_the_real_generator_makes_the_pinned_text(tmp_path):
+    """The first documents of the file whose checksum is in the catalogue; the rest follows from the same random states."""
+    wheels = [str(packages.fetch(wheel).resolve()) for wheel in packages.GENERATOR]
+    command = [sys.executable, "-P", str(Path(mathematics.__file__)), str(tmp_path / "text"), "2", *wheels]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "0"}, capture_output=True)
+    content = (tmp_path / "text").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == "f0d06ae04d6b7c72a9531f9ea752bdef3bc8b64162ea9f612922a33be4a5a3bc"
