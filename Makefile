@@ -28,8 +28,8 @@ test: setup ## the whole suite
 test-slow: setup ## tests that take minutes
 	@$(BIN)/python -m pytest -m "slow and not slurm and not ray"
 
-test-slurm: setup ## launch/slurm.sh under a real SLURM of two nodes on this machine (Debian's slurmctld, slurmd, munge)
-	@$(BIN)/python -m pytest -m slurm tests/launch/test_slurm.py
+test-slurm: setup ## launch/hosts/slurm.sh under a real SLURM of two nodes on this machine (Debian's slurmctld, slurmd, munge)
+	@$(BIN)/python -m pytest -m slurm tests/launch/hosts/test_slurm.py
 
 # The locked packages and an extra that is not in the lock.
 .venv-tpu/.ready .venv-ray/.ready .venv-store/.ready .venv-encoders/.ready: .venv-%/.ready: $(VENV)/.ready

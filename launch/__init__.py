@@ -1,5 +1,5 @@
 """launch: the commands. Flags, exit codes and words for errors; the work is in data_pipeline and retro_jax.
 
-Read command, arguments, reads, then a verb such as train or build. The scripts for SLURM, TPU VMs, GKE and a GPU box are
-beside them. It may import everything.
+Read command, arguments, reads, then a verb such as train or build. hosts/ has the scripts for SLURM, TPU
+VMs, GKE and a GPU box. It may import everything.
 """

@@ -11,9 +11,10 @@ import pytest
 from absl import flags
 from places import ROOT
 
-from launch import cost, database, quickstart
+from launch import database, quickstart
 from launch.__main__ import VERBS
 from launch.arguments import parse
+from launch.hosts import cost
 from launch.reads import READS, check_reads, is_read
 from retro_jax.config import ModelConfig, RunConfig, at_run_time, declarations
 from retro_jax.config.settings import Choice, Named, Number, Rising, Text

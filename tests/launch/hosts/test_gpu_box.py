@@ -1,4 +1,4 @@
-"""launch/gpu_box.sh and its loop: what runs again, what does not, and that stop saves."""
+"""launch/hosts/gpu_box.sh and its loop: what runs again, what does not, and that stop saves."""
 
 import os
 import signal
@@ -69,7 +69,7 @@ def test_stop_saves_and_restart_goes_on(box):
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_the_loop_hands_every_signal_on(tmp_path, number):
-    loop = [str(ROOT / "launch" / "train_loop.sh"), str(tmp_path / "state"), str(stand_in(tmp_path))]
+    loop = [str(ROOT / "launch" / "hosts" / "train_loop.sh"), str(tmp_path / "state"), str(stand_in(tmp_path))]
     train = ["train", f"--workdir={tmp_path / 'run'}", "--config.steps=100000", "--config.seconds=0.05"]
     process = subprocess.Popen([*loop, *train], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     with process:

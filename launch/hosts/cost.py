@@ -1,6 +1,6 @@
 """The cost note of the launch scripts: what `retro preflight` says of a config and a topology, and its price.
 
-    python launch/cost.py TOPOLOGY PRICE_PER_CHIP_HOUR RETRO_PROGRAM --config=... [--config.a.b=c]
+    python launch/hosts/cost.py TOPOLOGY PRICE_PER_CHIP_HOUR RETRO_PROGRAM --config=... [--config.a.b=c]
 
 Prints a few lines and always exits with 0: no answer from preflight is said, but never stops a launch. The price is the
 user's (empty: none); the amount is in the price's currency. Needs no package.

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Trains under SLURM: one task a node, requeued when it was preempted or a task was killed.
-# shellcheck source=launch/common.sh
+# shellcheck source=launch/hosts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'END'
-launch/slurm.sh start|watch|restart|stop: trains on the nodes of a SLURM cluster, as one job that requeues itself
+launch/hosts/slurm.sh start|watch|restart|stop: trains on the nodes of a SLURM cluster, as one job that requeues itself
 
 Example (leave out --dry-run to submit):
-  launch/slurm.sh start --nodes=2 --gpus-per-node=8 --topology=h100:16 --config=configs/retro.py:1b5 --workdir=runs/1b5 --config.data.directory=runs/data --dry-run
+  launch/hosts/slurm.sh start --nodes=2 --gpus-per-node=8 --topology=h100:16 --config=configs/retro.py:1b5 --workdir=runs/1b5 --config.data.directory=runs/data --dry-run
 
-  start    submits launch/slurm.sbatch; refuses while a job of that name is in the queue
+  start    submits launch/hosts/slurm.sbatch; refuses while a job of that name is in the queue
   watch    shows the job in the queue and follows its log
   restart  requeues the job, or submits it again when it has left the queue; takes the flags of start
   stop     lets the job save and end, and not come back; no file is deleted
@@ -49,7 +49,7 @@ start() {
   [[ -z ${FLAG[gpus-per-node]-} ]] || options+=("--gpus-per-node=${FLAG[gpus-per-node]}")
   [[ -z ${FLAG[time]-} ]] || options+=("--time=${FLAG[time]}")
   run mkdir -p "${FLAG[workdir]}/launch"
-  run sbatch "${options[@]}" "$ROOT/launch/slurm.sbatch" \
+  run sbatch "${options[@]}" "$ROOT/launch/hosts/slurm.sbatch" \
     "$retro" train "--workdir=${FLAG[workdir]}" "${TRAIN[@]}"
 }
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Trains on a TPU slice of a GKE cluster, as a JobSet that restarts itself.
-# shellcheck source=launch/common.sh
+# shellcheck source=launch/hosts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'END'
-launch/gke.sh start|watch|restart|stop: trains on one TPU slice of a GKE cluster, as a JobSet that restarts itself
+launch/hosts/gke.sh start|watch|restart|stop: trains on one TPU slice of a GKE cluster, as a JobSet that restarts itself
 
 Example (leave out --dry-run to submit):
-  launch/gke.sh start --name=retro-7b5 --image=IMAGE --topology=v5p:8x8x4 --config=configs/retro.py:7b5 --workdir=gs://my-bucket/7b5 --config.data.directory=gs://my-bucket/data --dry-run
+  launch/hosts/gke.sh start --name=retro-7b5 --image=IMAGE --topology=v5p:8x8x4 --config=configs/retro.py:7b5 --workdir=gs://my-bucket/7b5 --config.data.directory=gs://my-bucket/data --dry-run
 
-  start    shows the cost note and applies the manifest (launch/jobset.yaml filled in by launch/gke.py)
+  start    shows the cost note and applies the manifest (launch/hosts/jobset.yaml filled in by launch/hosts/gke.py)
   watch    shows the JobSet and its pods and follows the log of host 0
   restart  ends all pods, which save, and starts them again; with --delete deletes the JobSet and makes it anew, which
            one that has failed for good needs. Preemptions need neither: the JobSet restarts by itself
@@ -42,7 +42,7 @@ manifest() {
   for flag in name image topology workdir namespace service-account max-restarts; do
     [[ -z ${FLAG[$flag]-} ]] || options+=("--$flag=${FLAG[$flag]}")
   done
-  "$(python_program)" "$ROOT/launch/gke.py" "${options[@]}" -- "${TRAIN[@]}"
+  "$(python_program)" "$ROOT/launch/hosts/gke.py" "${options[@]}" -- "${TRAIN[@]}"
 }
 
 start() {

@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh against stand-ins for gcloud, uv and gcsfuse: two workers are two folders, their commands are run."""
+"""launch/hosts/tpu_vm.sh against stand-ins for gcloud, uv and gcsfuse: two workers are two folders, their commands are run."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_start_rents_installs_and_trains_on_every_worker(tpu):
     wait_for(lambda: starts(tpu, 0) and starts(tpu, 1), "a start on both workers")
     for worker in (0, 1):
         here = tpu.root / f"worker{worker}"
-        assert (here / "retro_jax" / "launch" / "tpu_worker.sh").exists()  # the archive was unpacked
+        assert (here / "retro_jax" / "launch" / "hosts" / "tpu_worker.sh").exists()  # the archive was unpacked
         assert starts(tpu, worker)[0] == [
             "train",
             f"--workdir={here}/retro-bucket/my run",

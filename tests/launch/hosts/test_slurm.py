@@ -1,4 +1,4 @@
-"""launch/slurm.sh against a real slurmctld and two slurmd on this machine; run by `make test-slurm`.
+"""launch/hosts/slurm.sh against a real slurmctld and two slurmd on this machine; run by `make test-slurm`.
 
 The whole log (daemons, jobs, the run) is left in runs/test-slurm.
 """
@@ -38,7 +38,7 @@ def slurm():
 
 @pytest.fixture
 def job(slurm, request):
-    """job(verb, *flags) runs launch/slurm.sh on two nodes; job.state() is what scontrol says of the last job."""
+    """job(verb, *flags) runs launch/hosts/slurm.sh on two nodes; job.state() is what scontrol says of the last job."""
     workdir = LOGS / request.node.name
     retro = stand_in(workdir)
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Trains on this machine alone: one process that survives the terminal, and runs again when it was preempted and saved.
-# shellcheck source=launch/common.sh
+# shellcheck source=launch/hosts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'END'
-launch/gpu_box.sh start|watch|restart|stop: trains on all devices of this machine, in the background
+launch/hosts/gpu_box.sh start|watch|restart|stop: trains on all devices of this machine, in the background
 
 Example:
-  launch/gpu_box.sh start --config=configs/quickstart.py:smoke --workdir=runs/box --config.data.directory=runs/quickstart-smoke/data
+  launch/hosts/gpu_box.sh start --config=configs/quickstart.py:smoke --workdir=runs/box --config.data.directory=runs/quickstart-smoke/data
 
   start    starts `retro train`; exit code 75 (preempted and saved) runs it again, any other ends it
   watch    shows the end of the log, and goes on until the run has ended
@@ -44,11 +44,11 @@ start() {
   cost_note
   run mkdir -p "$state"
   if [[ -n $DRY_RUN ]]; then
-    printf '%s >>%q 2>&1 </dev/null &\n' "$(quoted nohup setsid "$ROOT/launch/train_loop.sh" "$state" "${command[@]}")" "$state/train.log"
+    printf '%s >>%q 2>&1 </dev/null &\n' "$(quoted nohup setsid "$ROOT/launch/hosts/train_loop.sh" "$state" "${command[@]}")" "$state/train.log"
     return
   fi
   rm -f "$state/pid"
-  nohup setsid "$ROOT/launch/train_loop.sh" "$state" "${command[@]}" >>"$state/train.log" 2>&1 </dev/null &
+  nohup setsid "$ROOT/launch/hosts/train_loop.sh" "$state" "${command[@]}" >>"$state/train.log" 2>&1 </dev/null &
   for _ in {1..100}; do [[ ! -s $state/pid ]] || break && sleep 0.1; done
   [[ -s $state/pid ]] || fail "the loop did not start; see $state/train.log"
   say "started: process $(<"$state/pid"), log $state/train.log"

@@ -5,8 +5,8 @@
 # RETRO names another `retro` program than .venv/bin/retro or the one on the PATH.
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-SCRIPT=launch/$(basename "$0")
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+SCRIPT=launch/hosts/$(basename "$0")
 declare -A FLAG=() # --name=value of the script itself
 TRAIN=()           # what is handed on to `retro train`, but for --workdir
 DRY_RUN=
@@ -104,6 +104,6 @@ cost_note() {
   [[ -n ${FLAG[topology]-} ]] || return 0
   local retro
   retro=$(retro_program)
-  python3 "$ROOT/launch/cost.py" "${FLAG[topology]}" "${FLAG[price-per-chip-hour]-}" "$retro" "${TRAIN[@]}" >&2 ||
-    say "cost note: none, launch/cost.py failed"
+  python3 "$ROOT/launch/hosts/cost.py" "${FLAG[topology]}" "${FLAG[price-per-chip-hour]-}" "$retro" "${TRAIN[@]}" >&2 ||
+    say "cost note: none, launch/hosts/cost.py failed"
 }

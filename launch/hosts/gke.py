@@ -1,6 +1,6 @@
-"""Fills in launch/jobset.yaml: the Kubernetes manifest of a training run on one TPU slice of GKE.
+"""Fills in launch/hosts/jobset.yaml: the Kubernetes manifest of a training run on one TPU slice of GKE.
 
-    python launch/gke.py --name=retro-7b5 --image=IMAGE --topology=v5p:8x8x4 --workdir=gs://BUCKET/7b5 -- --config=...
+    python launch/hosts/gke.py --name=retro-7b5 --image=IMAGE --topology=v5p:8x8x4 --workdir=gs://BUCKET/7b5 -- --config=...
 
 Values are put into the parsed template and written by the YAML library, never pasted into text, so that no value can
 become another field; the container runs `retro train` without a shell. The bucket is mounted at /gcs, and arguments that
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(yaml.safe_dump(manifest(**given), sort_keys=False, width=120), end="")
     except ValueError as error:
-        print(f"launch/gke.py: {error}", file=sys.stderr)
+        print(f"launch/hosts/gke.py: {error}", file=sys.stderr)
         return 1
     return 0
 

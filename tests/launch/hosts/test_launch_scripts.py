@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from launch_fixture import ROOT, SCRIPTS, launch, stand_in
 
-from launch.cost import note
+from launch.hosts.cost import note
 
-SHELL = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / "launch" / "slurm.sbatch"]
+SHELL = [*sorted((ROOT / "launch" / "hosts").glob("*.sh")), ROOT / "launch" / "hosts" / "slurm.sbatch"]
 REPORT = {
     "fits": True,
     "memory_gib": {"total": 61.25, "limit": 95.74},
@@ -38,7 +38,7 @@ def test_the_example_of_the_help_works_when_pasted(script, tmp_path):
     """As it stands, but for --dry-run where that is not in it already; what it prints is a shell's language."""
     help_text = launch(script, "--help", retro="").stdout
     assert launch(script, "start", "--help", retro="").stdout == help_text
-    examples = [line.strip() for line in help_text.splitlines() if line.startswith(f"  launch/{script}.sh ")]
+    examples = [line.strip() for line in help_text.splitlines() if line.startswith(f"  launch/hosts/{script}.sh ")]
     assert len(examples) == 1
     report = tmp_path / "report.json"
     report.write_text(json.dumps(REPORT))
@@ -53,7 +53,7 @@ def test_the_example_of_the_help_works_when_pasted(script, tmp_path):
 def test_the_commands_of_the_guides_work(guide, tmp_path):
     """All but those that stand for `the flags of start`."""
     text = (ROOT / "docs" / f"{guide}.md").read_text().replace("\\\n", " ")
-    commands = [line for line in text.splitlines() if line.startswith("    launch/") and "<" not in line]
+    commands = [line for line in text.splitlines() if line.startswith("    launch/hosts/") and "<" not in line]
     assert len(commands) >= 4
     for command in commands:
         path, *words = shlex.split(command, comments=True)

@@ -1,4 +1,4 @@
-"""The manifest of launch/gke.py: against the schemas of Kubernetes and of JobSet, and no value becomes another field."""
+"""The manifest of launch/hosts/gke.py: against the schemas of Kubernetes and of JobSet, and no value becomes another field."""
 
 import json
 
@@ -9,7 +9,7 @@ import yaml
 from launch_fixture import launch
 from places import FIXTURES
 
-from launch.gke import main, manifest
+from launch.hosts.gke import main, manifest
 
 SCHEMA = json.loads((FIXTURES / "jobset_schema.json").read_text())
 VALUES = {

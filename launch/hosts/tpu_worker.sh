@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Prepares one worker of a TPU VM: retro_jax with its [tpu] extra in .venv, and the bucket mounted.
-# launch/tpu_vm.sh runs it on every worker, at every start; what is there already stays.
+# launch/hosts/tpu_vm.sh runs it on every worker, at every start; what is there already stays.
 #
 #   tpu_worker.sh [BUCKET MOUNT]
 set -euo pipefail
 
 PYTHON_VERSION=3.12 # the workers' own Python may be older than retro_jax needs
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PATH=$HOME/.local/bin:$PATH
 command -v uv >/dev/null || python3 -m pip install --quiet --user uv
 [[ -x .venv/bin/python ]] || uv venv --quiet --python "$PYTHON_VERSION" .venv

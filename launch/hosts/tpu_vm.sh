@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU slice: asks for it, installs this commit on its workers, runs one process on each.
-# shellcheck source=launch/common.sh
+# shellcheck source=launch/hosts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'END'
-launch/tpu_vm.sh start|watch|restart|stop: trains on a Cloud TPU slice, one process a worker
+launch/hosts/tpu_vm.sh start|watch|restart|stop: trains on a Cloud TPU slice, one process a worker
 
 Example (leave out --dry-run to rent it):
-  launch/tpu_vm.sh start --name=retro-7b5 --zone=us-east5-a --topology=v5p:8x8x4 --spot --config=configs/retro.py:7b5 --workdir=gs://my-bucket/7b5 --config.data.directory=gs://my-bucket/data --dry-run
+  launch/hosts/tpu_vm.sh start --name=retro-7b5 --zone=us-east5-a --topology=v5p:8x8x4 --spot --config=configs/retro.py:7b5 --workdir=gs://my-bucket/7b5 --config.data.directory=gs://my-bucket/data --dry-run
 
   start    asks for the slice (a queued resource), waits for it, installs the committed source on every worker, trains
   watch    shows the request's state and follows the log of worker 0
@@ -96,13 +96,13 @@ train() {
   cloud tpu-vm ssh --worker=all '--command=mkdir -p retro_jax && tar -xzf retro_jax.tar.gz -C retro_jax'
   if [[ ${FLAG[workdir]} == gs://* ]]; then
     bucket=${FLAG[workdir]#gs://}
-    on all launch/tpu_worker.sh "${bucket%%/*}" "$MOUNT"
+    on all launch/hosts/tpu_worker.sh "${bucket%%/*}" "$MOUNT"
   else
-    on all launch/tpu_worker.sh
+    on all launch/hosts/tpu_worker.sh
   fi
   words=("$(mounted "--workdir=${FLAG[workdir]}")" -- --hosts=tpu)
   for word in "${TRAIN[@]}"; do words+=("$(mounted "$word")"); done
-  on all launch/gpu_box.sh "$verb" "--state=$STATE" "${words[@]}"
+  on all launch/hosts/gpu_box.sh "$verb" "--state=$STATE" "${words[@]}"
 }
 
 start() {
@@ -116,7 +116,7 @@ start() {
 watch() {
   need name zone
   cloud queued-resources describe '--format=value(state.state)'
-  on 0 launch/gpu_box.sh watch "--state=$STATE" --workdir=.
+  on 0 launch/hosts/gpu_box.sh watch "--state=$STATE" --workdir=.
 }
 
 restart() {
@@ -139,7 +139,7 @@ stop() {
   if [[ -n ${FLAG[delete]-} ]]; then
     delete
   else
-    on all launch/gpu_box.sh stop "--state=$STATE" --workdir=.
+    on all launch/hosts/gpu_box.sh stop "--state=$STATE" --workdir=.
     say "the slice is still there and costs; $SCRIPT stop --delete --name=${FLAG[name]} --zone=${FLAG[zone]} deletes it."
   fi
 }
