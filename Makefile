@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test fuzz test-slow test-slurm test-ray test-store test-encoders test-tpu mutations scaling database-faults benchmark reliability database-report config-page lock lint
+.PHONY: help setup quickstart test fuzz test-slow test-slurm test-ray test-store test-encoders test-tpu test-wheel mutations scaling database-faults benchmark reliability database-report config-page lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -30,6 +30,9 @@ test-slow: setup ## tests that take minutes
 
 test-slurm: setup ## launch/hosts/slurm.sh under a real SLURM of two nodes on this machine (Debian's slurmctld, slurmd, munge)
 	@$(BIN)/python -m pytest -m slurm tests/launch/hosts/test_slurm.py
+
+test-wheel: setup ## builds a wheel, installs it into an environment of its own and trains a step there
+	@$(BIN)/python -m pytest -m wheel tests/repository/test_wheel.py
 
 # The locked packages and an extra that is not in the lock.
 .venv-tpu/.ready .venv-ray/.ready .venv-store/.ready .venv-encoders/.ready: .venv-%/.ready: $(VENV)/.ready
