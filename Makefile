@@ -49,8 +49,8 @@ ONLY ?=
 mutations: setup ## plants the known mistakes one at a time and prints those that no test finds (resumes); ONLY=NAME for some
 	@$(BIN)/python tests/mutations/mutate.py --only="$(ONLY)"
 
-scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hour or more) and writes docs/scaling.md
-	@.venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/scaling.md
+scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hour or more) and writes docs/measured/scaling.md
+	@.venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/measured/scaling.md
 
 test-ray: .venv-ray/.ready ## builds on a Ray cluster of several nodes on this machine, with processes and nodes killed
 	@.venv-ray/bin/python -m pytest -m ray tests/data_pipeline/stages/test_ray_engine.py
@@ -61,12 +61,12 @@ test-store: .venv-store/.ready ## sources in an S3 store: a server on this machi
 test-encoders: .venv-encoders/.ready ## vectors of tiny encoders against sentence-transformers itself (PyTorch, 1 GB)
 	@.venv-encoders/bin/python -m pytest -m encoders tests/data_pipeline/encoder/test_encoders.py
 
-database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray (resumes); writes docs/database_faults.md
+database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray (resumes); writes docs/measured/database_faults.md
 	@PYTHONPATH=tests/fixtures .venv-ray/bin/python benchmarks/faults.py
 
 PERCENT ?= 100
-database-report: setup ## builds from nine subsets at five sizes (resumes; hours) and writes docs/database.md; PERCENT=1 for a small one
-	@$(BIN)/python benchmarks/database.py --percent=$(PERCENT) runs/database docs/database.md
+database-report: setup ## builds from nine subsets at five sizes (resumes; hours) and writes docs/measured/database.md; PERCENT=1 for a small one
+	@$(BIN)/python benchmarks/database.py --percent=$(PERCENT) runs/database docs/measured/database.md
 
 config-page: setup ## docs/config.md from the declarations of the settings
 	@$(BIN)/python -m retro_jax.config.page docs/config.md
@@ -85,16 +85,16 @@ lock: ## make requirements.lock anew from pyproject.toml (needs uv)
 	@touch $@
 
 DATABASE ?= $(wildcard runs/database/100/data)
-benchmark: setup .venv-peer/.ready ## each part against its peers; writes docs/performance.md (DATABASE=a build's data of 100,000 chunks)
+benchmark: setup .venv-peer/.ready ## each part against its peers; writes docs/measured/performance.md (DATABASE=a build's data of 100,000 chunks)
 	@$(BIN)/python benchmarks/training_step.py
 	@$(BIN)/python benchmarks/embedding.py > /dev/null
 	@$(BIN)/python benchmarks/search.py $(if $(DATABASE),--data=$(DATABASE) --keys=100000) > /dev/null
 	@$(BIN)/python benchmarks/whole_path.py > /dev/null
-	@$(BIN)/python benchmarks/report.py runs/benchmarks docs/performance.md
+	@$(BIN)/python benchmarks/report.py runs/benchmarks docs/measured/performance.md
 
 TRIALS ?= 500
 fuzz: setup ## damages one file of a finished work directory and runs a verb, TRIALS times; prints what came of it
 	@TRIALS=$(TRIALS) $(BIN)/python -m pytest -q tests/repository/test_damaged_files.py
 
-reliability: setup ## kills training at random moments and resumes it; writes docs/reliability.md
+reliability: setup ## kills training at random moments and resumes it; writes docs/measured/reliability.md
 	@JAX_PLATFORMS=cpu PYTHONPATH=tests/fixtures $(BIN)/python benchmarks/reliability.py

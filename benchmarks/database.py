@@ -1,6 +1,6 @@
 """Builds the database of configs/nine_subsets.py at 1, 3, 10, 30 and 100% of a share of its text and measures each build.
 
-    .venv/bin/python benchmarks/database.py --percent=100 runs/database docs/database.md    # or: make database-report
+    .venv/bin/python benchmarks/database.py --percent=100 runs/database docs/measured/database.md    # or: make database-report
 
 Every build is one JSON file in the given folder; one that is there is not made again, and an interrupted one continues
 (its line then says so). The whole share comes first: its tokenizer serves the smaller ones, so that they differ in their

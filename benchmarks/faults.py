@@ -1,6 +1,6 @@
 """Kills at random moments over all stages of a build, locally and on a Ray cluster of this machine: are the bytes the same?
 
-    make database-faults     # 30 kills; appends to runs/benchmarks/faults.jsonl, continues there, writes docs/database_faults.md
+    make database-faults     # 30 kills; appends to runs/benchmarks/faults.jsonl, continues there, writes docs/measured/database_faults.md
     PYTHONPATH=tests/fixtures .venv-ray/bin/python benchmarks/faults.py --kills=2 --kinds=local --output=faults.jsonl --page=faults.md
 
 A fault is one of: the building process gets SIGKILL ("local"), a worker process of the cluster does ("worker"), or a node
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--kinds", default="local,local,worker,node", help="taken in turns: local, worker, node")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/faults.jsonl"))
-    parser.add_argument("--page", type=Path, default=Path("docs/database_faults.md"))
+    parser.add_argument("--page", type=Path, default=Path("docs/measured/database_faults.md"))
     options = parser.parse_args(argv)
     kinds = options.kinds.split(",")
     if unknown := set(kinds) - set(KINDS):

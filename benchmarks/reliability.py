@@ -1,4 +1,4 @@
-"""Kills training at random moments, and plays other mishaps (mishaps.py): resumes, compares, writes docs/reliability.md.
+"""Kills training at random moments, and plays other mishaps (mishaps.py): resumes, compares, writes docs/measured/reliability.md.
 
     make reliability
     JAX_PLATFORMS=cpu PYTHONPATH=tests/fixtures .venv/bin/python benchmarks/reliability.py --kills=2 --rounds=1 --directory=runs/reliability-2 --report=runs/reliability-2.md
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="one kind of mishap, by its name")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path, default=ROOT / "runs" / "reliability")
-    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "reliability.md")
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "measured" / "reliability.md")
     options = parser.parse_args()
     directory = options.directory.absolute()
     data, whole = directory / "data", directory / "whole"
@@ -145,7 +145,7 @@ def outcome(workdir: Path, whole: Path, again: list[int]) -> dict:
 
 
 def report(trials: list[dict], mishaps: list[dict], storage: list[dict], options) -> str:
-    """docs/reliability.md."""
+    """docs/measured/reliability.md."""
     lost, in_flight, rows = [], [], []
     for trial in trials:
         unfinished = trial["saved"] < trial["reached"] // EVERY * EVERY  # the save of a step that was reached

@@ -1,4 +1,4 @@
-"""Writes docs/performance.md from what the benchmarks measured: `python benchmarks/report.py runs/benchmarks docs/performance.md`.
+"""Writes docs/measured/performance.md from what the benchmarks measured: `python benchmarks/report.py runs/benchmarks docs/measured/performance.md`.
 
 Every figure of that page comes from the JSON files in the given folder; nothing is typed in.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 HEAD = """# Performance
 
-Written by `make benchmark` from its JSON output; do not edit. How each figure is made: [benchmarks/README.md](../benchmarks/README.md).
+Written by `make benchmark` from its JSON output; do not edit. How each figure is made: [benchmarks/README.md](../../benchmarks/README.md).
 """
 
 DIFFERENCES = """The two models are not the same function, and neither was changed to be:

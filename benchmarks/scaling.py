@@ -1,6 +1,6 @@
-"""Writes docs/scaling.md: every recipe's preflight.
+"""Writes docs/measured/scaling.md: every recipe's preflight.
 
-    .venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/scaling.md     # or: make scaling
+    .venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/measured/scaling.md     # or: make scaling
 
 Each row is one JSON file in the given folder; a row that is there is not compiled again, so an interrupted run
 continues. Rows for GPUs are the estimate; `--no-compile` writes the page from the rows there are.

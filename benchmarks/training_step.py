@@ -1,11 +1,11 @@
 """Seconds of a training step against the public PyTorch RETRO, at the shape of the paper's smallest model.
 
-    make benchmark                                     # everything: both environments, all pairs, docs/performance.md
+    make benchmark                                     # everything: both environments, all pairs, docs/measured/performance.md
     .venv/bin/python benchmarks/training_step.py --rounds=3 --pairs=bfloat16:tuned
 
 Two processes, one of ours and one of the peer's, are started and warmed up, then take turns (A B A B); the one whose
 turn it is has the machine. A pair is a precision and an allocator setting, the same on both sides. Memory: about 5 GiB
-a side. On the machine of docs/performance.md everything takes about 15 minutes.
+a side. On the machine of docs/measured/performance.md everything takes about 15 minutes.
 """
 
 import argparse

@@ -15,7 +15,7 @@ def get_config(argument: str = ""):
     words = split_argument(argument, ["smoke"])
     config = default_config()
     # Chunks of 16 tokens, not 64: with so little training a decoder learns to read what follows a chunk only where that
-    # is near (docs/decisions.md), and the paper's own caution for small scale is m = 16 to 32.
+    # is near (docs/decisions/model.md), and the paper's own caution for small scale is m = 16 to 32.
     config.model.update(
         vocabulary=4_096,
         sequence_length=256,

@@ -3,7 +3,7 @@
     retro build --config=configs/retro.py:172m --workdir=runs/172m      # once; or --config.data.directory=DIR of another
     retro train --config=configs/retro.py:172m --workdir=runs/172m
 
-A slice after the size takes its mesh, remat and accumulation (`:7b5,v5p-8x8x4`; docs/scaling.md lists them):
+A slice after the size takes its mesh, remat and accumulation (`:7b5,v5p-8x8x4`; docs/measured/scaling.md lists them):
 
     retro preflight --config=configs/retro.py:7b5 --topology=v5p:8x8x4      # does it fit, what will it cost
 

@@ -19,7 +19,7 @@ def _flags(values: flags.FlagValues) -> None:
     )
     define("accelerator", "none", ("none", "gpu", "tpu"), "what a Ray actor embeds on", flag_values=values)
     flags.DEFINE_string(
-        "address", "auto", "HOST:PORT of the Ray cluster's head (docs/build_on_ray.md)", flag_values=values
+        "address", "auto", "HOST:PORT of the Ray cluster's head (docs/guides/build_on_ray.md)", flag_values=values
     )
     flags.DEFINE_boolean("plan", False, "build nothing: what it would take, from a sample", flag_values=values)
     flags.DEFINE_float("plan_tokens", 0.0, "of the corpus to plan for; 0: the config's sources", flag_values=values)

@@ -42,6 +42,7 @@ class Retriever:
     """
 
     def __init__(self, data: Path, config: DataConfig):
+        data = Path(data)
         neighbors = NeighborTable(data / "neighbors")
         require_fingerprint(
             f"chunk table {data / 'chunks'} for {data / 'neighbors'}",

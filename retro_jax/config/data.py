@@ -53,7 +53,7 @@ class DataConfig:
     )
     tokenizer: str = setting("", TEXT, "A SentencePiece model file; empty trains one.")
     encoder: str = setting(
-        "", TEXT, "A directory of an encoder (docs/encoders.md); empty: all-MiniLM-L6-v2 from its package."
+        "", TEXT, "A directory of an encoder (docs/guides/encoders.md); empty: all-MiniLM-L6-v2 from its package."
     )
     encoder_batch: int = setting(
         16,

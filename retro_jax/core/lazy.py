@@ -26,9 +26,5 @@ def public(
         where, _, attribute = names[name].partition(":")
         full = where if where.startswith(("retro_jax.", "data_pipeline.")) else f"{package}.{where}"
         return getattr(importlib.import_module(full), attribute or name)
-        module = importlib.import_module(
-            where if where.startswith(("retro_jax.", "data_pipeline.")) else f"{package}.{where}"
-        )
-        return getattr(module, name)
 
     return get, lambda: everything, everything

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = public(
         "Retro": "retro",
         "initialize": "retro",
         "merge": "retro",
+        "params_of": "retro",
         "apply_hidden": "retro",
         "token_nll": "loss",
         "flops_per_token": "flops",

@@ -21,7 +21,7 @@ def kernel(rngs: nnx.Rngs, inputs: int, outputs: int, gain: float = 1.0) -> nnx.
     """[inputs, outputs], normal with variance gain^2 / inputs: products start at the size of what they multiply.
 
     The paper does not state its initialization. A fixed 0.02 suits widths near 2,000 alone: at width 128 the same
-    steps ended 0.8 nats a token higher (docs/decisions.md).
+    steps ended 0.8 nats a token higher (docs/decisions/model.md).
     """
     return _normal(rngs, (inputs, outputs), gain / inputs**0.5)
 
@@ -49,7 +49,7 @@ def last_scale(vocabulary: int, width: int) -> nnx.Param:
 
     The stream holds the token's own vector times sqrt(width), so with a scale of 1 a fresh model is sqrt(width) nats sure
     that every token comes again. With this one it gives that no more than half, and its loss starts near the vocabulary's
-    logarithm. A scale of 1 / sqrt(width), which leaves no preference at all, learned slower (docs/decisions.md).
+    logarithm. A scale of 1 / sqrt(width), which leaves no preference at all, learned slower (docs/decisions/model.md).
     """
     return nnx.Param(jnp.full((width,), min(1.0, math.log(vocabulary) / width**0.5), jnp.float32))
 

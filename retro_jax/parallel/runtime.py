@@ -15,7 +15,7 @@ def keep_memory() -> bool:
 
     XLA's CPU backend frees its buffers after every step, and glibc returns large ones at once: each step then faults
     every page in anew. One arena, no mapped blocks and no trimming take a quarter off the CPU time of a small step, for
-    about twice the resident memory (docs/decisions.md). It must come before jax makes its threads. Left alone are
+    about twice the resident memory (docs/decisions/model.md). It must come before jax makes its threads. Left alone are
     other C libraries, machines with an accelerator, and users who tune the allocator themselves.
     """
     tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)

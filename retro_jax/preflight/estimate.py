@@ -2,7 +2,7 @@
 
 Memory of parameters, moments and gradients is exact. That of activations and temporaries is a model of what the step
 keeps (what a layer's backward pass needs) and of the largest thing it works on (attention scores, feed-forward, a block
-of logits); docs/scaling.md holds it against the compiler. Times are a roofline: the largest of products at the chip's
+of logits); docs/measured/scaling.md holds it against the compiler. Times are a roofline: the largest of products at the chip's
 peak, memory traffic and traffic between devices at theirs. A real step takes longer.
 """
 

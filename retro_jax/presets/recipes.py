@@ -2,7 +2,7 @@
 
     retro train --config=configs/retro.py:7b5,v5p-8x8x4 --workdir=...       # the word after the size takes a recipe
 
-What each comes to (GiB a device by compiler or estimate, roofline) is in docs/scaling.md, which `make scaling` writes.
+What each comes to (GiB a device by compiler or estimate, roofline) is in docs/measured/scaling.md, which `make scaling` writes.
 """
 
 from dataclasses import dataclass, replace

@@ -30,7 +30,7 @@ class Chip:
     link_bandwidth: float  # bytes out of the device over all its links, one way
     compiles: bool = True  # whether a compiler for it works without it
     live_scores: int = (
-        LIVE_SCORES  # fitted to what the compiler said in docs/scaling.md; within a quarter for most sizes
+        LIVE_SCORES  # fitted to what the compiler said in docs/measured/scaling.md; within a quarter for most sizes
     )
 
     def slice_name(self) -> str:
