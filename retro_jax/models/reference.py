@@ -149,7 +149,7 @@ def attention(
 ) -> Float[np.ndarray, "I D"]:
     """CA(h, Y) (equation 4) with heads and Transformer-XL's relative positions; a row that sees nothing stays zero.
 
-    logit(i, j) = ((W_Q h_i + u) . W_K y_j + (W_Q h_i + v) . W_R s(d(i, j))) / sqrt(head width)   (PAPER.md 2.5)
+    logit(i, j) = ((W_Q h_i + u) . W_K y_j + (W_Q h_i + v) . W_R s(d(i, j))) / sqrt(head width)
     """
     heads, width = weights["content_bias"].shape
     q, k, v = (
@@ -190,7 +190,7 @@ def rms_norm(x: Float[np.ndarray, "I D"], scale: Float[np.ndarray, " D"]) -> Flo
 
 
 def sinusoid(distance: int, width: int) -> Float[np.ndarray, " D"]:
-    """s(d) = [sin, cos](d * 10000^(-2t/width)) for t = 0..width/2-1, sines first (PAPER.md 2.5)."""
+    """s(d) = [sin, cos](d * 10000^(-2t/width)) for t = 0..width/2-1, sines first."""
     angles = [distance * 10000 ** (-2 * t / width) for t in range(width // 2)]
     return np.array([math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles])
 

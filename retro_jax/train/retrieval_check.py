@@ -1,7 +1,7 @@
-"""Does retrieval do anything? Validation losses with neighbors, without, and with another chunk's.
+"""Measures validation losses with neighbors, without, and with another chunk's, and raises an alarm when On is not better.
 
-A RETRO model can train, look healthy and ignore its neighbors (PAPER.md section 7, the reproduction warnings). The sign
-is cheap to read while it trains: On is not below random neighbors.
+A RETRO model can train, look healthy and ignore its neighbors. The sign is cheap to read while it trains: On is not below
+random neighbors.
 """
 
 from collections.abc import Callable

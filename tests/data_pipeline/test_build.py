@@ -65,7 +65,7 @@ def test_a_build_says_what_it_made_and_a_second_one_makes_nothing(root, whole, c
 
 
 def test_a_build_interrupted_at_every_other_shard_ends_with_the_same_bytes(root, whole, monkeypatch, capsys):
-    """Trap 24 over all seven stages; now and then the disk is full instead."""
+    """Guards against a killed build that ends with other bytes, over all seven stages; sometimes the disk is full instead."""
     real, calls, codes = manifests._make_shard, [0], []
 
     def failing(directory, shard, thing):

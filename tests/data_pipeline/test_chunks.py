@@ -141,7 +141,7 @@ def test_order_counts_and_types(root, table):
         mine = [document for document in documents if document.split == split]
         assert part["documents"] == len(mine)
         assert part["bytes"] == sum(len(document.text.encode()) for document in mine)
-    # Trap 21: ids stay 64 bits wide; a document id has 63.
+    # Ids stay 64 bits wide; a document id has 63.
     assert table.document_ids.dtype == np.int64 and ids.max() > 2**32
     assert table.tokens.dtype == table.subsets.dtype == np.int32
 
@@ -168,7 +168,7 @@ DOCUMENTS = [(7, [10, 11, 12, 13]), (8, [20]), (9, [30, 31, 32])]
 
 @pytest.mark.parametrize("rows_a_shard", [1, 2, 3, 99])
 def test_value_is_the_chunk_and_its_continuation(tmp_path, rows_a_shard):
-    """Trap 20: F stops at the document's end and does not start over at the table's end. Trap 17: -1 is no row."""
+    """Guards against a continuation that runs into the next document or starts over at the table's end; -1 read as a row."""
     table = write_table(tmp_path, DOCUMENTS, 3, rows_a_shard)
     none = [-1] * 4
     expected = [
@@ -186,7 +186,7 @@ def test_value_is_the_chunk_and_its_continuation(tmp_path, rows_a_shard):
 
 
 def test_a_missing_neighbor_indexes_nothing(tmp_path):
-    """Trap 17: neither the last chunk (row -1) nor chunk 0 stands in for a missing neighbor, in any shape."""
+    """Guards against the last chunk (row -1) or chunk 0 in place of a missing neighbor, in any shape."""
     table = write_table(tmp_path, DOCUMENTS, 3, 2)
 
     class Watched:
@@ -216,7 +216,7 @@ def test_an_id_outside_is_refused(tmp_path, ids):
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=6), st.integers(1, 5), st.data())
 def test_value_holds_only_one_documents_text(lengths, chunk_length, data):
-    """Trap 20, as a property: the tokens of [N, F] are consecutive tokens of the document of N."""
+    """Guards against [N, F] of two documents. Its tokens are consecutive tokens of the document of N."""
     documents = [(number, [100 * number + 3 + i for i in range(length)]) for number, length in enumerate(lengths)]
     table, rows = cut([tokens for _, tokens in documents], chunk_length, BOS, EOS)
     document_ids = np.repeat(np.arange(len(documents)), rows)

@@ -132,7 +132,7 @@ def test_an_example_in_full():
     assert example["loss_mask"].tolist() == [1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0]
     assert example["document_ids"].tolist() == [1, 1, 2, 2]
     assert example["neighbor_ids"].tolist() == [[2, -1], [2, 3], [0, 1], [-1, -1]]
-    # [N, F]: F is the next chunk of the same document or padding; a missing neighbor is padding (Traps 17 and 20).
+    # [N, F]: F is the next chunk of the same document or padding; a missing neighbor is padding.
     assert example["neighbor_tokens"][2].tolist() == [
         [BOS, 1000, 1001, 1002, 1003, EOS, _, _],
         [1003, EOS, _, _, _, _, _, _],
@@ -147,7 +147,10 @@ def test_an_example_in_full():
 
 @pytest.mark.parametrize("sequence_length", [4, 8, 12, 24, 40])
 def test_every_text_token_of_held_out_documents_is_scored_once(sequence_length):
-    """The first token included, BOS and EOS never, whatever the window (Trap 30)."""
+    """Guards against tokens scored twice or never.
+
+    The first token is scored, BOS and EOS never, whatever the window.
+    """
     table, neighbors = made_up(3)
     packing = pack(table, sequence_length // M)["validation"]
     scored = []
@@ -169,7 +172,10 @@ def test_every_target_of_training_documents_counts_once():
 
 
 def test_neighbors_belong_to_chunks_and_survive_another_packing():
-    """Trap 25: whatever the sequence length, a chunk shows the neighbors that are stored under its id."""
+    """Guards against neighbors stored by place.
+
+    Whatever the sequence length, a chunk has the neighbors stored under its id.
+    """
     table, neighbors = made_up(5)
     for chunks in (1, 3, 5):
         for split, packing in pack(table, chunks).items():
@@ -184,7 +190,7 @@ def test_neighbors_belong_to_chunks_and_survive_another_packing():
     ("bad", "reason"), [((0, 1), "own document"), ((0, 10**6), "outside of the database"), ((0, -7), "outside")]
 )
 def test_neighbors_of_other_chunks_are_refused(bad, reason, tmp_path):
-    """Trap 19: the same-document rule is checked once more where the leak would happen."""
+    """Guards against a neighbor of the query's own document. The rule is checked again where the leak would happen."""
     table, neighbors = made_up(6, longest=20)
     table.document_ids[1] = table.document_ids[0]
     neighbors.ids[bad[0], 0] = bad[1]
@@ -266,7 +272,10 @@ build(Path(sys.argv[1]), *made_up(8))
 
 
 def test_a_killed_build_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, monkeypatch):
-    """Trap 24: SIGKILL inside a shard of another process, then interrupted again and again, then left alone."""
+    """Guards against a killed build that ends with other bytes.
+
+    SIGKILL inside a shard of another process, then more interruptions.
+    """
     build(tmp_path / "whole", *made_up(8))
     whole = contents(tmp_path / "whole")
     assert len(whole) > 6  # several shards of both splits
@@ -296,7 +305,7 @@ def test_a_killed_build_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, monk
 
 
 def test_opening_changes_nothing_and_altered_shards_are_refused(tmp_path):
-    """Trap 24: reading leaves size and time of every file; a flipped byte or a cut file is named."""
+    """Guards against reading that changes files, or damage that is not noticed; a flipped byte or a truncated file is named."""
     table, neighbors = made_up(9)
     build(tmp_path, table, neighbors)
     before = {p: (p.stat().st_size, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")}
@@ -331,7 +340,7 @@ def test_sizes_that_do_not_divide(tmp_path):
 
 
 def test_scored_targets_of_real_tokens_are_the_bytes_of_the_documents(tmp_path):
-    """Trap 30: through documents, tokenizer and chunks as they are, any Unicode included."""
+    """Guards against bits per byte over other bytes than the text's; here through three stages, with any Unicode."""
     from data_pipeline.chunks import ChunkTable, build_chunks
     from data_pipeline.documents.stage import DocumentTable, build_documents
     from data_pipeline.tokens import Tokenizer, build_tokenizer

@@ -77,7 +77,7 @@ def give(root, name, **changes):
 @example("e\u0301 \u1e9b\u0323 \ufb01 \uac00")  # what NFKC or NFC would change
 @example("\n\n \t\t  a  b \r\r\n")
 def test_text_returns_and_its_bytes_add_up(tokenizer, text):
-    """Trap 30: bits per byte divide by the UTF-8 bytes of the text, so the tokens' bytes add up to exactly these."""
+    """Guards against bits per byte over other bytes than the text's. The tokens' bytes add up to its UTF-8 bytes."""
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.token_bytes[ids].sum() == len(text.encode())

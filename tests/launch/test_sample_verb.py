@@ -56,7 +56,10 @@ def root(tmp_path_factory):
 
 
 def test_retrieval_is_that_of_the_build(root):
-    """Trap 22 in sampling: the text of a held-out chunk finds the very neighbors that the build stored for it."""
+    """Guards against sampling that embeds another way.
+
+    A held-out chunk's text finds the neighbors that the build stored for it.
+    """
     data = root / "data"
     run = parse(VERB, [f"--workdir={root}", "--prompt="]).run
     retriever, tokenizer = Retriever(data, run.data), Tokenizer(data / "tokenizer")

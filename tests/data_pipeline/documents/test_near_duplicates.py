@@ -72,7 +72,7 @@ def halves(text):
 
 
 def test_the_estimate_keeps_to_its_error():
-    """PAPER section 8, property 12: over 300 pairs the estimate is unbiased and errs as binomial sampling does."""
+    """Guards against a biased estimate. Over 300 pairs it is unbiased and errs as binomial sampling does."""
     sign, texts, pairs = Signer(), [], []
     for seed in range(300):
         pairs.append([len(texts), len(texts) + 1])

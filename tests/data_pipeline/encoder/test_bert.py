@@ -92,7 +92,10 @@ def test_packaged_vector_depends_on_its_text_alone(packaged):
 
 
 def test_one_tokenization_for_keys_and_queries(small):
-    """Trap 22: [CLS] and [SEP] around every text, alone or in a batch; what the file says of cutting and padding is off."""
+    """Guards against keys and queries tokenized differently.
+
+    [CLS] and [SEP] stand around every text; cutting and padding are off.
+    """
     classify, separate = made_up_encoder.PIECES.index("[CLS]"), made_up_encoder.PIECES.index("[SEP]")
     texts = ["", "the mill", " ".join(["mill"] * 50), " ".join(["mill"] * 500)]
     ids = small.token_ids(texts)
@@ -102,7 +105,10 @@ def test_one_tokenization_for_keys_and_queries(small):
 
 
 def test_packaged_text_is_not_cut_at_128_pieces(packaged):
-    """Trap 22: tokenizer.json asks for 128 pieces, padded; a long chunk is embedded whole."""
+    """Guards against a key of only part of a chunk.
+
+    tokenizer.json asks for 128 pieces, padded; a long chunk is embedded in full.
+    """
     assert len(packaged.token_ids(["word " * 300])[0]) == 302
     assert len(packaged.token_ids(["word " * 3000])[0]) == 3002
 
@@ -193,7 +199,7 @@ def test_an_unknown_module(tmp_path):
 
 
 def test_another_encoder_is_refused(tmp_path, small):
-    """Trap 25."""
+    """Guards against a database searched with vectors of another encoder."""
     other = FrozenEncoder(made_up_encoder.write(tmp_path, seed=1))
     small.require(small.fingerprint, tmp_path)
     with pytest.raises(StageError, match="does not match: found fingerprint .* give config.data.encoder"):

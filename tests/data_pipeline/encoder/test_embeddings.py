@@ -60,7 +60,7 @@ def test_rows_are_the_chunks_texts(root):
 
 
 def test_a_query_of_a_chunks_text_is_at_distance_zero(root):
-    """Trap 22: what a sampler embeds later meets the stored key to the bit."""
+    """Guards against queries embedded another way than keys. A query of a stored text has the key's bits."""
     root, _ = root
     table, vectors, tokenizer = (
         ChunkTable(root / "chunks"),
@@ -84,7 +84,10 @@ def test_shards_change_no_vector(root):
 
 
 def test_killed_anywhere_the_bytes_are_the_same(root, monkeypatch):
-    """Trap 24: killed before, in and after the writing of a shard, then run again."""
+    """Guards against a killed stage that ends with other bytes.
+
+    Killed before, in and after writing a shard, then run again.
+    """
     root, config = root
     whole = files(root / "embeddings")
     save = np.save
@@ -124,7 +127,7 @@ def test_an_unknown_storage_type(root):
 
 
 def test_another_tokenizer_is_refused(root):
-    """Trap 25: nothing is embedded, nothing is written."""
+    """Guards against artifacts of different builds mixed. Nothing is embedded, nothing is written."""
     root, config = root
     build_tokenizer(root / "tokenizer-320", config, 320, root / "documents")
     with pytest.raises(StageError, match="tokenizer .* does not match: found fingerprint"):
@@ -133,7 +136,7 @@ def test_another_tokenizer_is_refused(root):
 
 
 def test_another_encoder_is_refused(root):
-    """Trap 25: for the stage as for a query against it; what is there stays."""
+    """Guards against artifacts of different builds mixed, by the stage or by a query; existing files stay."""
     root, config = root
     made_up_encoder.write(root / "encoder-b", seed=1)
     before = files(root / "embeddings")
@@ -173,7 +176,7 @@ def test_a_chunk_longer_than_the_encoders_positions_loses_nothing(root):
 
 
 def test_an_altered_vector_is_noticed(root):
-    """Trap 24."""
+    """Guards against damaged vectors that are used."""
     root, config = root
     build(root, config, "altered")
     path = root / "altered" / "embeddings-00001.npy"

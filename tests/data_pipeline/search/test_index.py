@@ -57,7 +57,7 @@ def files(directory):
     ],
 )
 def test_small_databases_are_searched_exactly(keys, changes, installed, kind, why):
-    """Trap 28: and the manifest says why."""
+    """Guards against an index over too few keys. The search is exact and the manifest says why."""
     found, reason = choose_kind(keys, keys, DataConfig(**changes), installed=installed)
     assert found == kind and reason.startswith(why)
 
@@ -85,7 +85,7 @@ def test_settings_that_cannot_be_meant(changes, message):
 
 @pytest.mark.parametrize("keys", [1, 2, 3, 9])
 def test_a_handful_of_chunks(tmp_path, keys):
-    """Trap 28: fewer keys than neighbors stored."""
+    """Guards against an index that fails with fewer keys than neighbors stored."""
     write_embeddings(tmp_path / "embeddings", clustered(keys + 1), keys)
     manifest = build_index(tmp_path / "index", DataConfig(), tmp_path / "embeddings")
     assert manifest.counts["kind"] == "exact" and manifest.files == ()
@@ -95,7 +95,7 @@ def test_a_handful_of_chunks(tmp_path, keys):
 
 
 def test_without_scann_the_search_is_exact(tmp_path, root, monkeypatch):
-    """Trap 28."""
+    """Guards against a build that fails without SCaNN instead of searching exactly."""
     monkeypatch.setattr(index, "scann_installed", lambda: False)
     manifest = build_index(tmp_path / "index", SCANN, root / "embeddings")
     assert manifest.counts["kind"] == "exact" and "not installed" in manifest.counts["why"]
@@ -115,7 +115,7 @@ def test_an_empty_database(tmp_path):
 
 
 def test_recall_is_in_the_manifest(root):
-    """Trap 23: measured against every distance, in float64, by another formula."""
+    """Guards against an unmeasured recall. It is compared with every distance, in float64, by another formula."""
     manifest = read_manifest(root / "index", "index")
     assert manifest.counts["kind"] == "scann" and manifest.config["metric"] == "squared_l2"
     recall = manifest.counts["recall"]
@@ -154,7 +154,7 @@ def test_samples_are_spread_over_the_table():
 
 
 def test_every_build_gives_the_same_bytes(tmp_path, root):
-    """Trap 24: SCaNN's own default draws its centers at random.
+    """Guards against an index that differs from build to build, because SCaNN draws its centers at random by default.
 
     Two builds with centers by chance may end with the same ones (a third of them do here), so the config is read too.
     """
@@ -165,7 +165,7 @@ def test_every_build_gives_the_same_bytes(tmp_path, root):
 
 
 def test_killed_while_writing_the_bytes_are_the_same(tmp_path, root, monkeypatch):
-    """Trap 24."""
+    """Guards against a killed index stage that ends with other bytes."""
     real = index.build_scann
 
     def dying(directory, *arguments):
@@ -215,7 +215,10 @@ def test_scann_distances_are_those_of_the_exact_search(root):
 
 @pytest.mark.parametrize("k", [1, 10, 200, 700, KEYS, KEYS + 5])
 def test_scann_rows_are_full_and_without_repeats(root, k):
-    """Trap 17: where its leaves hold too few, SCaNN answers id 0 at distance NaN; that is not chunk 0."""
+    """Guards against an empty place read as chunk 0.
+
+    Where its leaves hold too few keys, SCaNN returns id 0 at distance NaN.
+    """
     searcher = open_searcher(root / "index", root / "embeddings")
     ids, distances = searcher.search(clustered(30, seed=6), k)
     real = min(k, KEYS)
@@ -225,7 +228,7 @@ def test_scann_rows_are_full_and_without_repeats(root, k):
 
 
 def test_what_scann_fills_up_with_is_searched_again(root):
-    """Trap 17, planted into SCaNN's answer: id 0 at NaN in every second place."""
+    """Guards against an empty place read as chunk 0, planted into SCaNN's answer: id 0 at NaN in every second place."""
     searcher = open_searcher(root / "index", root / "embeddings")
     real = searcher._index
 
@@ -243,7 +246,7 @@ def test_what_scann_fills_up_with_is_searched_again(root):
 
 
 def test_scann_is_built_and_asked_with_squared_distance(tmp_path):
-    """Trap 23: keys of different lengths, so that an index by inner product finds others."""
+    """Guards against an index by inner product. Keys of different lengths make it find other neighbors."""
     vectors = clustered(1200) * np.random.default_rng(0).uniform(0.2, 3, (1200, 1)).astype(np.float32)
     write_embeddings(tmp_path / "embeddings", vectors, 1100)
     manifest = build_index(tmp_path / "index", SCANN, tmp_path / "embeddings")
@@ -255,7 +258,7 @@ def test_scann_is_built_and_asked_with_squared_distance(tmp_path):
 
 
 def test_embeddings_of_another_run_are_refused(tmp_path, root):
-    """Trap 25."""
+    """Guards against an index over embeddings of another run."""
     write_embeddings(tmp_path / "other", clustered(KEYS + HELD_OUT, seed=9), KEYS)
     with pytest.raises(StageError, match="embeddings .* does not match: found fingerprint"):
         open_searcher(root / "index", tmp_path / "other")

@@ -99,8 +99,11 @@ def test_agrees_with_the_plain_loop(seed, count, documents, k):
 
 
 def test_the_query_is_dropped_by_id_and_its_copies_stay(root):
-    """Trap 18: chunks 3, 20, 60 and 120 hold one text. 3 and 20 are of one document, so each finds the other two only,
-    at distance 0, though rank 0 of the search is another chunk than the query."""
+    """Guards against dropping the first hit as the query.
+
+    Chunks 3, 20, 60 and 120 hold one text. 3 and 20 are of one document, so each finds the other two only, at distance 0,
+    though rank 0 of the search is another chunk than the query.
+    """
     table, chunks = NeighborTable(root / "neighbors"), ChunkTable(root / "chunks")
     assert len(set(chunks.document_ids[[3, 20, 60, 120]].tolist())) == 3
     assert table.ids[[3, 20, 60]][:, :2].tolist() == [[60, 120], [60, 120], [3, 20]]
@@ -109,7 +112,7 @@ def test_the_query_is_dropped_by_id_and_its_copies_stay(root):
 
 
 def test_nothing_of_the_querys_document_comes_back(root):
-    """Trap 19: neither in a neighbor nor in its continuation; every token of these chunks names its row."""
+    """Guards against text of the query's document as neighbor or continuation; every token of these chunks names its row."""
     table, chunks = NeighborTable(root / "neighbors"), ChunkTable(root / "chunks")
     assert len(table) == len(chunks)
     documents = chunks.document_ids[:]
@@ -121,7 +124,10 @@ def test_nothing_of_the_querys_document_comes_back(root):
 
 
 def test_every_row_agrees_with_the_plain_loop(root, vectors):
-    """Held-out rows too. Document 101 owns 30 chunks that are the nearest of each other: the first fetch finds no other."""
+    """Held-out rows too.
+
+    Document 101 owns 30 chunks that are the nearest of each other: the first fetch finds no other.
+    """
     table = NeighborTable(root / "neighbors")
     assert table.ids.shape == (len(DOCUMENTS), 5) and table.ids.dtype == np.int64
     for row in range(len(DOCUMENTS)):
@@ -131,8 +137,10 @@ def test_every_row_agrees_with_the_plain_loop(root, vectors):
 
 
 def test_missing_neighbors_index_nothing():
-    """Trap 17: -1 of a search that finds little would, as an index, be the last chunk, of another document than the
-    query's: taken for a neighbor it ends the search."""
+    """Guards against -1 used as an index, which reads the last chunk.
+
+    Here that is of another document than the query's: taken for a neighbor it ends the search.
+    """
 
     class Sparse:
         """Of k asked for, the first quarter."""
@@ -154,7 +162,7 @@ def test_missing_neighbors_index_nothing():
 
 
 def test_one_document_has_no_neighbors(tmp_path):
-    """Traps 17 and 21: all missing, none of them chunk 0, and farther than any real distance (thousands here)."""
+    """Guards against an empty place read as chunk 0, or at a distance that a real one has (thousands here)."""
     vectors = 1000 * clustered(8)
     table = make(tmp_path, [3] * 6 + [4] * 2, vectors, 6, rows_a_shard=3)
     assert (table.ids[:6] == -1).all() and np.isposinf(table.distances[:6]).all()
@@ -164,7 +172,7 @@ def test_one_document_has_no_neighbors(tmp_path):
 
 @pytest.mark.parametrize("queries", [1, 7, 10_000])
 def test_batches_change_no_byte(root, monkeypatch, queries):
-    """Trap 25."""
+    """Guards against neighbors that depend on the batch size."""
     monkeypatch.setattr(neighbors, "QUERIES_AT_ONCE", queries)
     build(root, name=f"batch-{queries}")
     assert files(root / f"batch-{queries}") == files(root / "neighbors")
@@ -181,7 +189,10 @@ def test_shards_change_no_neighbor(tmp_path, root, vectors, rows_a_shard):
 
 
 def test_killed_anywhere_the_bytes_are_the_same(root, monkeypatch):
-    """Trap 24: killed at each of the eight files that are written, then run again."""
+    """Guards against a killed stage that ends with other bytes.
+
+    Killed at each of the eight files that are written, then run again.
+    """
     whole, save = files(root / "neighbors"), np.save
     for survive in range(8):
         calls = []
@@ -203,7 +214,7 @@ def test_killed_anywhere_the_bytes_are_the_same(root, monkeypatch):
 
 
 def test_with_scann(tmp_path):
-    """Trap 19 through the tree: full rows, other documents only, sorted, and the recall that the index promises."""
+    """Guards against short rows or own documents with an approximate index; the promised recall is reached."""
     documents = np.repeat(np.arange(60), [200, 100, *[22] * 58])
     vectors = clustered(len(documents), clusters=60) + 0.3 * clustered(60, seed=8)[documents]
     config = dataclasses.replace(CONFIG, exact_below=1000, index_reorder=60, recall_sample=100)
@@ -217,7 +228,7 @@ def test_with_scann(tmp_path):
 
 
 def test_other_chunks_are_refused(root):
-    """Trap 25: nothing is searched, nothing is written."""
+    """Guards against neighbors of other chunks. Nothing is searched, nothing is written."""
     write_chunks(root / "others", DOCUMENTS[::-1], DATABASE)
     with pytest.raises(StageError, match="chunk table .* does not match: found fingerprint"):
         build(root, name="mixed", chunks="others")
@@ -225,7 +236,7 @@ def test_other_chunks_are_refused(root):
 
 
 def test_another_number_of_neighbors_is_another_stage(root):
-    """Trap 24: what is there is an error, not something to write over."""
+    """Guards against writing over a stage of another config. It is an error."""
     before = files(root / "neighbors")
     with pytest.raises(StageError, match="what differs: config.neighbors_stored"):
         build(root, dataclasses.replace(CONFIG, neighbors_stored=6))

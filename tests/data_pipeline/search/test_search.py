@@ -39,7 +39,7 @@ def test_agrees_with_the_plain_loop(seed, keys_count, queries_count, k, width):
 
 
 def test_missing_is_minus_one_at_infinity():
-    """Traps 17 and 21: neither chunk 0 nor a distance that a real one could have."""
+    """Guards against an empty place read as chunk 0, or at a distance that a real one could have."""
     ids, distances = ExactSearcher(np.zeros((2, 3), np.float32)).search(np.ones((1, 3), np.float32), 4)
     assert ids.tolist() == [[0, 1, -1, -1]] and distances.tolist() == [[3, 3, np.inf, np.inf]]
 
@@ -77,7 +77,7 @@ def test_more_equals_than_k_are_taken_in_the_order_of_their_ids():
 
 
 def test_the_metric_is_squared_distance():
-    """Trap 23: by inner product the long key would win, by distance the near one does."""
+    """Guards against search by inner product, where the long key would win; by distance the near one does."""
     keys = np.array([[10, 10], [1, 0.9]], np.float32)
     ids, distances = ExactSearcher(keys).search(np.array([[1, 1]], np.float32), 2)
     assert ids.tolist() == [[1, 0]]

@@ -121,12 +121,15 @@ def run_killer(tmp_path, stage, step):
 
 
 def test_killed_at_every_point_the_bytes_are_the_same(tmp_path):
-    """Trap 24: SIGKILL within and between shards, before and after each rename; then again; then to the end."""
+    """Guards against a killed build that ends with other bytes.
+
+    SIGKILL in and between shards, around each rename, twice.
+    """
     assert run_killer(tmp_path, "made_up", 1) > 50
 
 
 def test_the_text_stages_survive_kills(tmp_path):
-    """Trap 24, for documents, tokenizer and chunks as they are."""
+    """Guards against a killed build that ends with other bytes, for documents, tokenizer and chunks."""
     made_up_text.write_folder(tmp_path / "text")
     assert run_killer(tmp_path, "real", 9) > 5
 
@@ -220,7 +223,7 @@ def test_shards_whose_plan_is_lost_are_not_taken_for_ours(tmp_path):
     ],
 )
 def test_another_config_or_input_is_refused_and_nothing_touched(tmp_path, change, message):
-    """Trap 24: blocks that do not fit are an error, never deleted."""
+    """Guards against deleting shards that do not fit. They are an error."""
     stage(tmp_path)
     before = state(tmp_path)
     with pytest.raises(StageError, match=message + ".*Nothing was changed"):
@@ -307,7 +310,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 
 def test_reading_changes_nothing(tmp_path):
-    """Trap 24: opening finished stages read-only changes no size and no time of modification."""
+    """Guards against opening finished stages that changes a size or a time of modification."""
     made_up_text.build(tmp_path)
     before = state(tmp_path)
     checksum = file_sha256(tmp_path / "chunks" / "chunks-00000.tokens.npy")

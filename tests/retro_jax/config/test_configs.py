@@ -28,7 +28,7 @@ def run_config(file, argument=""):
     ],
 )
 def test_the_papers_numbers(retro, baseline, shape, retrieval_layers, rate, batch, steps):
-    """Trap 6: P counts from 1 and follows the parameter counts, not Table 10."""
+    """Guards against P counted from 0, or taken from Table 10. It counts from 1 and follows the parameter counts."""
     run = run_config("retro", retro)
     model, train = run.model, run.train
     assert (model.width, model.feed_forward, model.heads, model.head_dim, model.layers) == shape

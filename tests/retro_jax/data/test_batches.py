@@ -93,7 +93,7 @@ def train_source(shards):
 
 @pytest.mark.parametrize("consumed", [0, 1, 5, 23])
 def test_resumed_iterator_gives_the_remaining_batches(shards, consumed):
-    """Trap 27: bit for bit, though batches were read ahead, and by way of JSON."""
+    """Guards against a resumed run that reads other batches. Equal bit for bit, after read-ahead, through JSON."""
     iterator = train_iterator(shards, MODEL, TRAIN)
     take(iterator, consumed)
     state = json.loads(json.dumps(iterator.get_state()))
@@ -148,7 +148,7 @@ def test_processes_share_a_batch_and_a_state(shards):
 
 
 def test_mixture_frequencies_match_the_weights():
-    """PAPER section 8, property 13; weights that sum to 2 are halved."""
+    """Guards against subsets drawn at other rates than their weights; weights that sum to 2 are halved."""
     subsets = {"wiki": (0, 5000), "legal": (5000, 5800), "books": (5800, 9000)}
     order = sequence_order(subsets, {"wiki": 0.5, "legal": 1.1, "books": 0.4}, seed=0)
     drawn = [order[k] for k in range(4000)]

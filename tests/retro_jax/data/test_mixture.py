@@ -1,4 +1,4 @@
-"""PAPER.md Table 8 as `config.train.subset_weights`: renormalized with a notice, and what is drawn follows it."""
+"""The paper's Table 8 as `config.train.subset_weights`: renormalized with a notice; the drawn frequencies follow it."""
 
 import collections
 import logging

@@ -59,8 +59,11 @@ def held_out(parts):
     return score(*parts, MODEL, {"retro": reader, "baseline": constant}, **SETTINGS)
 
 
-def test_trap_26_controls_are_ordered(held_out, parts):
-    """Trap 26: oracle < on < random, and off is empty, for a model that reads its neighbors."""
+def test_controls_are_ordered(held_out, parts):
+    """Guards against retrieval that does nothing.
+
+    Oracle < On < random, and Off is empty, for a model that reads its neighbors.
+    """
     results = summarize(held_out, parts[1].subset_names, resamples=200, seed=0)
     bpb = results["subsets"]["laws"]["bpb"]
     assert bpb["oracle"] < bpb["on"] < bpb["shuffled"] < bpb["off"]
@@ -70,8 +73,11 @@ def test_trap_26_controls_are_ordered(held_out, parts):
     assert results["subsets"]["laws"]["overlap"] > results["subsets"]["tales"]["overlap"] + 0.1
 
 
-def test_trap_26_a_model_that_ignores_neighbors_shows_no_gain(parts):
-    """Trap 26, the failure it would have caught: all conditions tie, and the verdict says that nothing was seen."""
+def test_a_model_that_ignores_neighbors_shows_no_gain(parts):
+    """Guards against a gain reported for a model that ignores its neighbors.
+
+    All conditions tie and no effect is reported.
+    """
     held_out = score(*parts, MODEL, {"retro": constant}, **SETTINGS)
     results = summarize(held_out, parts[1].subset_names, resamples=200, seed=0)
     figures = results["all"]
@@ -81,8 +87,11 @@ def test_trap_26_a_model_that_ignores_neighbors_shows_no_gain(parts):
     assert figures["bpb"]["baseline"] is None and "-" in table_text(results)
 
 
-def test_trap_30_bytes_are_those_of_the_scored_text(held_out, parts, data):
-    """Trap 30: the bytes of each held-out document's tokens are the UTF-8 bytes of its text, no more and no less."""
+def test_bytes_are_those_of_the_scored_text(held_out, parts, data):
+    """Guards against bits per byte over other bytes.
+
+    Those of each held-out document's tokens are the UTF-8 bytes of its text.
+    """
     validation = [document for document in DocumentTable(data / "documents").read() if document.split == "validation"]
     sizes = np.array([len(document.text.encode()) for document in validation])
     assert held_out.bytes.sum() == sizes.sum() > 0
@@ -94,8 +103,8 @@ def test_trap_30_bytes_are_those_of_the_scored_text(held_out, parts, data):
         check_bytes(held_out, sizes[:-1])
 
 
-def test_trap_30_perplexity_and_bpb_are_weighted_by_tokens_and_bytes(held_out):
-    """Trap 30: sums over all tokens first, one division last; a mean over documents would differ."""
+def test_perplexity_and_bpb_are_weighted_by_tokens_and_bytes(held_out):
+    """Guards against a mean over documents. Sums over all tokens come first and one division last."""
     bits = np.where(held_out.scored, np.where(held_out.documents == 0, 8.0, 1.0)[:, None], 0.0)
     changed = dataclasses.replace(held_out, bits={"off": bits, "on": bits, "random": bits})
     found = figures(changed, np.ones(len(bits), bool), 50, 0)
@@ -156,7 +165,7 @@ class SmallTable:
 
 
 def test_random_neighbors_are_of_other_documents_and_a_function_of_seed_and_chunk():
-    """Trap 19 for the control: no neighbor of the drawing chunk's own document; no padding id is ever looked up."""
+    """Guards against a random neighbor of the chunk's own document, or a lookup of a padding id."""
     others = OtherChunks(SmallTable(), seed=5)
     ids, counts = np.array([[0, 5, -1]]), np.array([[2, 3, 0]])
     drawn = others.draw(ids, counts, width=3)
@@ -273,8 +282,8 @@ def test_what_is_shown_does_not_hang_on_the_draw_of_resamples():
     assert found(2.3, 10_000, 0)["shown"] and not found(2.3, 500, 0)["shown"]  # more of them know the end better
 
 
-def test_trap_26_a_gain_that_random_neighbors_give_too_is_no_effect():
-    """Trap 26: below Off is not enough; and the subset that is asked is the one with the highest overlap."""
+def test_a_gain_that_random_neighbors_give_too_is_no_effect():
+    """Guards against a gain that random neighbors give too. The subset with the highest overlap decides."""
     below = {"mean": -0.2, "low": -0.3, "high": -0.1, "shown": True}
     above = {"mean": 0.2, "low": 0.1, "high": 0.3, "shown": True}
     tie = {"mean": -0.01, "low": -0.05, "high": 0.03, "shown": False}

@@ -1,7 +1,7 @@
-"""Retrieval that hands the model its own continuation must show, and random retrieval must not help (Trap 26).
+"""Retrieval that hands the model its own continuation must show, and random retrieval must not help.
 
 The text is uniformly random, so nothing but a leak can lower the loss below log(vocabulary). This is the negative
-control of property 9: if the same-document filter let a chunk's continuation through, training would look like this.
+control: if the same-document filter let a chunk's continuation through, training would look like this.
 """
 
 import math

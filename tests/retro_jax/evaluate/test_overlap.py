@@ -1,4 +1,4 @@
-"""r(C), C_alpha and bpb(alpha) (paper 2.6; PAPER.md section 8, property 11)."""
+"""r(C), C_alpha and bpb(alpha) (paper 2.6)."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -52,7 +52,7 @@ def test_blocks_give_what_one_pass_gives(monkeypatch):
 
 
 def test_exact_copy_is_one_and_disjoint_is_zero():
-    """Property 11."""
+    """Guards against an overlap that is not a share of the chunk. A copy has 1, other text 0."""
     chunks = np.array([[10, 11, 12, 13], [10, 11, 12, 13]])
     neighbors = np.array([[[10, 11, 12, 13, 20, 21, 22, 23]], [[30, 31, 32, 33, 34, 35, 36, 37]]])
     assert overlaps(chunks, neighbors, ONE_BYTE).tolist() == [1.0, 0.0]
@@ -82,7 +82,7 @@ def test_a_chunk_without_any_neighbor_slot_has_no_overlap():
 
 
 def test_alphas_are_nested_and_the_last_is_everything():
-    """Property 11: C_alpha grows with alpha, and bpb(1) == bpb."""
+    """Guards against sets C_alpha that are not nested, or a bpb(1) that is not bpb."""
     rng = np.random.default_rng(1)
     overlap, sizes = rng.integers(0, 9, 50) / 8, rng.integers(1, 20, 50)
     bits = {"off": rng.random(50) * 30, "on": rng.random(50) * 20}

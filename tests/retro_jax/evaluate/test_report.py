@@ -58,7 +58,7 @@ def test_results_hold_what_the_issue_says(results):
         gap = figures["on_minus_off"]
         assert gap["low"] <= gap["mean"] <= gap["high"]
         assert abs(gap["mean"] - (figures["bpb"]["on"] - figures["bpb"]["off"])) < 1e-9
-        assert abs(figures["bpb"]["empty"] - figures["bpb"]["off"]) < 1e-5  # Trap 10, through the whole path
+        assert abs(figures["bpb"]["empty"] - figures["bpb"]["off"]) < 1e-5  # an empty retrieval is Off
         assert figures["bpb"]["on"] != figures["bpb"]["off"]
     assert set(results["subsets"]) == {"laws", "tales"}
     assert {"chunks", "documents", "recall"} <= set(results["database"])

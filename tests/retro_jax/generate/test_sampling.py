@@ -74,7 +74,7 @@ def forward(params, *batch):
 
 @pytest.mark.parametrize("prompt", ["", "ab", "abc", "abcdefg"])
 def test_greedy_decoding_equals_the_teacher_forced_forward_pass(params, prompt):
-    """Property 10 and trap 11: the text ends at every place of a chunk, and each chunk's neighbors arrive in time."""
+    """Guards against sampling that differs from the forward pass, for texts ending at any place of a chunk, or neighbors that come late."""
     retriever = MadeUp()
     drawn = sample(MODEL, params, Letters(), prompt, dataclasses.replace(GREEDY, tokens=16), retriever)
     assert len(drawn.tokens) == 1 + len(prompt) + 16 and drawn.tokens[0] == BOS
@@ -88,7 +88,7 @@ def test_greedy_decoding_equals_the_teacher_forced_forward_pass(params, prompt):
 
 
 def test_retrieval_reaches_what_is_sampled(params):
-    """Trap 4 in sampling: the neighbors are no decoration, and first matter where the first chunk is full."""
+    """Guards against neighbors without effect. They first matter where the first chunk is full."""
     on = sample(MODEL, params, Letters(), "abc", GREEDY, MadeUp())
     off = sample(MODEL, params, Letters(), "abc", dataclasses.replace(GREEDY, tokens=4), None)
     assert len(on.retrieved) == 5 and off.retrieved == []
@@ -142,8 +142,8 @@ def test_eos_ends_the_text(params):
     assert drawn.continuation == "" and drawn.tokens == [0, 2]
 
 
-def test_trap_29_top_p_keeps_the_mass_p():
-    """Trap 29: the likeliest tokens with at least p together stay, the rest go (not the other way round)."""
+def test_top_p_keeps_the_mass_p():
+    """Guards against top-p inverted. The likeliest tokens with at least p together stay, the others go."""
     probabilities = np.array([0.05, 0.5, 0.15, 0.3])
     assert np.allclose(keep_top_mass(probabilities, 0.5), [0, 1, 0, 0])
     assert np.allclose(keep_top_mass(probabilities, 0.7), [0, 0.625, 0, 0.375])
@@ -152,7 +152,7 @@ def test_trap_29_top_p_keeps_the_mass_p():
     assert np.allclose(keep_top_mass(probabilities, 1e-6), [0, 1, 0, 0])  # never empty
 
 
-def test_trap_29_kept_mass_is_at_least_p_and_minimal():
+def test_kept_mass_is_at_least_p_and_minimal():
     generator = np.random.default_rng(0)
     for top_p in (0.1, 0.5, 0.9, 0.99):
         probabilities = generator.dirichlet(np.full(50, 0.3))

@@ -55,7 +55,7 @@ def test_core_equals_the_slow_form(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_equal_the_slow_form_leaf_by_leaf(kind):
-    """ANCHORS 5 trap 3: a total hides one wrong leaf, so each is compared by itself."""
+    """Guards against one wrong gradient leaf hidden in a total. Each leaf is compared by itself."""
     arrays, mask, distances = _inputs(kind)
     every = tuple(range(5))
     fast = jax.jit(jax.grad(_objective(attend, mask, distances), every))(*arrays)
@@ -66,7 +66,7 @@ def test_gradients_equal_the_slow_form_leaf_by_leaf(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_in_bfloat16_are_near_float32_leaf_by_leaf(kind):
-    """ANCHORS 5 traps 2 and 3: everything runs on this backend, and no leaf is off by more than rounding."""
+    """Guards against bfloat16 gradients off by more than rounding, or an operation that this backend lacks."""
     arrays, mask, distances = _inputs(kind)
     every = tuple(range(5))
     exact = jax.grad(_objective(attend_slowly, mask, distances), every)(*arrays)
@@ -80,7 +80,10 @@ def test_gradients_in_bfloat16_are_near_float32_leaf_by_leaf(kind):
 
 
 def test_bfloat16_gradients_survive_a_part_that_all_keys_and_values_share():
-    """ANCHORS 5 trap 3: what is common to all keys must cancel in the softmax gradient although P and O are rounded."""
+    """Guards against softmax gradients from a rounded output.
+
+    What all keys share must cancel although P and O are rounded.
+    """
     distances, length = cross_distances(4, 64), 256
     generator = np.random.default_rng(0)
     shapes = [(2, 3, count, 8) for count in (4, 4, length, length)] + [(2, len(distances.rows()), 8)]
@@ -102,7 +105,7 @@ def test_bfloat16_gradients_survive_a_part_that_all_keys_and_values_share():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_query_without_keys_gives_exact_zeros(kind, dtype):
-    """Trap 10: no NaN and no mean over masked keys, whatever stands in them, in the value and in every gradient."""
+    """Guards against NaN, or a mean over masked keys, in the value or a gradient."""
     arrays, mask, distances = _inputs(kind, dtype)
     arrays[2] = arrays[2].at[:, 2].set(3e4)
     outputs = attend(*arrays, mask, distances)
@@ -120,7 +123,7 @@ def test_a_query_without_keys_gives_exact_zeros(kind, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_masked_keys_get_no_attention(kind):
-    """Trap 10: what stands at a masked key changes no bit."""
+    """Guards against attention to masked keys. What stands there changes no bit."""
     arrays, _, distances = _inputs(kind)
     queries, keys = arrays[0].shape[2], arrays[2].shape[2]
     mask = jnp.asarray(np.broadcast_to(np.arange(keys) != 1, (ROWS, 1, keys)))
@@ -131,7 +134,10 @@ def test_masked_keys_get_no_attention(kind):
 
 
 def test_position_logits_depend_on_the_distance_alone_and_are_the_same_for_every_row_and_neighbor():
-    """Traps 1 and 2: with content logits at zero the weights of every chunk and neighbor come from one matrix of d."""
+    """Guards against a bias that depends on more than the distance.
+
+    With content logits at zero one matrix of d gives all weights.
+    """
     distances, _, neighbors = KINDS["chunked cross"]
     by_row = jnp.asarray(np.random.default_rng(0).standard_normal(len(distances.rows())), jnp.float32)
     queries = jnp.zeros((1, ROWS, distances.queries, SIZE))
@@ -173,7 +179,7 @@ def test_linear_keeps_the_gradient_of_a_float32_kernel_in_float32():
 
 
 def test_attention_without_keys_adds_nothing():
-    """Trap 9: no bias anywhere, so that the update of a query without keys is exactly zero after the output projection."""
+    """Guards against a bias in the output projection, which would change queries without keys."""
     attention = Attention(8, 6, HEADS, SIZE, 0.1, nnx.Rngs(0))
     asking, memory = jnp.ones((ROWS, 4, 8)), jnp.ones((ROWS, 16, 6))
     mask = jnp.zeros((ROWS, 1, 16), bool).at[0].set(True)

@@ -1,4 +1,4 @@
-"""What may depend on what: every token and every retrieval, perturbed one at a time (PAPER.md section 8, 2 and 3).
+"""Which outputs may depend on which inputs: every token and every retrieval is perturbed by itself (paper 2.4).
 
 All perturbations of a kind run as one batch, row by row beside the same number of unperturbed rows: the two runs are
 one compiled program, so "unchanged" means bit for bit. Two documents of three chunks and more are packed:
@@ -23,7 +23,7 @@ VISIBLE = 1e-4  # the smallest change of a logit that counts as one; logits here
 
 
 def test_every_token_acts_on_itself_and_what_follows_in_its_document():
-    """Trap 4, property 3: with RET fixed, and through the encoder's view of the chunk (H_u) too."""
+    """Guards against a token that changes logits before it, also through the encoder's view of the chunk (H_u), with RET fixed."""
     positions = np.flatnonzero(REAL)
     before, after = PACKED.batch(len(positions)), PACKED.batch(len(positions))
     rows = np.arange(len(positions))
@@ -34,11 +34,12 @@ def test_every_token_acts_on_itself_and_what_follows_in_its_document():
 
 @pytest.mark.parametrize("neighbor", [0, 1])
 def test_every_retrieval_acts_from_the_end_of_its_chunk_on(neighbor):
-    """Traps 4 and 12, property 2: RET(C_u) changes the logits at exactly (u+1)m-1 and later, in its own document.
+    """Guards against neighbors that act too early, too late or not at all.
 
+    RET(C_u) changes the logits at exactly (u+1)m-1 and later, in its own document.
     So the last chunk's neighbors change its last position only, a document whose last chunk is not full (here the
     first) never uses that chunk's, and a document's first m - 1 logits, which predict tokens of its first chunk,
-    depend on no retrieval. A neighbor that is missing from the data (Trap 10) changes as one that appears.
+    depend on no retrieval. A neighbor that is missing from the data changes as one that appears.
     """
     chunks = np.arange(C)
     before, after = PACKED.batch(C), PACKED.batch(C)
@@ -50,7 +51,10 @@ def test_every_retrieval_acts_from_the_end_of_its_chunk_on(neighbor):
 
 
 def test_prefix_logits_equal_full_logits():
-    """Trap 11: for every n in 1..3m, cut at n and padded (n < m included), the first n logits stay bit for bit."""
+    """Guards against prefixes with other logits.
+
+    For every n in 1..3m, cut at n and padded, the first n logits stay bit for bit.
+    """
     packed = pack(CONFIG, [3 * M], neighbors=2)
     lengths = np.arange(1, 3 * M + 1)
     full, cut = packed.batch(len(lengths)), packed.batch(len(lengths))
@@ -65,7 +69,7 @@ def test_prefix_logits_equal_full_logits():
 
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_shorter_sequences_give_the_same_logits(chunks):
-    """Trap 11: the model takes any whole number of chunks; only rounding may differ between the two shapes."""
+    """Guards against a fixed number of chunks. The model takes any; only rounding may differ between the two shapes."""
     full = PACKED.batch()
     short = (full[0][:, : chunks * M], full[1][:, :chunks], full[2][:, :chunks])
     got, expected = _logits(short), _logits(full)[:, : chunks * M]

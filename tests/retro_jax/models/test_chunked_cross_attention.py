@@ -20,7 +20,10 @@ R = 2 * M
 
 
 def test_attending_chunks_of_twelve_positions():
-    """Traps 1 and 4: the last token of a chunk opens the row of that chunk; the last row has one real position."""
+    """Guards against queries off by one.
+
+    The last token of a chunk opens its row; the last row has one real position.
+    """
     positions = jnp.arange(1, 13)[None, :, None]  # counted from 1: a 0 is padding
     rows = to_attending_chunks(positions, M)
     assert rows[0, :, :, 0].tolist() == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 0, 0, 0]]
@@ -32,7 +35,10 @@ def test_one_chunk_is_read_by_its_last_token_alone():
 
 
 def test_who_may_read():
-    """Traps 10 and 12: the query's document is that of the chunk it stands in; missing tokens are read by nobody."""
+    """Guards against a mask that does not move with the queries.
+
+    A query's document is its chunk's; nothing reads missing tokens.
+    """
     segments = jnp.asarray([[0, 0, 1]])
     valid = np.ones((1, C, K, R), bool)
     valid[0, 0, 1] = False  # a missing neighbor
@@ -50,7 +56,7 @@ def test_who_may_read():
 
 
 def test_padding_chunks_read_nothing():
-    """Trap 10: two padding chunks have the same segment, -1, and are still no document."""
+    """Guards against padding taken for a document, because two padding chunks have the same segment, -1."""
     mask = reading_mask(jnp.asarray([[0, -1, -1]]), jnp.ones((1, C, K, R), bool), M)
     assert np.asarray(mask).any(axis=-1)[0].astype(int).tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
@@ -71,7 +77,7 @@ def _inputs(dtype=jnp.float32, neighbors=K):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_first_rows_get_exact_zeros(dtype):
-    """Trap 9: nothing leaks onto the first m - 1 positions; all others get something."""
+    """Guards against a bias on the first m - 1 positions. They get exact zeros; all others get something."""
     update = np.asarray(_update(*_inputs(dtype)), np.float32)
     written = np.abs(update).max(axis=-1) > 1e-3
     assert written.astype(int).tolist() == [[0] * (M - 1) + [1] * (C * M - M + 1)] * 2
@@ -80,7 +86,10 @@ def test_first_rows_get_exact_zeros(dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_fully_padded_set_gives_exact_zeros_and_finite_gradients(dtype):
-    """Trap 10: chunk 1 of the first sequence retrieved nothing, so positions 7 .. 10 are left alone."""
+    """Guards against NaN without neighbors.
+
+    Chunk 1 of the first sequence has none, so positions 7 .. 10 get exact zeros.
+    """
     x, encoded, segments, valid = _inputs(dtype)
     valid = valid.at[0, 1].set(False)
     update = np.asarray(_update(x, encoded, segments, valid), np.float32)
@@ -95,7 +104,7 @@ def test_a_fully_padded_set_gives_exact_zeros_and_finite_gradients(dtype):
 
 
 def test_a_missing_neighbor_equals_one_neighbor_less():
-    """Trap 10: one real neighbor of two reads as one."""
+    """Guards against attention to a missing neighbor. One real neighbor of two reads as one."""
     x, encoded, segments, valid = _inputs()
     with_missing = _update(x, encoded, segments, valid.at[:, :, 1].set(False))
     alone = _update(x, encoded[:, :, :1], segments, valid[:, :, :1])
@@ -103,7 +112,7 @@ def test_a_missing_neighbor_equals_one_neighbor_less():
 
 
 def test_neighbors_have_no_order_and_copies_change_nothing():
-    """Trap 2, with position weights that are not zero."""
+    """Guards against an order among neighbors, tested with position weights that are not zero."""
     x, encoded, segments, valid = _inputs(neighbors=3)
     valid = valid.at[0, 0, 1, 5:].set(False)
     expected = _update(x, encoded, segments, valid)

@@ -1,4 +1,4 @@
-"""Padding and missing neighbors (Trap 10): they are never read, and an empty retrieval is Retro[Off]."""
+"""Padding and missing neighbors get no attention, and an empty retrieval equals Retro[Off]."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Parameter counts by part against the table of PAPER.md 3.3, from shapes alone."""
+"""Parameter counts by part against the paper's tables, from shapes alone."""
 
 import dataclasses
 
@@ -28,7 +28,10 @@ TABLE = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_papers_table_by_part(size):
-    """Property 8, Trap 5: every entry to the digits of the table, every total to the integer that the paper prints."""
+    """Guards against a config field without effect.
+
+    Every part has the table's digits, every total the integer that the paper prints.
+    """
     decoder, encoder, reader, readers, conditioning, total, printed = TABLE[size]
     counts = parameter_counts(SIZES[size])
     millions = {part: round(count / 1e6, 2) for part, count in counts.items()}
@@ -40,7 +43,7 @@ def test_the_papers_table_by_part(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_arrays_hold_what_the_formula_says(size):
-    """Property 8: counted from the shapes of the arrays themselves, for RETRO and for its baseline."""
+    """Guards against a formula that counts other arrays than the model has, for RETRO and its baseline."""
     retro = SIZES[size]
     baseline = dataclasses.replace(retro, retrieval_layers=())
     for config in (retro, baseline):

@@ -27,7 +27,10 @@ KINDS = {
 
 
 def test_cross_distances_of_chunks_of_four():
-    """Trap 1: query row i of C_u^+ stands at m - 1 + i of the retrieving chunk, a neighbor's token i' at i'."""
+    """Guards against query positions off.
+
+    Row i of C_u^+ is at m - 1 + i of the retrieving chunk, a neighbor's token i' at i'.
+    """
     expected = [
         [3, 2, 1, 0, -1, -2, -3, -4],
         [4, 3, 2, 1, 0, -1, -2, -3],
@@ -40,7 +43,7 @@ def test_cross_distances_of_chunks_of_four():
 
 
 def test_conditioning_distances_are_retrieved_minus_chunk_position():
-    """Trap 1, the encoder's side: d = i' - i, from -63 to 127 at the paper's size."""
+    """Guards against encoder distances with the wrong sign. d = i' - i, from -63 to 127 at the paper's size."""
     assert conditioning_distances(4, 2).matrix().tolist() == [[0, -1], [1, 0], [2, 1], [3, 2]]
     paper = conditioning_distances(128, 64).matrix()
     assert (paper.min(), paper.max()) == (-63, 127)

@@ -63,7 +63,10 @@ def test_loops_in_float32_stay_near_float64():
 
 
 def test_golden_logits():
-    """Trap 8: numbers written down once from the loops; both forms must keep giving them."""
+    """Guards against a changed function, e.g.
+
+    a residual from the normed stream. Both forms must give the stored numbers.
+    """
     config = tiny(vocabulary=5, chunk_length=2, sequence_length=6, layers=2, retrieval_layers=(1, 2))
     params = _formula_parameters(config)
     tokens, segments = np.array([[4, 1, 0, 2, 3, 3]], np.int32), np.array([[0, 0, 0]], np.int32)
@@ -118,7 +121,10 @@ def test_gradients_equal_finite_differences_of_the_loops():
 
 
 def test_cross_attention_distances():
-    """Trap 1, equation 6 for m = 4: the last token of C_u (row 0) is at distance 0 from the neighbor's token m - 1."""
+    """Guards against equation 6 off by some places.
+
+    For m = 4 row 0 is at distance 0 from the neighbor's token m - 1.
+    """
     expected = [
         [3, 2, 1, 0, -1, -2, -3, -4],
         [4, 3, 2, 1, 0, -1, -2, -3],
@@ -132,7 +138,7 @@ def test_cross_attention_distances():
 
 
 def test_encoder_distances():
-    """Trap 1, equation 7 for m = 2: d = i' - i; and the encoder's self-attention is signed."""
+    """Guards against equation 7 with another sign. For m = 2, d = i' - i; the encoder's self-attention is signed."""
     expected = [[0, -1], [1, 0], [2, 1], [3, 2]]
     np.testing.assert_array_equal(reference.encoder_cross_attention_distances(4, 2), expected)
     np.testing.assert_array_equal(_distances_in_use(conditioning_distances(4, 2)), expected)

@@ -62,7 +62,7 @@ def test_groups_of_layers(layers, reading, runs):
 
 @pytest.mark.parametrize("reading", [(), (1,), (1, 2, 3, 4, 5, 6, 7), (2, 5), (2, 4, 6)], ids=str)
 def test_scanned_equals_unrolled_for_every_set_of_layers(reading):
-    """Trap 14: the same parameters, the same numbers."""
+    """Guards against scanned layers that compute something else than unrolled ones."""
     config = tiny(layers=7, retrieval_layers=reading, encoder={"layers": 1})
     params = random_parameters(config)
     value = _compiled(config, False)(params, *SEQUENCE)
@@ -72,7 +72,7 @@ def test_scanned_equals_unrolled_for_every_set_of_layers(reading):
 
 @pytest.mark.parametrize(("scan", "remat"), [(False, "none"), (False, "dots"), (True, "full"), (True, "dots")])
 def test_scan_and_rematerialization_change_no_gradient(scan, remat):
-    """Trap 14, with two groups of two layers under one scan."""
+    """Guards against gradients that change with scan or remat, with two groups of two layers under one scan."""
     config = tiny(layers=5, retrieval_layers=(1, 2, 4), encoder={"layers": 1})
     params = random_parameters(config)
     expected, expected_gradients = _value_and_gradients(config, params)
@@ -82,7 +82,7 @@ def test_scan_and_rematerialization_change_no_gradient(scan, remat):
 
 
 def test_bfloat16_runs_forward_and_backward_near_float32():
-    """Trap 10 and ANCHORS 5 trap 2: padding, missing neighbors and packed documents, every leaf finite and close."""
+    """Guards against bfloat16 that gives NaN or leaves float32, with padding, missing neighbors and packed documents."""
     params = random_parameters(TINY)
     tokens, segments, neighbors = SEQUENCE
     neighbors = neighbors.copy()
@@ -99,7 +99,7 @@ def test_bfloat16_runs_forward_and_backward_near_float32():
 
 
 def test_nothing_retrieved_equals_off():
-    """Trap 10: fully padded sets, no neighbors at all (K = 0) and Off are one function, and On is another."""
+    """Guards against empty retrieval that differs from Off. Padded sets and K = 0 equal Off, and On differs."""
     params = random_parameters(TINY)
     tokens, segments, neighbors = SEQUENCE
     off = apply_hidden(TINY, params, tokens, segments, None)
@@ -123,7 +123,7 @@ def test_a_baseline_is_the_decoder_alone():
 
 
 def test_zero_output_projections_start_at_off():
-    """Trap 16: before the first step of a retrofit, On is Off; only the CCA output changes."""
+    """Guards against a retrofit that starts elsewhere. Before its first step On is Off; only the CCA output changes."""
     params = random_parameters(TINY)
     zeroed = zero_cca_outputs(params)
     tokens, segments, neighbors = SEQUENCE
@@ -183,7 +183,10 @@ def test_layers_as_a_list():
 
 
 def test_padding_takes_no_part():
-    """Trap 10: gradients of tokens that never occur are zero, token 0 (where padding is looked up) included."""
+    """Guards against gradients for padding.
+
+    Tokens that never occur get zero, token 0 (where padding is looked up) included.
+    """
     params = random_parameters(TINY)
     tokens, segments, neighbors = (np.where(array == 0, 1, array) for array in SEQUENCE)
     segments = SEQUENCE[1]

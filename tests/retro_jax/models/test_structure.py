@@ -1,4 +1,4 @@
-"""The model's structure, property by property (PAPER.md section 8, 1 to 6 and 16), weights non-zero everywhere."""
+"""The model's structure as the paper's equations give it, with all weights non-zero."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ PACKED = pack(TINY, [7, 4, 10], neighbors=2)  # chunks 0 1 | 2 | 3 4 5
 
 
 def test_cca_equals_the_loop_of_equation_3():
-    """Properties 1 and 5; Trap 9: nothing is added to the first m - 1 rows, of the sequence or of a document."""
+    """Guards against an addition to the first m - 1 rows of a sequence or document, or another sum than equation 3."""
     x, encoded = _stream(1), _encoded(1)
     got = _cca(x, encoded)[0]
     weights = layer_parameters(TINY, PARAMETERS)["layers"][1]["cross_attention"]
@@ -38,7 +38,7 @@ def test_cca_equals_the_loop_of_equation_3():
 
 
 def test_each_chunk_of_encoded_neighbors_is_read_by_its_own_rows():
-    """Properties 1 and 2: E_u reaches rows (u+1)m-1 .. (u+2)m-2 and no others, cut at the end of its document."""
+    """Guards against E_u read by other rows than (u+1)m-1 .. (u+2)m-2, or across its document's end."""
     x, before, after = _stream(C), _encoded(C), _encoded(C)
     after[np.arange(C), np.arange(C)] += 1
     changed = (_cca(x, after) != _cca(x, before)).any(axis=-1)
@@ -47,7 +47,10 @@ def test_each_chunk_of_encoded_neighbors_is_read_by_its_own_rows():
 
 
 def test_neighbors_have_no_order_and_no_count():
-    """Property 4, Trap 2, with positions that matter: permuted or doubled sets give the same logits, to rounding."""
+    """Guards against neighbors with an order or a count.
+
+    Permuted or doubled sets give equal logits with non-zero position weights.
+    """
     config = dataclasses.replace(TINY, neighbors=3)
     packed = pack(TINY, [7, 4, 10], neighbors=3)
     tokens, segments, neighbors = packed.batch()
@@ -65,7 +68,7 @@ def test_neighbors_have_no_order_and_no_count():
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_encoder_runs_once_on_the_stream_after_attention_of_the_first_retro_layer(scan, monkeypatch):
-    """Property 6, Trap 7: what it reads is neither embeddings nor what CCA or feed-forward left, and un-normed.
+    """Guards against an encoder conditioned on embeddings, on the stream after CCA or feed-forward, or on a normed one.
 
     Counted as the program runs: a call inside a scanned layer would count at every layer.
     """
@@ -91,7 +94,10 @@ def test_encoder_runs_once_on_the_stream_after_attention_of_the_first_retro_laye
 
 
 def test_encoder_is_conditioned_on_its_own_chunk_and_on_nothing_without_cross_attention():
-    """Properties 2 and 6: H_u, unshifted, reaches E_u for every neighbor of chunk u; with P_enc = () nothing does."""
+    """Guards against a shifted or missing H_u.
+
+    It reaches E_u for every neighbor of chunk u; with P_enc = () nothing does.
+    """
     valid = np.ones((C, T), bool)
     before, after = _stream(C), _stream(C)
     rows = np.arange(C)
@@ -113,7 +119,10 @@ def test_encoder_is_conditioned_on_its_own_chunk_and_on_nothing_without_cross_at
 
 
 def test_encoder_reads_no_padded_decoder_tokens():
-    """Trap 10. No real token shows it: what reads the encoding of a document's cut last chunk is padding too."""
+    """Guards against an encoder that reads padding.
+
+    Only padding reads that encoding, so no real token would show it.
+    """
     valid = np.ones((1, T), bool)
     valid[0, M - 1] = valid[0, 2 * M + 1 :] = False
     before, neighbors = _stream(1), PACKED.batch(1)[2]
@@ -124,7 +133,10 @@ def test_encoder_reads_no_padded_decoder_tokens():
 
 
 def test_every_cca_layer_reads_the_encoder():
-    """Trap 3: with the output projections of all other CCA layers at zero, every encoder weight gets a gradient."""
+    """Guards against an encoder that some CCA layers do not read.
+
+    Each layer alone gives every encoder weight a gradient.
+    """
     config = tiny(layers=3, retrieval_layers=(1, 2, 3), encoder={"cross_attention_layers": (1, 2)})
     params = random_parameters(config)
 
@@ -144,7 +156,7 @@ def test_every_cca_layer_reads_the_encoder():
 
 
 def test_layers_are_counted_from_one():
-    """Trap 6: P = (2,) is the second layer, and with layers in the weights' own list at index 1."""
+    """Guards against layers counted from 0. P = (2,) is the second layer, index 1 of the weights."""
     config = tiny(retrieval_layers=(2,), encoder={"cross_attention_layers": (2,)})
     weights = layer_parameters(config, random_parameters(config))
     assert [number for number, layer in enumerate(weights["layers"], 1) if "cross_attention" in layer] == [2]
@@ -156,7 +168,10 @@ def test_layers_are_counted_from_one():
 
 
 def test_every_size_in_the_config_shapes_the_model():
-    """Trap 5: each field changes some parameter's shape; the few that do not are named here, with what they change."""
+    """Guards against an ignored field.
+
+    Each changes some parameter's shape; the exceptions are listed with what they change.
+    """
     without_shape = {
         "sequence_length": "inputs",
         "chunk_length": "inputs, masks and distances",
@@ -183,7 +198,10 @@ def test_every_size_in_the_config_shapes_the_model():
 
 
 def test_cost_is_affine_in_the_number_of_neighbors():
-    """Property 16: XLA counts the same operations for every further neighbor, and hardly more than the products need."""
+    """Guards against cost that grows faster than k.
+
+    XLA counts equal steps for each further neighbor, near the matmuls' own.
+    """
     sizes = {"heads": 4, "head_dim": 16}
     config = tiny(
         scan=False, layers=2, retrieval_layers=(1, 2), width=64, feed_forward=128, chunk_length=8, sequence_length=64,
@@ -204,7 +222,10 @@ def test_cost_is_affine_in_the_number_of_neighbors():
 
 
 def test_scores_take_memory_for_one_chunk_a_query():
-    """Property 16: no array of CCA is larger than H scores for every token and retrieved token of the chunk it reads."""
+    """Guards against scores of all chunks at once.
+
+    No array of CCA exceeds H scores for each token and token that its chunk reads.
+    """
     heads = 6  # with heads 2 wide, scores (H m per retrieved token) outgrow keys (H * 2)
     config = tiny(heads=heads, head_dim=2)
     for chunks, neighbors in ((6, 16), (12, 16), (24, 16), (6, 32)):

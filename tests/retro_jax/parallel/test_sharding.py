@@ -76,13 +76,13 @@ def assert_equal_runs(found, expected):
 
 @pytest.mark.parametrize("mesh", [EIGHT, MeshConfig(data=1, fsdp=4, tensor=2)], ids=str)
 def test_sharded_equals_single_device(single, mesh):
-    """Trap 14."""
+    """Guards against a sharded step that computes something else than one device."""
     assert_equal_runs(one_step(mesh), single)
 
 
 @pytest.mark.parametrize("change", [{"scan": False, "loss_block": 0}, {"remat": "full"}], ids=str)
 def test_scan_remat_and_blocks_change_nothing(single, change):
-    """Trap 14."""
+    """Guards against scan, remat or loss blocks that change the step's numbers."""
     assert_equal_runs(one_step(MeshConfig(data=1), dataclasses.replace(MODEL, **change)), single)
 
 

@@ -195,7 +195,7 @@ def test_nothing_is_deleted_unless_asked(tmp_path):
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, run, fingerprints, message):
-    """Trap 25: every differing field is named, and the way out."""
+    """Guards against resuming a run with other data or sizes. Every differing field is named, and the remedy."""
     saved(tmp_path, 2)
     with pytest.raises(ValueError, match=f"belongs to another run: .*{message}.* another --workdir"):
         open_checkpoints(tmp_path, run, FINGERPRINTS | fingerprints).restore(abstract(make_state(0)))
@@ -233,7 +233,10 @@ ODD_NAMES = [
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_any_name_that_a_file_system_takes(tmp_path, name):
-    """A run in 'layers=[2,4]' ended well and could never be restored: orbax globs below the path. So did one moved there."""
+    """A run in 'layers=[2,4]' ended well and could never be restored: orbax globs below the path.
+
+    So did one moved there.
+    """
     directory = tmp_path / name / "checkpoints"
     saved(directory, 2, 4, keep=1)
     assert steps(directory) == [4]

@@ -16,7 +16,7 @@ PAPER = TrainConfig(steps=800_000, warmup_steps=750, learning_rate=2e-4, final_f
 
 
 def test_schedule_is_the_papers():
-    """Property 13: 1e-7 at 0, the peak at 750, a tenth of it at the last step, a cosine between."""
+    """Guards against another schedule. 1e-7 at 0, the peak at 750, a tenth of it at the last step, a cosine between."""
     rate = schedule(PAPER)
     middle = 750 + (799_999 - 750) / 2
     literal = {0: 1e-7, 375: (1e-7 + 2e-4) / 2, 750: 2e-4, middle: 1.1e-4, 799_999: 2e-5, 900_000: 2e-5}

@@ -52,7 +52,7 @@ def logits(config, params, batch, neighbors):
 
 
 def test_it_starts_as_the_baseline_and_off_stays_so(base, tmp_path):
-    """Trap 16, property 7."""
+    """Guards against a retrofit that changes frozen weights or does not start at its baseline."""
     (tmp_path / "data").symlink_to(base / "data")
     run = retrofit_run(base)
     decoder, base_run, _ = load_params(base)

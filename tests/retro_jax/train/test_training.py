@@ -68,8 +68,10 @@ def timeless(record):
 
 
 def test_killed_and_resumed_equals_undisturbed(tmp_path, data):
-    """Trap 27: SIGKILL between checkpoints and during a save; parameters, batches and metrics are bit for bit those of a
-    run that was left alone."""
+    """Guards against a resumed run that differs.
+
+    After SIGKILL between checkpoints and during a save, parameters, batches and metrics equal an undisturbed run's bit for bit.
+    """
     assert run_child(tmp_path / "whole", data) == 0
     assert run_child(tmp_path / "killed", data, kill_at=5) == -signal.SIGKILL
     assert run_child(tmp_path / "killed", data, kill_at=9) == -signal.SIGKILL
@@ -146,7 +148,7 @@ def test_a_directory_of_another_config_is_refused(finished):
 
 
 def test_a_directory_of_other_data_is_refused(finished, tmp_path):
-    """Trap 25."""
+    """Guards against training on the data of another run."""
     build_data(tmp_path / "other", seed=2)
     (finished / "data").unlink()
     (finished / "data").symlink_to(tmp_path / "other")
