@@ -1,6 +1,7 @@
-"""Joined shards on their way into training: manifests (reading), rows, the shards' schema and packing, batches.
+"""Joined shards on their way into training: manifests (reading), rows, evaluation windows, the shards' schema and
+packing, batches.
 
-Read manifests, joined, batches. data_pipeline writes what is read here. It imports config and core.
+Read manifests, windows, joined, batches. data_pipeline writes what is read here. It imports config and core.
 """
 
 from retro_jax.core.lazy import public

@@ -5,7 +5,7 @@ A record is a row of the CSV file that the corpus's `web_scraper.py` writes: tit
 
 from collections.abc import Mapping
 
-from retro_jax.evaluate.protocols.registry import (
+from retro_jax.evaluate.protocols.protocol import (
     USUAL_FORMS,
     EvaluationText,
     Excluded,

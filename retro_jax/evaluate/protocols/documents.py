@@ -4,7 +4,7 @@ A record is a text file, a JSON object with "text" (`c4-validation.*.json.gz`), 
 September 2021 (appendix A.2) is plain text of 23 articles; docs/guides/protocols.md lists them and what to remove.
 """
 
-from retro_jax.evaluate.protocols.registry import EvaluationText, Protocol, Record, field, first_field, register
+from retro_jax.evaluate.protocols.protocol import EvaluationText, Protocol, Record, field, first_field, register
 
 NAMES = ("title", "url", "name", "id")  # the fields that may name a document, best first
 

@@ -4,7 +4,7 @@ A record is a line of `lambada_test_plain_text.txt`, or a JSON object with "text
 passages are not tokenized and keep their capitals: the two give different figures.
 """
 
-from retro_jax.evaluate.protocols.registry import USUAL_FORMS, EvaluationText, Protocol, Record, field, register
+from retro_jax.evaluate.protocols.protocol import USUAL_FORMS, EvaluationText, Protocol, Record, field, register
 
 
 def read(record: Record, number: int) -> EvaluationText:

@@ -5,7 +5,7 @@ A record is a JSON object of `test.jsonl.zst` or `val.jsonl.zst`: {"text": ..., 
 
 from collections.abc import Mapping
 
-from retro_jax.evaluate.protocols.registry import (
+from retro_jax.evaluate.protocols.protocol import (
     USUAL_FORMS,
     EvaluationText,
     Excluded,

@@ -14,12 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, pairwise
 
-from retro_jax.evaluate.protocols.registry import EvaluationText, Protocol, Record, field, register
+from retro_jax.evaluate.protocols.protocol import EvaluationText, Protocol, Record, field, register
 
 BLANK = " \n"  # how the files write an empty line
 TITLE = re.compile(r"\s*= (?!=)(.+)(?<!=) =\s*")  # ` = = Section = = ` is none
-WORDS = {"validation": 217_646, "test": 245_569}  # of the published files, ends of lines included
-LINES = {"validation": 3_760, "test": 4_358}
 
 
 def cut(records: Iterable[Record]) -> Iterator[tuple[int, str]]:

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro_jax.data.joined import pack_validation
@@ -42,6 +42,7 @@ def test_windows_of_the_papers_overlaps():
     assert stride(10, 0.9) == 1 and stride(20, 0.95) == 1  # decimals are meant exactly
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 24), st.sampled_from(OVERLAPS), st.integers(1, 5))
 def test_each_token_is_scored_in_the_earliest_window_that_gives_it_enough_context(length, chunks, overlap, size):
     """Only tokens with at least the share `overlap` of the context length are scored, when it is available (paper C.2)."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro_jax.evaluate.protocols import scored_tokens
@@ -20,6 +20,7 @@ def scored_tokens_by_the_byte(token_bytes, ranges):
     return mask, counts
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(1, 5), st.integers(1, 6))
 def test_scored_tokens_are_those_of_the_slow_loop(data, rows, length):
     sizes = np.array(data.draw(st.lists(st.integers(0, 7), min_size=rows * length, max_size=rows * length)), np.int32)

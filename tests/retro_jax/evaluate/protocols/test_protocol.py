@@ -3,7 +3,7 @@
 import pytest
 
 from retro_jax.evaluate.protocols import PROTOCOLS, EvaluationText, Protocol, get, register
-from retro_jax.evaluate.protocols.registry import field, first_field
+from retro_jax.evaluate.protocols.protocol import field, first_field
 
 
 def _haiku(record, number):
@@ -15,7 +15,7 @@ HAIKU = Protocol("haiku", "poems of three lines", "none", _haiku, forms={".csv":
 
 @pytest.fixture
 def registered(monkeypatch):
-    monkeypatch.setattr("retro_jax.evaluate.protocols.registry.PROTOCOLS", PROTOCOLS | {})
+    monkeypatch.setattr("retro_jax.evaluate.protocols.protocol.PROTOCOLS", PROTOCOLS | {})
     return register(HAIKU)
 
 
