@@ -27,10 +27,11 @@ from pathlib import Path
 import made_up_encoder
 import made_up_text
 
+from data_pipeline.stages.known import STAGES
+
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("local", "worker", "node")
 SHARDS = ("--config.data.shard_chunks=1000", "--config.data.index_shards=2", "--config.data.exact_below=1000")
-STAGES = ("documents", "tokenizer", "chunks", "embeddings", "lexical", "index", "neighbors", "joined")
 
 
 def command(text: Path, workdir: Path, *more: str) -> list[str]:

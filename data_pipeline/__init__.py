@@ -4,8 +4,8 @@
 
     build(run, "runs/mine")      # documents, tokenizer, chunks, embeddings, index, neighbors, joined shards
 
-Read it in the order of the data: pipeline (the list of stages), stages, formats, packages, sources, documents, tokens, chunks,
-encoder, search, joined; then database, plan and inputs. It imports retro_jax, and never launch.
+Read it in the order of the data: pipeline, stages (known.py has their list), formats, packages, sources, documents, tokens,
+chunks, encoder, search, joined; then database, plan and inputs. It imports retro_jax, and never launch.
 """
 
 from retro_jax.core.lazy import public

@@ -8,15 +8,14 @@ of the mistakes.
 import importlib.util
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from data_pipeline.documents.titles import read_titles
 from data_pipeline.formats.files import file_system
 from data_pipeline.packages import catalogue as packages
 from data_pipeline.sources.readers import read_unit, source_units
-from data_pipeline.stages.run import StageError, check_claim
-from retro_jax.config import DataConfig, RunConfig, SourceConfig
+from data_pipeline.stages.run import StageError
+from retro_jax.config import RunConfig, SourceConfig
 
 NEEDED = ("sentencepiece", "tokenizers", "safetensors", "datasketch", "zstandard", "pyarrow")  # of the [build] extra
 
@@ -85,44 +84,3 @@ def check_source(name: str, source: SourceConfig, limit: int) -> None:
         next(read_unit(name, source, units[0], limit), None)
     if source.evaluation_titles and "://" not in source.evaluation_titles:
         read_titles(source.evaluation_titles, f"config.data.sources.{name}.evaluation_titles")
-
-
-def check_plans(run: RunConfig, directories: Mapping[str, Path]) -> None:
-    """Raises StageError where a stage is there already that was made from another config.
-
-    Args:
-      directories: of the stages, by name.
-    """
-    from data_pipeline import chunks, joined, tokens
-    from data_pipeline.documents import stage as documents
-    from data_pipeline.encoder import stage as embeddings
-    from data_pipeline.search import neighbors
-    from data_pipeline.search import stage as index
-
-    data, model = run.data, run.model
-    sizes = (model.sequence_length, model.chunk_length, data.neighbors_stored, model.vocabulary, data.shard_sequences)
-    wanted = {
-        "documents": documents.stage_config(data),
-        "tokenizer": tokens.stage_config(data, model.vocabulary),
-        "chunks": chunks.stage_config(data, model.chunk_length),
-        "embeddings": {},
-        "lexical": {"vocabulary": model.vocabulary},
-        "index": index.stage_config(data),
-        "neighbors": neighbors.stage_config(data),
-        "joined": joined.stage_config(*sizes),
-    }
-    if (directories["embeddings"] / "plan.json").exists() and (encoder := _encoder(data)):
-        wanted["embeddings"] = embeddings.stage_config(data, encoder)
-    for stage, directory in directories.items():
-        check_claim(directory, stage, wanted[stage], tokens.given_inputs(data) if stage == "tokenizer" else {})
-
-
-def _encoder(data: DataConfig) -> str:
-    """Fingerprint of the config's encoder; empty where its package is not here yet."""
-    from data_pipeline.encoder.bert import check_encoder, encoder_directory, encoder_fingerprint
-    from data_pipeline.encoder.stage import COMPUTE_DTYPE
-
-    if not data.encoder and not packages.is_fetched(packages.ENCODER):
-        return ""
-    found, tokenizer = check_encoder(encoder_directory(data))
-    return encoder_fingerprint(found, tokenizer.settings, COMPUTE_DTYPE)

@@ -34,9 +34,8 @@ from retro_jax.config import RunConfig, SourceConfig
 TEXT_BYTES = 8_000_000  # at most, for the tokenizer and the counts
 CHUNKS = (1_500, 4_500)  # of the two samples that are embedded, indexed and searched
 QUERIES, TURNS = 1000, 5  # to time the search
-PARALLEL = ("documents", "chunks", "embeddings", "lexical", "index", "neighbors", "joined")
+ALONE = {"documents": 0.1, "tokenizer": 1.0}  # share that one node does; documents: measured on nine subsets
 LEAVES_GROW = 0.2  # 9, 10, 13, 24 leaves for 3, 11, 35, 360 thousand keys of nine subsets, recall@10 0.95
-CHOOSING = 0.1  # of the documents stage, measured on nine subsets: duplicates, budgets, near duplicates
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ def plan(rates: Rates, tokens: float, nodes: int) -> dict:
             share = rates.fraction if stage == "index" else 1.0
             seconds = once + each * chunks * share
             size = large.disk_bytes[stage] * chunks * share / large.chunks
-        alone = {"documents": CHOOSING}.get(stage, 0.0) if stage in PARALLEL else 1.0
+        alone = ALONE.get(stage, 0.0)
         wall = seconds / 3600 * (alone + (1 - alone) / nodes)
         stages[stage] = {"bytes": size, "node_hours": seconds / 3600, "wall_hours": wall}
     memory = math.ceil(shards / nodes) * held * rates.width * BYTES_A_NUMBER

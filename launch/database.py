@@ -155,16 +155,17 @@ def take_out(data: Path, stage: str, damages: Sequence) -> None:
 
 def redo_additions(invocation: Invocation, data: Path, known: Sequence = ()) -> None:
     """Redoes what is damaged of the additions; with `known` as in `repair_files` also what was made from that."""
-    from data_pipeline.database.changes import STAGES, addition_directories, make_addition
+    from data_pipeline.database.changes import addition_directories, make_addition
     from data_pipeline.database.check_files import ALL, Damage, check_files
     from data_pipeline.encoder.bert import encoder_directory
+    from data_pipeline.stages.known import made_with_additions
 
-    files = check_files(data)
+    files, names = check_files(data), made_with_additions()
     for directory in addition_directories(data):
         folder = f"{directory.relative_to(data)}/"
         damages = [damage for damage in (*files, *known) if damage.stage.startswith(folder)]
-        if wrong := [STAGES.index(damage.stage.removeprefix(folder)) for damage in damages if damage in known]:
-            later = STAGES[min(wrong) + 1 :]
+        if wrong := [names.index(damage.stage.removeprefix(folder)) for damage in damages if damage in known]:
+            later = names[min(wrong) + 1 :]
             damages += [Damage(f"{folder}{stage}", ALL, "it was made from wrong content") for stage in later]
         for stage in dict.fromkeys(damage.stage for damage in damages):
             take_out(data, stage, [damage for damage in damages if damage.stage == stage])

@@ -63,8 +63,8 @@ def measure(run: RunConfig, tokens: float = 0) -> tuple[Rates, float]:
     return Rates(text, *samples, facts["embeddings"]["width"], leaves, scan, shards, fraction), total
 
 
-def _make(run: RunConfig, until: str = "joined"):
-    """The stages of a sample up to one of them."""
+def _make(run: RunConfig, until: str = ""):
+    """The stages of a sample, up to one of them or all."""
     data = Path(run.data.directory)
     for stage, (directory, make) in stages(run, data).items():
         print(f"plan: {stage} of a sample", file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ import numpy as np
 from data_pipeline.chunks import ChunkTable, build_chunks
 from data_pipeline.documents.selection import SPLITS
 from data_pipeline.documents.stage import DocumentTable, build_documents, read_documents_manifest
+from data_pipeline.stages.known import made_with_additions
 from data_pipeline.stages.run import StageError, note, read_manifest, write_json
 from retro_jax.config import RunConfig, SourceConfig, to_dict
 from retro_jax.config.file import read_config_file
@@ -24,7 +25,6 @@ from retro_jax.core.files import DamagedFile, read_json
 
 REMOVED, COPY, ADDITIONS, CONFIG = "removed.json", "removed.copy.json", "additions", "config.json"
 FINISHED = "finished.json"  # its counts, written behind the last stage; from that stage on the addition counts
-STAGES = ("documents", "chunks", "embeddings", "index")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def read_removed(data: Path) -> Removed:
 def addition_directories(data: Path) -> list[Path]:
     """Finished additions, in order."""
     found = sorted((Path(data) / ADDITIONS).glob("[0-9]*"))
-    return [path for path in found if (path / FINISHED).exists() or (path / STAGES[-1] / "manifest.json").exists()]
+    return [path for path in found if (path / FINISHED).exists() or (path / "index" / "manifest.json").exists()]
 
 
 def remove(data: Path, documents: Iterable[int] = (), subsets: Iterable[str] = ()) -> dict[str, int]:
@@ -159,7 +159,7 @@ def make_addition(data: Path, directory: Path, encoder: Path) -> dict[str, int]:
     config = replace(config, embedding_dtype=stored, database_fraction=1.0, index_shards=0)  # all of it, however small
     earlier = [path for path in addition_directories(data) if path < directory]  # a later copy goes for this one
     others = [path / "documents" for path in (data, *earlier)]
-    at = {stage: directory / stage for stage in STAGES}
+    at = {stage: directory / stage for stage in made_with_additions()}
     count = build_documents(at["documents"], config).counts["documents"]
     copies = _copies(at["documents"], others)
     if copies:

@@ -11,21 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.database.changes import STAGES as ADDED
 from data_pipeline.database.changes import addition_directories
+from data_pipeline.stages.known import STAGES, made_with_additions
 from data_pipeline.stages.run import add_counts, order_of_parts
 from retro_jax.core.files import DamagedFile, file_sha256, read_json
 from retro_jax.core.progress import progress
 from retro_jax.data.manifests import KEYS, StageError, read_facts, stage_fingerprint
 
-STAGES = ("documents", "tokenizer", "chunks", "embeddings", "lexical", "index", "neighbors", "joined")
-
 
 def stages_of(data: Path) -> list[str]:
-    """The stages that the build in `data` has: `lexical` where neighbors are re-ranked."""
-    books = (_read(Path(data) / "neighbors" / name, ["inputs"]) for name in (PLAN, MANIFEST))
-    ranked = (Path(data) / "lexical").exists() or any("lexical" in book["inputs"] for book in books if book)
-    return [stage for stage in STAGES if stage != "lexical" or ranked]
+    """The stages that the build in `data` has, in order."""
+    return [stage.name for stage in STAGES.values() if stage.there(Path(data))]
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def check_files(data: Path) -> list[Damage]:
     tokenizer = check_stage(data, "tokenizer", {})[1]
     for directory in addition_directories(data):
         inputs = {"tokenizer": tokenizer} if tokenizer else {}
-        damages += _check_stages(data, ADDED, f"{directory.relative_to(data)}/", inputs)
+        damages += _check_stages(data, made_with_additions(), f"{directory.relative_to(data)}/", inputs)
     return damages
 
 

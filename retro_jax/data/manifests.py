@@ -94,6 +94,23 @@ def read_facts(directory: Path) -> Manifest:
         raise StageError(f"{path} lists its files in another form than ours ({error!r}). {remedy}") from None
 
 
+def made_stages(data: Path) -> list[str]:
+    """Names of the finished stages in a data directory, a stage after its inputs, else by name."""
+    inputs = {}
+    for path in sorted(Path(data).glob("*/manifest.json")):
+        try:
+            facts = read_json(path, "", keys=("stage", "inputs"))
+        except DamagedFile:
+            facts = {"stage": path.parent.name, "inputs": {}}
+        if facts["stage"] == path.parent.name:  # and not a stage that was moved aside
+            inputs[path.parent.name] = set(facts["inputs"])
+    order: list[str] = []
+    while left := [name for name in inputs if name not in order]:
+        ready = [name for name in left if not inputs[name] & set(left)]
+        order.append((ready or left)[0])
+    return order
+
+
 def check_file(directory: Path, file: File, *, verify: bool) -> None:
     """Raises StageError where a file is not what its manifest says."""
     path = Path(directory) / file.name

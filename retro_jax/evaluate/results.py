@@ -5,12 +5,10 @@ from pathlib import Path
 
 from retro_jax.config import ModelConfig, RunConfig
 from retro_jax.core.files import DamagedFile, read_json
-from retro_jax.data.manifests import Manifest, StageError, note, read_manifest, read_seconds
+from retro_jax.data.manifests import Manifest, StageError, made_stages, note, read_manifest, read_seconds
 from retro_jax.models.parameters import parameter_counts
 from retro_jax.run_directory.directory import git_revision
 from retro_jax.train.metrics import read_metrics
-
-STAGES = ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors", "joined")
 
 
 def database_facts(data: Path) -> dict:
@@ -93,7 +91,9 @@ def version_facts(run_directory: Path) -> dict:
 
 def stage_seconds(data: Path, runs: Mapping[str, Path]) -> dict[str, float]:
     """Seconds of every stage and run that wrote its own, in the order in which they were made."""
-    places = {stage: data / stage for stage in STAGES} | {f"train {name}": path for name, path in runs.items()}
+    places = {stage: data / stage for stage in made_stages(data)} | {
+        f"train {name}": path for name, path in runs.items()
+    }
     found = {name: read_seconds(path) for name, path in places.items() if (path / "seconds.json").exists()}
     return {name: seconds for name, seconds in found.items() if seconds is not None}
 

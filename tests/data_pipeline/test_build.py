@@ -8,8 +8,8 @@ import made_up_text
 import pytest
 from recording import OF_RECORDS, assert_reads, recorded
 
-from data_pipeline.pipeline import summary
 from data_pipeline.stages import run as manifests
+from data_pipeline.stages.summaries import table
 from launch.build import main
 from retro_jax.parallel.preemption import SIGNALS
 
@@ -147,7 +147,7 @@ def test_a_first_start_with_a_mistyped_setting_does_not_use_up_the_directory(
 
 def test_summary_lines_up():
     rows = [("documents", "2 documents", 1.25, 0.0), ("joined", "3 training sequences", 10.0, 9.5)]
-    assert summary(rows, "runs/x/data", 9.5).splitlines() == [
+    assert table(rows, "runs/x/data", 9.5).splitlines() == [
         "",
         "stage      holds                  seconds     now",
         "documents  2 documents                1.2     0.0",

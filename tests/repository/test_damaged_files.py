@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from training_fixture import compiled_once  # noqa: F401
 
+from data_pipeline.stages.known import STAGES
 from retro_jax.run_directory.checkpoints import load_params
 
 TRIALS = int(os.environ.get("TRIALS", 40))
@@ -25,7 +26,6 @@ VERBS = (
     *("build", "info", "verify", "repair", "add", "remove"),
     *("retro", "resume", "baseline", "retrofit", "evaluate", "evaluate_anew", "sample"),
 )
-STAGES = ("documents", "tokenizer", "chunks", "embeddings", "lexical", "index", "neighbors", "joined")
 
 
 def flip(path: Path, at: float) -> None:
