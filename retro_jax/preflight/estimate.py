@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from retro_jax.config import ModelConfig, RunConfig
 from retro_jax.models.flops import flops_per_token
@@ -17,7 +18,7 @@ from retro_jax.models.parameters import KERNELS, part_of
 from retro_jax.models.retro import abstract_model
 from retro_jax.parallel.sharding import AXES, parameter_specs
 from retro_jax.presets.topologies import GIB, LIVE_SCORES, Topology
-from retro_jax.train.optimizer import flatten, split_trainable
+from retro_jax.train.optimizer import split_trainable
 
 SCORE_PASSES = 16  # times a score is written or read in memory in one training step, forward, again and backward
 STREAM_PASSES = 60  # the same for a number of a layer's [B, T, D] stream, feed-forward included
@@ -117,7 +118,7 @@ def executed_flops(run: RunConfig) -> float:
 def parameter_totals(model: ModelConfig) -> dict[str, int]:
     """Parameters by part, "embeddings", "norms_and_biases", "non_embedding" (all but embeddings) and "total"."""
     counts: dict[str, int] = {}
-    for path, leaf in flatten(abstract_model(model)[1]).items():
+    for path, leaf in flatten_dict(abstract_model(model)[1]).items():
         kernel = "embeddings" if path[-1] == "embedding" else "norms_and_biases"
         part = part_of(list(path)) if path[-1] in KERNELS else kernel
         counts[part] = counts.get(part, 0) + math.prod(leaf.shape)
@@ -128,8 +129,8 @@ def parameter_totals(model: ModelConfig) -> dict[str, int]:
 def held(params: dict, sizes: dict[str, int]) -> float:
     """Numbers of a tree of parameters that one device holds."""
     total = 0.0
-    specs = flatten(parameter_specs(params))
-    for path, leaf in flatten(params).items():
+    specs = flatten_dict(parameter_specs(params))
+    for path, leaf in flatten_dict(params).items():
         cuts = math.prod(sizes[axis] for axis in jax.tree.leaves(tuple(specs[path])) if axis)
         total += math.prod(leaf.shape) / cuts
     return total

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from retro_jax.config import TrainConfig, check_schedule
 
@@ -64,29 +65,11 @@ def group(path: tuple[str, ...]) -> str:
 
 def split_trainable(params: Mapping, trainable: str) -> tuple[dict, dict]:
     """(what trains, what is frozen) of "all" or "retrieval" (encoder and CCA); `join` is the inverse."""
-    flat = flatten(params)
+    flat = flatten_dict(params)
     chosen = {path: leaf for path, leaf in flat.items() if trainable == "all" or group(path) != "decoder"}
     rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
-    return unflatten(chosen), unflatten(rest)
+    return unflatten_dict(chosen), unflatten_dict(rest)
 
 
 def join(trained: Mapping, frozen: Mapping) -> dict:
-    return unflatten(flatten(trained) | flatten(frozen))
-
-
-def flatten(tree: Mapping, prefix: tuple = ()) -> dict[tuple[str, ...], jax.Array]:
-    """Nested dicts as one dict keyed by paths."""
-    flat = {}
-    for key, item in tree.items():
-        flat |= flatten(item, (*prefix, key)) if isinstance(item, Mapping) else {(*prefix, key): item}
-    return flat
-
-
-def unflatten(flat: Mapping) -> dict:
-    tree: dict = {}
-    for path, leaf in flat.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = leaf
-    return tree
+    return unflatten_dict(flatten_dict(trained) | flatten_dict(frozen))

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from retro_jax.config import RunConfig
 from retro_jax.models.retro import zero_cca_outputs
@@ -17,7 +18,7 @@ from retro_jax.parallel.sharding import Mesh
 from retro_jax.run_directory.checkpoints import load_fingerprints, load_params
 from retro_jax.run_directory.directory import read_config
 from retro_jax.run_directory.whole import require_whole
-from retro_jax.train.optimizer import flatten, group, unflatten
+from retro_jax.train.optimizer import group
 from retro_jax.train.state import TrainState, create_state, initial_params
 
 DECODER_FIELDS = ("vocabulary", "layers", "width", "heads", "head_dim", "feed_forward")
@@ -54,13 +55,13 @@ def check_start(run: RunConfig, fingerprints: dict) -> None:
 
 def graft(params: dict, base: dict) -> dict:
     """`params` with the decoder of `base`, and with CCA outputs of zero; shardings are those of `params`."""
-    decoder = {path: leaf for path, leaf in flatten(base).items() if group(path) == "decoder"}
+    decoder = {path: leaf for path, leaf in flatten_dict(base).items() if group(path) == "decoder"}
     placed = {
         # From the host: every process has read the whole decoder, and places its part.
         path: jax.device_put(np.asarray(decoder[path]), leaf.sharding) if path in decoder else leaf
-        for path, leaf in flatten(params).items()
+        for path, leaf in flatten_dict(params).items()
     }
-    grafted = unflatten(placed)
+    grafted = unflatten_dict(placed)
     return zero_cca_outputs(grafted) if "cross_attention" in grafted else grafted
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
 from retro_jax.config import ModelConfig, RunConfig
@@ -18,7 +19,7 @@ from retro_jax.data.batches import Batch
 from retro_jax.models.loss import token_nll
 from retro_jax.models.retro import merge
 from retro_jax.parallel.sharding import Mesh, pin_parameters, pin_stream, replicated
-from retro_jax.train.optimizer import flatten, group, join, split_trainable
+from retro_jax.train.optimizer import group, join, split_trainable
 from retro_jax.train.state import TrainState, state_shardings
 
 GROUPS = ("encoder", "cca", "decoder")
@@ -109,7 +110,7 @@ def _micro_batches(array, parts):
 def gradient_norms(grads: dict) -> dict[str, Array]:
     """`grad_norm` of everything and `grad_norm_GROUP` of the groups that train."""
     squares = {name: [] for name in GROUPS}
-    for path, leaf in flatten(grads).items():
+    for path, leaf in flatten_dict(grads).items():
         squares[group(path)].append(jnp.sum(jnp.square(leaf)))
     sums = {name: sum(terms) for name, terms in squares.items() if terms}
     norms = {f"grad_norm_{name}": jnp.sqrt(total) for name, total in sums.items()}

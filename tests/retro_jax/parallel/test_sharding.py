@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 from training_fixture import MODEL, T, make_run
 
@@ -14,7 +15,7 @@ from retro_jax.config import MeshConfig
 from retro_jax.data.batches import Batch
 from retro_jax.models.retro import abstract_model
 from retro_jax.parallel.sharding import check_sizes, make_mesh, parameter_specs, place_batch, shardings
-from retro_jax.train.optimizer import flatten, make_optimizer
+from retro_jax.train.optimizer import make_optimizer
 from retro_jax.train.state import abstract_state, create_state, initial_params
 from retro_jax.train.step import make_train_step
 
@@ -69,8 +70,8 @@ def single():
 def assert_equal_runs(found, expected):
     for name, value in expected[1].items():
         np.testing.assert_allclose(found[1][name], value, rtol=2e-5, err_msg=name)
-    leaves = flatten(found[0])
-    for path, leaf in flatten(expected[0]).items():
+    leaves = flatten_dict(found[0])
+    for path, leaf in flatten_dict(expected[0]).items():
         np.testing.assert_allclose(leaves[path], leaf, atol=1e-4 * np.abs(leaf).max(), rtol=0, err_msg=str(path))
 
 
@@ -112,7 +113,7 @@ def test_lookups_move_neither_the_table_nor_every_row():
 
 def test_specs_of_every_parameter():
     _, params = abstract_model(MODEL)
-    specs = {"/".join(path): spec for path, spec in flatten(parameter_specs(params)).items()}
+    specs = {"/".join(path): spec for path, spec in flatten_dict(parameter_specs(params)).items()}
     attention = {
         "content_bias": P(None, "tensor", None),
         "key": P(None, "fsdp", "tensor"),

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from flax.traverse_util import flatten_dict
 from test_sharding import EIGHT
 from training_fixture import BASELINE, MODEL, make_run
 
@@ -15,7 +16,6 @@ from retro_jax.preflight.compile import parse_out_of_memory
 from retro_jax.preflight.estimate import executed_flops, memory_gib, parameter_totals, roofline
 from retro_jax.preflight.step import abstract_step
 from retro_jax.presets.topologies import GIB, parse_topology
-from retro_jax.train.optimizer import flatten
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
@@ -53,7 +53,7 @@ def test_traced_flops_agree_with_the_compiler_where_it_sees_every_loop():
 
 def test_memory_of_what_is_held_is_exact():
     run = make_run(mesh=EIGHT)
-    params = flatten(abstract_model(run.model)[1])
+    params = flatten_dict(abstract_model(run.model)[1])
     uncut = sum(leaf.size for path, leaf in params.items() if "norm" in path[-1])
     by_tensor = sum(leaf.size for path, leaf in params.items() if path[-1].endswith("_bias"))
     rest = sum(leaf.size for leaf in params.values()) - uncut - by_tensor

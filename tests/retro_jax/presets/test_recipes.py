@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import jax
 import pytest
+from flax.traverse_util import flatten_dict
 from places import FIXTURES, ROOT
 
 from launch.config_files import load_config
@@ -19,7 +20,7 @@ from retro_jax.parallel.sharding import check_sizes, mesh_sizes, parameter_specs
 from retro_jax.preflight.estimate import memory_gib
 from retro_jax.presets.recipes import RECIPES, recipe_for, size_of
 from retro_jax.presets.topologies import parse_topology
-from retro_jax.train.optimizer import flatten, make_optimizer
+from retro_jax.train.optimizer import make_optimizer
 
 GOLDEN = FIXTURES / "golden"
 SIZES = [("retro", name) for name in ("172m", "425m", "1b5", "7b5")]
@@ -34,9 +35,10 @@ def run_of(argument, file="retro"):
 @pytest.mark.parametrize(("file", "size"), SIZES)
 def test_shapes_and_shardings_are_the_golden_ones(file, size):
     params = abstract_model(run_of(size, file).model)[1]
-    specs = flatten(parameter_specs(params))
+    specs = flatten_dict(parameter_specs(params))
     found = {
-        "/".join(path): [list(leaf.shape), str(leaf.dtype), list(specs[path])] for path, leaf in flatten(params).items()
+        "/".join(path): [list(leaf.shape), str(leaf.dtype), list(specs[path])]
+        for path, leaf in flatten_dict(params).items()
     }
     path = GOLDEN / f"{size}.json"
     if os.environ.get("RETRO_UPDATE_GOLDENS") == "1":
@@ -52,8 +54,8 @@ def test_a_recipe_fits_its_slice_and_cuts_what_is_large(recipe):
     check_sizes(run, sizes)
     assert memory_gib(run, sizes, topology.chip.live_scores)["total"] <= topology.memory_gib
     params = abstract_model(run.model)[1]
-    specs = flatten(parameter_specs(params))
-    for path, leaf in flatten(params).items():
+    specs = flatten_dict(parameter_specs(params))
+    for path, leaf in flatten_dict(params).items():
         cuts = math.prod(sizes[axis] for axis in jax.tree.leaves(tuple(specs[path])) if axis)
         assert leaf.size < LARGE or cuts == sizes["fsdp"] * sizes["tensor"] > 1, path
     assert run.train.batch * run.model.sequence_length * run.train.steps == 419_430_400_000

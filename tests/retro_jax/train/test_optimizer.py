@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from training_fixture import BASELINE, MODEL
 
 from retro_jax.config import TrainConfig
 from retro_jax.models.retro import abstract_model
-from retro_jax.train.optimizer import decayed, flatten, group, join, make_optimizer, schedule, split_trainable
+from retro_jax.train.optimizer import decayed, group, join, make_optimizer, schedule, split_trainable
 
 PAPER = TrainConfig(steps=800_000, warmup_steps=750, learning_rate=2e-4, final_fraction=0.1)
 
@@ -31,7 +32,7 @@ def test_warmup_must_end_before_the_last_step():
 
 def test_decay_falls_on_matrices_only():
     _, params = abstract_model(MODEL)
-    marks = {"/".join(path): mark for path, mark in flatten(decayed(params)).items()}
+    marks = {"/".join(path): mark for path, mark in flatten_dict(decayed(params)).items()}
     assert sorted({path.split("/")[-1] for path, mark in marks.items() if mark}) == [
         *("down", "embedding", "key", "output", "position", "query", "up", "value"),
     ]
@@ -67,8 +68,8 @@ def test_retrieval_alone_trains_encoder_and_cca_and_has_no_other_moments():
 
 def test_every_parameter_has_a_group():
     _, params = abstract_model(MODEL)
-    assert {group(path) for path in flatten(params)} == {"encoder", "cca", "decoder"}
-    assert {group(path) for path in flatten(abstract_model(BASELINE)[1])} == {"decoder"}
+    assert {group(path) for path in flatten_dict(params)} == {"encoder", "cca", "decoder"}
+    assert {group(path) for path in flatten_dict(abstract_model(BASELINE)[1])} == {"decoder"}
 
 
 def test_a_clip_norm_of_zero_turns_clipping_off():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from training_fixture import BASELINE, MODEL, build_data, make_run
 
 from retro_jax.config import MeshConfig
@@ -15,7 +16,7 @@ from retro_jax.models.retro import merge
 from retro_jax.parallel.sharding import make_mesh
 from retro_jax.run_directory.checkpoints import load_model, load_params
 from retro_jax.train.loop import train
-from retro_jax.train.optimizer import flatten, group, make_optimizer
+from retro_jax.train.optimizer import group, make_optimizer
 from retro_jax.train.retrofit import initial_state
 
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -69,7 +70,7 @@ def test_it_starts_as_the_baseline_and_off_stays_so(base, tmp_path):
     assert step == 4
     np.testing.assert_array_equal(logits(MODEL, last, batch, None), expected)
     assert np.abs(logits(MODEL, last, batch, batch.neighbor_tokens) - expected).max() > 1e-4
-    before, after, base_leaves = flatten(first), flatten(last), flatten(decoder)
+    before, after, base_leaves = flatten_dict(first), flatten_dict(last), flatten_dict(decoder)
     for path, leaf in after.items():
         if group(path) == "decoder":
             np.testing.assert_array_equal(leaf, base_leaves[path], err_msg=str(path))
