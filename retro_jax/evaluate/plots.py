@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from retro_jax.evaluate.conditions import CONDITIONS
-from retro_jax.evaluate.figures.charts import MARKERS, Interval, Series, dots, histogram, lines
+from retro_jax.evaluate.figures.charts import COLORS, MARKERS, Interval, Series, dots, histogram, lines
+from retro_jax.evaluate.figures.svg import label
 from retro_jax.evaluate.overlap import ALPHAS
 
+NAME = 24  # characters of a subset's name before what is said of it
 _MARKERS = [name for name in MARKERS if name]
 
 
@@ -17,7 +19,7 @@ def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> di
     """
     subsets = results["subsets"]
     gaps = [
-        (f"{name}: on − {other}", CONDITIONS[other].color, interval(figures[f"on_minus_{other}"]))
+        (f"{label(name, NAME)}: on − {other}", CONDITIONS[other].color, interval(figures[f"on_minus_{other}"]))
         for name, figures in [*subsets.items(), ("all", results["all"])]
         for other in ("off", "random", "baseline")
         if f"on_minus_{other}" in figures
@@ -48,11 +50,11 @@ def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> di
         ),
         **leakage,
         "overlap": histogram(
-            "How much of a chunk stands in its neighbors",
+            "Overlap of chunks with their neighbors",
             ["0", *(f"≤{100 * alpha:g}" for alpha in ALPHAS)],
-            {name: results["leakage"][name]["histogram"] for name in subsets},
+            {name: results["leakage"][name]["histogram"] for name in _largest(subsets)},
             "longest common run, r(C), in percent of the chunk",
-            "share of bytes",
+            "share of bytes" if len(subsets) <= len(COLORS) else f"share of bytes, {len(COLORS)} largest subsets",
         ),
     }
 
@@ -68,6 +70,12 @@ def leakage_curve(subset: str, curves: Mapping) -> str:
     ]
     title = f"bpb(α), {'all subsets' if subset == 'all' else subset}"
     return lines(title, series, "overlap r(C) at most α", "bits per byte", x="percent")
+
+
+def _largest(subsets: Mapping[str, Mapping]) -> list[str]:
+    """The subsets with the most bytes, as many as there are colors of bars, in their order."""
+    largest = sorted(subsets, key=lambda name: -subsets[name]["bytes"])[: len(COLORS)]
+    return [name for name in subsets if name in largest]
 
 
 def condition_series(

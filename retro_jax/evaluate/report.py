@@ -85,7 +85,7 @@ def _token(token: Mapping) -> dict:
 def _facts(results: Mapping) -> list[Table]:
     database, model = results["database"], results["model"]
     recall = database["recall"]
-    two = [Column(""), Column("")]
+    two = [Column(""), Column("", "fact")]
     index = [
         ("chunks", f"{database['chunks']:,} of {database['chunk_length']} tokens"),
         ("documents", f"{database['documents']:,}"),

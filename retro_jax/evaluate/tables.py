@@ -10,7 +10,7 @@ from retro_jax.evaluate.summary import DIFFERENCES, NOT_SHOWN
 
 @dataclass(frozen=True)
 class Column:
-    """A column; kind is "", "control" (gray) or "words" (wrapped, at the left)."""
+    """A column; kind is "", "control" (gray), "fact" (wrapped) or "words" (wrapped, at the left)."""
 
     name: str
     kind: str = ""

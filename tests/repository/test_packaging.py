@@ -142,7 +142,7 @@ for module in {modules!r}:
 
 
 def test_a_wheel_has_the_files_that_the_library_reads():
-    """Files beside the modules of retro_jax and data_pipeline are declared as package data."""
+    """Files beside the modules are declared as package data; an undeclared template would be missing in a wheel alone."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     matched = {
         path
@@ -150,7 +150,7 @@ def test_a_wheel_has_the_files_that_the_library_reads():
         for p in patterns
         for path in (ROOT / package.replace(".", "/")).glob(p)
     }
-    files = [path for top in ("retro_jax", "data_pipeline") for path in (ROOT / top).rglob("*") if path.is_file()]
+    files = [path for top in SOURCES for path in (ROOT / top).rglob("*") if path.is_file()]
     beside = {path for path in files if path.suffix not in (".py", ".pyc")}
     assert beside and beside == matched
     assert [path for path in beside if not (path.parent / "__init__.py").exists()] == []

@@ -93,7 +93,7 @@ def dots(title: str, rows: Sequence[tuple[str, str, Interval]], x_label: str) ->
                 )
                 notes.add(interval, "interval")
             face = color if gap.shown else "none"
-            (mark,) = axes.plot([gap.mean], [row], color=color, marker="o", markersize=8, markerfacecolor=face)
+            (mark,) = axes.plot([gap.mean], [row], "o", color=color, markersize=8, markerfacecolor=face)
             mark.set_markeredgewidth(2)
             ends = "" if gap.low is None else f" ({gap.low:+.4f} to {gap.high:+.4f})"
             notes.add(mark, "mark" if gap.shown else "mark hollow", f"{gap.mean:+.4f}{ends}")

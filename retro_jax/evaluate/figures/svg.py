@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 
 INK = "#010203"  # replaced by currentColor
 WIDTH, HEIGHT = 400, 270  # of a figure, in the units of its view box
-LONGEST = 40  # characters of a label
-GRID_OPACITY = 0.15
+LONGEST, LONGEST_TITLE = 40, 44  # characters of a label, and of a title
+PLACES = {"d", "x", "y", "transform"}  # attributes that hold coordinates
 SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a subset may be named "$x"
@@ -39,7 +39,7 @@ SETTINGS = {
     "axes.xmargin": 0.02,
     "axes.ymargin": 0.08,
     "grid.color": INK,
-    "grid.alpha": GRID_OPACITY,
+    "grid.alpha": 0.15,
     "xtick.color": INK,
     "ytick.color": INK,
     "xtick.major.size": 0,
@@ -81,13 +81,12 @@ def figure(title: str, draw: Callable[[Any, Notes], None], *, height: float = HE
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)  # the page's font may have it
         drawing = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         drawing.patch.set_visible(False)
-        drawing.suptitle(label(title, 56))
+        drawing.suptitle(label(title, LONGEST_TITLE))
         axes = drawing.add_subplot()
         axes.patch.set_visible(False)
         axes.grid(True)
         draw(axes, notes)
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(drawing).print_svg(target, metadata=nothing)
+        FigureCanvasSVG(drawing).print_svg(target)
     return _for_a_page(target.getvalue(), title, notes.by_id)
 
 
@@ -157,8 +156,10 @@ def _clean(element: ElementTree.Element, used: set[str]) -> None:
         attributes["style"] = style.replace("font-weight: semibold", "font-weight: 600").strip()
         if element.tag == "text" and "fill:" not in style:
             attributes["fill"] = "currentColor"
-    if "d" in attributes:
-        attributes["d"] = " ".join(attributes["d"].split())
+    for name in PLACES & attributes.keys():  # rounded: machines differ in the last digits
+        attributes[name] = re.sub(
+            r"\d+\.\d+", lambda number: f"{float(number[0]):.2f}", " ".join(attributes[name].split())
+        )
     element.attrib.clear()
     element.attrib.update(attributes)
 

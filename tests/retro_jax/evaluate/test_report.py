@@ -24,7 +24,7 @@ from retro_jax.evaluate.conditions import register as register_condition
 from retro_jax.evaluate.metrics import METRICS, Metric
 from retro_jax.evaluate.metrics import register as register_metric
 from retro_jax.evaluate.passages import longest_run
-from retro_jax.evaluate.plots import make_plots
+from retro_jax.evaluate.plots import condition_series, make_plots
 from retro_jax.evaluate.report import make_report
 
 VOID = {"meta", "br"}
@@ -220,6 +220,22 @@ def test_nothing_is_bold_that_is_not_shown(results):
     assert len(bold.findall(sure)) == 2 * (1 + 5) + 2 * 2 and mark not in plot
     unsure, plot = page(tie)
     assert not bold.findall(unsure) and plot.count(mark) == 2 * 3
+
+
+def test_many_subsets_keep_a_readable_histogram(results):
+    """One bar a color: the six largest subsets, and the axis says so."""
+    named = {f"s{n}": {**results["all"], "bytes": n} for n in range(9)}
+    changed = {**results, "subsets": named, "leakage": dict.fromkeys(named, results["leakage"]["all"])}
+    drawn = make_plots(changed, {})["overlap"]
+    assert drawn.count('class="bar"') == 6 * 9 and "6 largest subsets" in drawn
+    assert ">s3<" in drawn and ">s2<" not in drawn
+    assert "largest" not in make_plots(results, {})["overlap"]
+
+
+def test_a_condition_has_one_color_dash_and_marker_in_every_plot():
+    lines = [condition_series(name, [(0, 1.0)]) for name in CONDITIONS]
+    assert len({(line.color, line.dash) for line in lines}) == len(CONDITIONS)
+    assert {line.marker for line in lines} == {"circle", "square", "diamond", "triangle"}
 
 
 class Measured(Exception):
