@@ -10,8 +10,9 @@ from worker import serve
 
 from retro_jax.config import EncoderConfig, ModelConfig, RunConfig, TrainConfig
 from retro_jax.data.batches import Batch
-from retro_jax.models.flops import flops_per_token, measured_peak
+from retro_jax.models.counts import flops_per_token
 from retro_jax.parallel.sharding import make_mesh, place_batch
+from retro_jax.train.clock import measured_peak
 from retro_jax.train.optimizer import make_optimizer
 from retro_jax.train.state import create_state
 from retro_jax.train.step import batch_nll, make_train_step

@@ -158,6 +158,8 @@ def inputs(run: RunConfig, data: Path, runs: dict[str, Path]) -> dict:
 
 def measure(run: RunConfig, data: Path, runs: dict[str, Path]) -> tuple[dict, list[dict]]:
     """(results without seconds, passages), both plain JSON."""
+    import jax
+
     from data_pipeline.database.database import CurrentExamples, Database
     from data_pipeline.database.provenance import Provenance
     from retro_jax.data.batches import validation_examples
@@ -166,6 +168,7 @@ def measure(run: RunConfig, data: Path, runs: dict[str, Path]) -> tuple[dict, li
     from retro_jax.evaluate.passages import choose, describe
     from retro_jax.evaluate.scoring import check_bytes, make_scorer, score
     from retro_jax.evaluate.summary import summarize
+    from retro_jax.models.kernels.known import check_attention
     from retro_jax.run_directory.checkpoints import load_params
     from retro_jax.run_directory.directory import token_bytes
 
@@ -176,6 +179,7 @@ def measure(run: RunConfig, data: Path, runs: dict[str, Path]) -> tuple[dict, li
             f"{runs['retro']} holds a model without retrieval layers; name a RETRO model with --config.evaluate.retro."
         )
     settings, model = run.evaluate, at_run_time(trained.model, run.model, runs["retro"])
+    check_attention(model, jax.default_backend())
     if not model.neighbors:
         raise ValueError(
             "config.model.neighbors=0 leaves nothing to evaluate: On would be Off. Take 1 or more; the condition 'off' is "

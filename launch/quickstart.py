@@ -22,7 +22,7 @@ from launch.arguments import Invocation, Verb, flag_name, one_word_flags, overri
 from launch.command import run_verb
 from launch.reads import READS, is_read
 from launch.train import VERB as TRAIN
-from retro_jax.config import RunConfig, to_dict
+from retro_jax.config import ABLATIONS, ModelConfig, RunConfig, to_dict
 from retro_jax.core.files import read_json
 from retro_jax.core.side_files import read_object
 from retro_jax.core.streams import fresh_line
@@ -86,6 +86,8 @@ def steps(run: RunConfig, workdir: Path, argv: Sequence[str]) -> list[Step]:
     data = f"--config.data.directory={run.data.directory or workdir / 'data'}"
     baseline, retro = workdir / "baseline", workdir / "retro"
     decoder = ["--config.model.retrieval_layers=()", "--config.train.retrieval_check_every=0"]
+    usual = {name: getattr(ModelConfig, name) for name in ABLATIONS}  # what a baseline cannot have
+    decoder += [f"--config.model.{name}={value}" for name, value in usual.items() if getattr(run.model, name) != value]
 
     def step(title: str, verb: str, directory: Path, *changes: str) -> Step:
         return Step(title, verb, [*handed_on(verb, argv, changes), *changes, f"--workdir={directory}"])

@@ -69,16 +69,20 @@ def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -
     Raises:
       ValueError, StageError: no trained model, or a tokenizer or database other than those it was trained with.
     """
+    import jax
+
     from data_pipeline.database.retriever import Retriever
     from data_pipeline.tokens import Tokenizer
     from retro_jax.core.progress import progress
     from retro_jax.generate.sampling import check_settings, sample
+    from retro_jax.models.kernels.known import check_attention
     from retro_jax.run_directory.checkpoints import load_fingerprints, load_params
 
     check_settings(run.sample)
     directory, data = model_directory(workdir), data_directory(run, workdir)
     params, trained, step = load_params(directory)
     model = at_run_time(trained.model, run.model, directory)
+    check_attention(model, jax.default_backend())
     tokenizer = Tokenizer(data / "tokenizer")
     expected = load_fingerprints(directory, step)
     remedy = (

@@ -3,10 +3,15 @@
 import dataclasses
 from dataclasses import dataclass
 
-from retro_jax.config.settings import INT32, SWITCH, Rising, between, one_of, section, setting
+from retro_jax.config.settings import INT32, NAME, SWITCH, Rising, between, one_of, section, setting
 
 SIZE = between(1, INT32)
-RUNTIME = ("neighbors", "compute_dtype", "remat", "scan", "loss_block")  # no parameter depends on them
+# What may differ from the run that trained a model: no parameter depends on it.
+RUNTIME = ("neighbors", "compute_dtype", "attention", "remat", "scan", "loss_block")
+
+# Ablations of the paper's Table 13 that a baseline cannot have. The table's other rows: retrieval_layers, neighbors,
+# encoder.layers, encoder.cross_attention_layers.
+ABLATIONS = ("neighbor_parts", "cross_attention_positions", "shared_embeddings")
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,25 @@ class ModelConfig:
     neighbors: int = setting(
         2, between(0, INT32), "K, how many of the stored neighbors the model reads; 0 skips retrieval."
     )
+    neighbor_parts: str = setting(
+        "both",
+        one_of("both", "neighbor", "continuation"),
+        "Of each retrieved pair, what the encoder reads: neighbor N and continuation F, N alone, or F alone.",
+    )
+    cross_attention_positions: bool = setting(
+        True,
+        SWITCH,
+        "Relative positions in the cross-attention of decoder and encoder; false removes them and their weights.",
+    )
+    shared_embeddings: bool = setting(
+        False, SWITCH, "The encoder reads the decoder's embedding and has none of its own; both widths must be equal."
+    )
     encoder: EncoderConfig = section(EncoderConfig, "The neighbor encoder.")
     compute_dtype: str = setting(
         "bfloat16", one_of("bfloat16", "float32"), "Type of activations; parameters are always float32."
+    )
+    attention: str = setting(
+        "xla", NAME, "Implementation of attention: xla, or one that was added (retro_jax/models/kernels)."
     )
     remat: str = setting(
         "full",
@@ -66,6 +87,18 @@ class ModelConfig:
         return 2 * self.chunk_length
 
     @property
+    def encoded_part(self) -> slice:
+        """Which of the `retrieved_length` tokens [N, F] of a neighbor the encoder reads."""
+        chunk, whole = self.chunk_length, self.retrieved_length
+        return {"both": slice(0, whole), "neighbor": slice(0, chunk), "continuation": slice(chunk, whole)}[
+            self.neighbor_parts
+        ]
+
+    @property
+    def encoded_length(self) -> int:
+        return self.encoded_part.stop - self.encoded_part.start
+
+    @property
     def retrieves(self) -> bool:
         return bool(self.retrieval_layers)
 
@@ -86,11 +119,30 @@ def check_model(model: ModelConfig) -> None:
         "config.model.encoder.cross_attention_layers",
         "config.model.encoder.layers",
     )
+    _check_ablations(model)
     for width, where in ((model.width, "config.model.width"), (encoder.width, "config.model.encoder.width")):
         if width % 2:
             raise ValueError(
                 f"Position vectors are pairs of sine and cosine, but {where}={width} is odd; take {width + 1}."
             )
+
+
+def _check_ablations(model: ModelConfig):
+    if not model.retrieves:
+        for name in ABLATIONS:
+            value, usual = getattr(model, name), getattr(ModelConfig, name)
+            if value != usual:
+                raise ValueError(
+                    f"A baseline has no encoder and no cross-attention, so config.model.{name}={value} would change "
+                    f"nothing with config.model.retrieval_layers=(); remove it (the default is {usual}), or name the "
+                    f"layers that read neighbors."
+                )
+    if model.shared_embeddings and model.encoder.width != model.width:
+        raise ValueError(
+            f"Shared embeddings have one width, but config.model.width={model.width} and "
+            f"config.model.encoder.width={model.encoder.width} with config.model.shared_embeddings=True; "
+            f"take config.model.encoder.width={model.width}, or config.model.shared_embeddings=False."
+        )
 
 
 def at_run_time(trained: ModelConfig, wanted: ModelConfig, directory) -> ModelConfig:

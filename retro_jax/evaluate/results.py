@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from retro_jax.config import ModelConfig, RunConfig
+from retro_jax.config import RunConfig
 from retro_jax.core.files import DamagedFile, read_json
 from retro_jax.data.manifests import Manifest, StageError, made_stages, note, read_manifest, read_seconds
-from retro_jax.models.parameters import parameter_counts
+from retro_jax.models.counts import parameter_counts, parameter_totals
 from retro_jax.run_directory.directory import git_revision
 from retro_jax.train.metrics import read_metrics
 
@@ -38,7 +38,7 @@ def model_facts(run: RunConfig, baseline: RunConfig | None, trained: Mapping[str
     facts = {
         "parameters": parameter_counts(model)["total"],
         "baseline_parameters": None if baseline is None else parameter_counts(baseline.model)["total"],
-        "parameters_with_embeddings": parameter_counts(model)["total"] + _embeddings(model),
+        "parameters_with_embeddings": parameter_counts(model)["total"] + parameter_totals(model)["embeddings"],
         "parts": parameter_counts(model),
         "settings": {
             "layers": model.layers,
@@ -57,10 +57,6 @@ def model_facts(run: RunConfig, baseline: RunConfig | None, trained: Mapping[str
         same = baseline.train.batch * trained["baseline"] * baseline.model.sequence_length
         facts["settings"]["baseline_training_tokens"] = f"{same:,}"
     return facts
-
-
-def _embeddings(model: ModelConfig) -> int:
-    return model.vocabulary * (model.width + (model.encoder.width if model.retrieves else 0))
 
 
 def data_facts(documents: Manifest) -> dict:

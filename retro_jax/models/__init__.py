@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = public(
         "params_of": "retro",
         "apply_hidden": "retro",
         "token_nll": "loss",
-        "flops_per_token": "flops",
+        "flops_per_token": "counts",
+        "parameter_counts": "counts",
     },
 )

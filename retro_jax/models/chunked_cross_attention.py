@@ -7,11 +7,14 @@ moved m - 1 places to the left and cut into chunks, row u of which reads E_u. Ch
     reads           - - - 0   0 0 0 1   1 1 1  2       (the E_u it reads; - is none)
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from retro_jax.core.dimensions import PADDING
 from retro_jax.models.attention import Attention
+from retro_jax.models.kernels.known import Mask
 from retro_jax.models.layers import rms_norm
 from retro_jax.models.positions import PositionTable
 
@@ -49,10 +52,12 @@ def chunked_cross_attention(
     encoded: Float[Array, "B C K R E"],
     mask: Bool[Array, "B C M KR"],
     positions: PositionTable,
+    attend: Callable,
 ) -> Float[Array, "B T D"]:
     """The update of the stream x from encoded neighbors, without the residual; one softmax over all K*R keys.
 
-    `mask` is `reading_mask`'s, `positions` the table of `cross_distances(M, R)`.
+    `mask` is `reading_mask`'s, `positions` the table of `cross_distances(M, R)`, `attend` a
+    `known.Attend`.
     """
     batch, chunks, neighbors, retrieved, width = encoded.shape
     chunk_length = mask.shape[2]
@@ -60,7 +65,8 @@ def chunked_cross_attention(
     update = attention(
         asking.reshape(batch * chunks, chunk_length, -1),
         encoded.reshape(batch * chunks, neighbors * retrieved, width),
-        mask.reshape(batch * chunks, chunk_length, -1),
+        Mask(mask.reshape(batch * chunks, chunk_length, -1)),
         positions,
+        attend,
     )
     return from_attending_chunks(update.reshape(batch, chunks, chunk_length, -1))

@@ -8,18 +8,21 @@ from jaxtyping import Array, Bool, Float, Int
 from retro_jax.config import ModelConfig
 from retro_jax.models.attention import Attention
 from retro_jax.models.chunked_cross_attention import chunked_cross_attention, reading_mask
-from retro_jax.models.layers import unpinned
+from retro_jax.models.kernels.known import Attend, Mask
+from retro_jax.models.placement import ONE_DEVICE, Placement
 from retro_jax.models.positions import causal_distances, cross_distances, position_table
 from retro_jax.models.stack import Layer, apply_stack
 
+NOBODYS = -2  # the id of a padded key: no query has it
 
-def causal_mask(segments: Int[Array, "B C"], token_valid: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
+
+def causal_mask(segments: Int[Array, "B C"], token_valid: Bool[Array, "B T"]) -> Mask:
     """Who may read whom: tokens up to and including oneself, of the same document, no padding."""
     length = token_valid.shape[1]
     of_token = jnp.repeat(segments, length // segments.shape[1], axis=1)
     same = of_token[:, :, None] == of_token[:, None, :]
     causal = jnp.tril(jnp.ones((length, length), bool))
-    return causal & same & token_valid[:, None, :]
+    return Mask(causal & same & token_valid[:, None, :], of_token, jnp.where(token_valid, of_token, NOBODYS))
 
 
 def decode(
@@ -31,7 +34,7 @@ def decode(
     token_valid: Bool[Array, "B T"],
     neighbor_valid: Bool[Array, "B C K R"] | None,
     encode: Callable[[Float[Array, "B T D"]], Float[Array, "B C K R E"]],
-    pin: Callable = unpinned,
+    placement: Placement = ONE_DEVICE,
 ) -> Float[Array, "B T D"]:
     """All layers, without embedding and final norm.
 
@@ -41,18 +44,21 @@ def decode(
     """
     mask = causal_mask(segments, token_valid)
     self_positions = position_table(causal_distances(x.shape[1]), config.width, x.dtype)
-    options = {"scan": config.scan, "remat": config.remat, "pin": pin}
+    options = {"scan": config.scan, "remat": config.remat, "pin": placement.pin}
+    attend = Attend(config.attention, "self", placement)
 
     def attend_self(attention, x):
-        return attention.to_self(x, mask, self_positions)
+        return attention.to_self(x, mask, self_positions, attend)
 
     if neighbor_valid is None:
         return apply_stack(x, layers, None, (), attend_self, **options)
 
     read_mask = reading_mask(segments, neighbor_valid, config.chunk_length)
-    positions = position_table(cross_distances(config.chunk_length, neighbor_valid.shape[-1]), config.width, x.dtype)
+    distances = cross_distances(config.chunk_length, neighbor_valid.shape[-1], config.encoded_part.start)
+    positions = position_table(distances, config.width, x.dtype)
+    attend_neighbors = Attend(config.attention, "read", placement)
 
     def read(reader, x, encoded):
-        return chunked_cross_attention(reader, x, encoded, read_mask, positions)
+        return chunked_cross_attention(reader, x, encoded, read_mask, positions, attend_neighbors)
 
     return apply_stack(x, layers, cross_attention, config.retrieval_layers, attend_self, read, encode, **options)

@@ -12,6 +12,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from retro_jax.models.placement import ONE_DEVICE
+
 NORM_EPSILON = 1e-6
 BIAS_SCALE = 0.02
 PRODUCT = "product"  # the name of what `linear` gives
@@ -96,13 +98,8 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array,
     return (wide * scale).astype(x.dtype)
 
 
-def unpinned(stream: Array, looked_up: bool = False) -> Array:
-    """Leaves it to the compiler where a stream is held; on a mesh `sharding.pin_stream` says it."""
-    return stream
-
-
 def embed(
-    tokens: Int[Array, "*B"], table: Float[Array, "V D"], dtype, pin: Callable = unpinned
+    tokens: Int[Array, "*B"], table: Float[Array, "V D"], dtype, pin: Callable = ONE_DEVICE.pin
 ) -> Float[Array, "*B D"]:
     """Rows of `table` times sqrt(D), as in Transformer-XL, so that a token is not drowned by the first updates.
 

@@ -61,18 +61,18 @@ def signed_distances(length: int) -> Distances:
     return Distances(length, length)
 
 
-def cross_distances(chunk_length: int, retrieved_length: int) -> Distances:
-    """Chunked cross-attention (eq 6): d(i, i') = i - i' + m - 1.
+def cross_distances(chunk_length: int, retrieved_length: int, start: int = 0) -> Distances:
+    """Chunked cross-attention (eq 6): d(i, i') = i - i' + m - 1, the first retrieved token being number `start`.
 
     Query i of an attending chunk is token m + i - 1 counted from the start of the chunk that retrieved, and a
     neighbor is taken to start where that chunk starts. The same for every chunk and every neighbor.
     """
-    return Distances(chunk_length, retrieved_length, offset=chunk_length - 1)
+    return Distances(chunk_length, retrieved_length, offset=chunk_length - 1 - start)
 
 
-def conditioning_distances(retrieved_length: int, chunk_length: int) -> Distances:
-    """Encoder cross-attention (eq 7): retrieved tokens i' ask the chunk's tokens i, d = i' - i."""
-    return Distances(retrieved_length, chunk_length)
+def conditioning_distances(retrieved_length: int, chunk_length: int, start: int = 0) -> Distances:
+    """Encoder cross-attention (eq 7): retrieved tokens i' ask the chunk's tokens i, d = i' - i, the first being `start`."""
+    return Distances(retrieved_length, chunk_length, offset=start)
 
 
 def sinusoids(distances: Int[Array, "*W"], width: int) -> Float[Array, "*W D"]:

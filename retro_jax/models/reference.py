@@ -2,7 +2,8 @@
 
 Written from the paper (arXiv 2112.04426: equations 2 to 4 and 6 to 7, Algorithm 1), not from the JAX model; the two
 share only the names of the weights (`retro_jax.models.retro.layer_parameters`) and the norm's epsilon. All sizes are
-read off the weights, P off the layers that hold a "cross_attention". It is slow and means to be read: one sequence at
+read off the weights, P off the layers that hold a "cross_attention"; attention without a "position" kernel has no position
+logits, and an encoder without an embedding reads the decoder's (the ablations of Table 13). It is slow and means to be read: one sequence at
 a time, and inside an attention one query, head and key at a time.
 
 Code counts positions, chunks and neighbors from 0 where the paper counts from 1: token i of chunk u sits at u*m + i.
@@ -25,6 +26,7 @@ def logits(
     neighbor_tokens: Int[np.ndarray, "C K R"] | None,
     chunk_length: int,
     dtype=np.float64,
+    neighbor_parts: str = "both",
 ) -> Float[np.ndarray, "T V"]:
     """Next-token logits of one sequence: Algorithm 1.
 
@@ -35,9 +37,14 @@ def logits(
       neighbor_tokens: RET(C_u) for every chunk u, -1 where there is nothing; None is Retro[Off].
       chunk_length: m.
       dtype: of every number; the weights are converted.
+      neighbor_parts: what is read of every RET(C_u) = [N, F]: "both", "neighbor" (N) or "continuation" (F). Tokens of F
+        keep their positions, m to 2m - 1.
     """
     parameters = _convert(parameters, dtype)
     valid = tokens != PADDING
+    start = chunk_length if neighbor_parts == "continuation" else 0
+    if neighbor_tokens is not None and neighbor_parts != "both":
+        neighbor_tokens = neighbor_tokens[:, :, start : start + chunk_length]
     x = _embed(parameters["embedding"], tokens)
     encoded = None
     for layer in parameters["layers"]:
@@ -45,9 +52,10 @@ def logits(
         # min(P): the encoder runs once, on the stream after this layer's self-attention (Algorithm 1).
         if "cross_attention" in layer and neighbor_tokens is not None:
             if encoded is None:
-                encoded = encode(parameters["encoder"], neighbor_tokens, x, valid, chunk_length)
+                encoder = {"embedding": parameters["embedding"], **parameters["encoder"]}
+                encoded = encode(encoder, neighbor_tokens, x, valid, chunk_length, start)
             x = x + chunked_cross_attention(
-                layer["cross_attention"], x, encoded, neighbor_tokens != PADDING, segments, chunk_length
+                layer["cross_attention"], x, encoded, neighbor_tokens != PADDING, segments, chunk_length, start
             )
         x = x + feed_forward(layer["feed_forward"], x)
     return rms_norm(x, parameters["final_norm"]) @ parameters["embedding"].T
@@ -76,8 +84,11 @@ def chunked_cross_attention(
     encoded_valid: np.ndarray,
     segments: Int[np.ndarray, "C"],
     chunk_length: int,
+    start: int = 0,
 ) -> Float[np.ndarray, "T D"]:
     """CCA's update (equation 3): row um + i - 1 reads E_u, for u = 1..l and i = 1..m; the first m - 1 rows are zero.
+
+    `start` is the place in [N, F] of the first token that was encoded.
 
     Row i = 1 is the last token of C_u. The other rows lie in C_{u+1}, and read E_u only if that chunk goes on with
     the document of C_u: the first chunk of every document is a C_1.
@@ -86,7 +97,7 @@ def chunked_cross_attention(
     normed = rms_norm(x, weights["norm"])
     update = np.zeros_like(x)
     neighbors, retrieved = encoded.shape[1:3]
-    one_neighbor = cross_attention_distances(m, retrieved)
+    one_neighbor = cross_attention_distances(m, start + retrieved)[:, start:]
     for u in range(1, chunks + 1):  # as printed, from 1
         # The neighbor and time axes of E_u are merged under one softmax; positions start anew in every neighbor.
         memory = encoded[u - 1].reshape(neighbors * retrieved, encoded.shape[-1])
@@ -108,18 +119,22 @@ def encode(
     stream: Float[np.ndarray, "T D"],
     stream_valid: np.ndarray,
     chunk_length: int,
+    start: int = 0,
 ) -> Float[np.ndarray, "C K R D2"]:
-    """E = ENCODER(RET, H) (Algorithm 1): every neighbor of every chunk by itself, conditioned on its own chunk H_u."""
+    """E = ENCODER(RET, H) (Algorithm 1): every neighbor of every chunk by itself, conditioned on its own chunk H_u.
+
+    `start` is the place in [N, F] of the first of `neighbor_tokens`.
+    """
     chunks, neighbors, retrieved = neighbor_tokens.shape
     encoded = np.zeros((chunks, neighbors, retrieved, weights["embedding"].shape[1]), stream.dtype)
     for u in range(chunks):
         rows = slice(u * chunk_length, (u + 1) * chunk_length)
         for j in range(neighbors):
-            encoded[u, j] = _encode_neighbor(weights, neighbor_tokens[u, j], stream[rows], stream_valid[rows])
+            encoded[u, j] = _encode_neighbor(weights, neighbor_tokens[u, j], stream[rows], stream_valid[rows], start)
     return encoded
 
 
-def _encode_neighbor(weights, tokens, chunk_rows, chunk_valid):
+def _encode_neighbor(weights, tokens, chunk_rows, chunk_valid, start):
     """One neighbor through ATTN_enc (bidirectional), CA_enc in the layers P_enc, and FFW_enc."""
     valid = tokens != PADDING
     e = _embed(weights["embedding"], tokens)
@@ -133,7 +148,7 @@ def _encode_neighbor(weights, tokens, chunk_rows, chunk_valid):
                 asking,
                 rms_norm(e, asking["norm"]),
                 rms_norm(chunk_rows, asking["memory_norm"]),
-                encoder_cross_attention_distances(len(tokens), len(chunk_rows)),
+                encoder_cross_attention_distances(start + len(tokens), len(chunk_rows))[start:],
                 lambda _, j: chunk_valid[j],
             )
         e = e + feed_forward(layer["feed_forward"], e)
@@ -150,26 +165,29 @@ def attention(
     """CA(h, Y) (equation 4) with heads and Transformer-XL's relative positions; a row that sees nothing stays zero.
 
     logit(i, j) = ((W_Q h_i + u) . W_K y_j + (W_Q h_i + v) . W_R s(d(i, j))) / sqrt(head width)
+
+    Weights without a "position" kernel W_R have no second term.
     """
     heads, width = weights["content_bias"].shape
     q, k, v = (
         (rows @ weights[name]).reshape(len(rows), heads, width)
         for rows, name in ((queries, "query"), (memory, "key"), (memory, "value"))
     )
+    positioned = "position" in weights
     positions = {
         d: (sinusoid(d, queries.shape[1]).astype(queries.dtype) @ weights["position"]).reshape(heads, width)
-        for d in set(distances.reshape(-1).tolist())
+        for d in (set(distances.reshape(-1).tolist()) if positioned else ())
     }
     read = np.zeros_like(q)
     for i in range(len(queries)):
         seen = [j for j in range(len(memory)) if sees(i, j)]
         for head in range(heads if seen else 0):
             content = q[i, head] + weights["content_bias"][head]
-            position = q[i, head] + weights["position_bias"][head]
-            scores = [
-                (content @ k[j, head] + position @ positions[int(distances[i, j])][head]) / math.sqrt(width)
-                for j in seen
-            ]
+            scores = [content @ k[j, head] / math.sqrt(width) for j in seen]
+            if positioned:
+                position = q[i, head] + weights["position_bias"][head]
+                by_distance = [position @ positions[int(distances[i, j])][head] / math.sqrt(width) for j in seen]
+                scores = [score + more for score, more in zip(scores, by_distance, strict=True)]
             largest = max(scores)
             exponentials = [math.exp(score - largest) for score in scores]
             for j, exponential in zip(seen, exponentials, strict=True):

@@ -10,11 +10,12 @@ not. Weights of layers are stacked in layer order:
 
     embedding [V, D]                    layers.attention, layers.feed_forward     [L, ...]
     final_norm [D]                      cross_attention (CCA)                     [len(P), ...]
-    encoder.embedding [V, D']           encoder.layers                            [L', ...]
+    encoder.embedding [V, D'] (*)       encoder.layers                            [L', ...]
     encoder.final_norm [D']             encoder.cross_attention                   [len(P_enc), ...]
+
+(*) not with config.shared_embeddings. Without config.cross_attention_positions, no cross_attention has W_R and v.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import jax
@@ -26,7 +27,8 @@ from retro_jax.config import ModelConfig
 from retro_jax.models.attention import Attention
 from retro_jax.models.decoder import decode
 from retro_jax.models.encoder import Encoder
-from retro_jax.models.layers import embed, last_scale, rms_norm, table, unpinned
+from retro_jax.models.layers import embed, last_scale, rms_norm, table
+from retro_jax.models.placement import ONE_DEVICE, Placement
 from retro_jax.models.stack import Layer, stacked
 
 
@@ -42,7 +44,9 @@ class Retro(nnx.Module):
         if config.retrieves:
             self.cross_attention = stacked(
                 len(config.retrieval_layers),
-                lambda r: Attention(config.width, config.encoder.width, *sizes, gain, r),
+                lambda r: Attention(
+                    config.width, config.encoder.width, *sizes, gain, r, positions=config.cross_attention_positions
+                ),
                 rngs,
             )
             self.encoder = Encoder(config, rngs)
@@ -53,7 +57,7 @@ class Retro(nnx.Module):
         tokens: Int[Array, "B T"],
         segments: Int[Array, "B C"],
         neighbor_tokens: Int[Array, "B C K R"] | None = None,
-        pin: Callable = unpinned,
+        placement: Placement = ONE_DEVICE,
     ) -> Float[Array, "B T D"]:
         """The normed stream that the readout multiplies, in the compute dtype.
 
@@ -62,26 +66,28 @@ class Retro(nnx.Module):
           segments: which document of the sequence a chunk belongs to; documents do not see each other. -1 is padding.
           neighbor_tokens: what each chunk retrieved, nearest first, -1 where there is nothing; any number K of
             neighbors. None is Retro[Off]: the encoder is not run and CCA is the identity.
-          pin: where a stream whose first axis is that of sequences is held on a mesh (`sharding.pin_stream`).
+          placement: the devices (`retro_jax.parallel.on_mesh.OnMesh`).
 
         Raises:
-          ValueError: shapes that do not fit the config or each other.
+          ValueError: shapes that do not fit the config or each other, or an attention that this device or shape refuses.
         """
         config = self.config
         _check_shapes(config, tokens, segments, neighbor_tokens)
         if not config.retrieves or (neighbor_tokens is not None and neighbor_tokens.shape[2] == 0):
             neighbor_tokens = None
-        valid = tokens >= 0
+        if neighbor_tokens is not None:
+            neighbor_tokens = neighbor_tokens[..., config.encoded_part]
+        valid, embedding = tokens >= 0, self.embedding[...]
         x = decode(
             config,
             self.layers,
             getattr(self, "cross_attention", None),
-            embed(tokens, self.embedding[...], jnp.dtype(config.compute_dtype), pin),
+            embed(tokens, embedding, jnp.dtype(config.compute_dtype), placement.pin),
             segments,
             valid,
             None if neighbor_tokens is None else neighbor_tokens >= 0,
-            lambda x: self.encoder(config, neighbor_tokens, x, valid, pin),
-            pin,
+            lambda x: self.encoder(config, neighbor_tokens, x, valid, embedding, placement),
+            placement,
         )
         return rms_norm(x, self.final_norm[...])
 

@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from retro_jax.models.attention import Attention
-from retro_jax.models.layers import PRODUCT, FeedForward, unpinned
+from retro_jax.models.layers import PRODUCT, FeedForward
+from retro_jax.models.placement import ONE_DEVICE
 
 
 class Layer(nnx.Module):
@@ -51,7 +52,7 @@ def apply_stack(
     *,
     scan: bool,
     remat: str,
-    pin: Callable = unpinned,
+    pin: Callable = ONE_DEVICE.pin,
 ) -> Float[Array, "*B D"]:
     """x after all layers; those numbered in `reading` (from 1) have a reader between attention and feed-forward.
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import jax
 from flax.traverse_util import flatten_dict
 
-from retro_jax.config import ModelConfig, RunConfig
-from retro_jax.models.flops import flops_per_token
-from retro_jax.models.parameters import KERNELS, part_of
+from retro_jax.config import RunConfig
+from retro_jax.models.counts import attentions, executed_flops, flops_per_token
 from retro_jax.models.retro import abstract_model
 from retro_jax.parallel.sharding import AXES, parameter_specs
 from retro_jax.presets.topologies import GIB, LIVE_SCORES, Topology
@@ -22,108 +21,6 @@ from retro_jax.train.optimizer import split_trainable
 
 SCORE_PASSES = 16  # times a score is written or read in memory in one training step, forward, again and backward
 STREAM_PASSES = 60  # the same for a number of a layer's [B, T, D] stream, feed-forward included
-
-
-@dataclass(frozen=True)
-class Attended:
-    """One kind of attention: how often it runs, on how many rows of queries and keys, and its widths."""
-
-    layers: int
-    rows: float  # of queries, a sequence
-    memory_rows: float  # of keys and values, a sequence
-    keys: float  # that one query reads
-    distances: float  # products with position rows, a query
-    table: int  # rows of the position table
-    width: int
-    memory_width: int
-    inner: int
-
-    def flops(self) -> float:
-        """Of the products of all its layers, forward, a sequence; position tables aside."""
-        kernels = 2 * self.rows * self.width + 2 * self.memory_rows * self.memory_width
-        return 2 * self.layers * self.inner * kernels + self.score_flops()
-
-    def score_flops(self) -> float:
-        return 2 * self.layers * self.inner * self.rows * (2 * self.keys + self.distances)
-
-    def table_flops(self) -> float:
-        return 2 * self.layers * self.table * self.width * self.inner
-
-    def scores(self, heads: int) -> float:
-        """Numbers in the score matrices of one layer, a sequence."""
-        return heads * self.rows * self.keys
-
-
-def attentions(model: ModelConfig) -> dict[str, Attended]:
-    """By kind: self, and with retrieval read (CCA), encoder and conditioning (the encoder's cross-attention)."""
-    tokens, inner, encoder = model.sequence_length, model.heads * model.head_dim, model.encoder
-    found = {
-        "self": Attended(model.layers, tokens, tokens, tokens, tokens + 1, tokens + 1, model.width, model.width, inner)
-    }
-    if model.retrieves and model.neighbors:
-        chunk, retrieved, encoder_inner = model.chunk_length, model.retrieved_length, encoder.heads * encoder.head_dim
-        rows, keys = model.chunks * model.neighbors * retrieved, model.neighbors * retrieved
-        readers, conditioned = len(model.retrieval_layers), len(encoder.cross_attention_layers)
-        both = chunk + retrieved
-        found["read"] = Attended(readers, tokens, rows, keys, both, both, model.width, encoder.width, inner)
-        found["encoder"] = Attended(
-            encoder.layers,
-            rows,
-            rows,
-            retrieved,
-            2 * retrieved,
-            2 * retrieved,
-            encoder.width,
-            encoder.width,
-            encoder_inner,
-        )
-        found["conditioning"] = Attended(
-            conditioned, rows, tokens, chunk, both, both, encoder.width, model.width, encoder_inner
-        )
-    return found
-
-
-def executed_flops(run: RunConfig) -> float:
-    """Floating-point operations of the products of one step over all devices, remat and blockwise loss included.
-
-    Each of `accumulation` parts makes its position tables anew; the first reading layer's attention too is counted.
-    """
-    model, tokens = run.model, run.model.sequence_length
-    kinds = attentions(model).values()
-    feed_forward = 4 * tokens * model.width * model.feed_forward * model.layers
-    # Not made again: what only the next layer reads. That is the feed-forward's second product, and the output
-    # projection where the encoder's call stands between self-attention and the rest of the layer.
-    spared = feed_forward / 2
-    if model.retrieves and model.neighbors:
-        rows, encoder = model.chunks * model.neighbors * model.retrieved_length, model.encoder
-        encoder_feed_forward = 4 * rows * encoder.width * encoder.feed_forward * encoder.layers
-        feed_forward += encoder_feed_forward
-        spared += encoder_feed_forward / 2 + 2 * tokens * model.width * model.heads * model.head_dim
-        if encoder.cross_attention_layers:
-            spared += 2 * rows * encoder.width * encoder.heads * encoder.head_dim
-    layers = run.train.batch * (sum(kind.flops() for kind in kinds) + feed_forward)
-    tables = run.train.accumulation * sum(kind.table_flops() for kind in kinds)
-    in_blocks = 0 < model.loss_block < model.vocabulary
-    blocks = -(-model.vocabulary // model.loss_block) if in_blocks else 1
-    entries = blocks * -(-model.vocabulary // blocks)  # filled up to equal blocks
-    readout = run.train.batch * 2 * tokens * model.width * entries
-    again = {
-        "none": 0.0,
-        "dots": run.train.batch * sum(kind.score_flops() for kind in kinds),
-        "full": layers + tables - run.train.batch * spared,
-    }[model.remat]
-    return 3 * (layers + tables) + again + (4 if in_blocks else 3) * readout
-
-
-def parameter_totals(model: ModelConfig) -> dict[str, int]:
-    """Parameters by part, "embeddings", "norms_and_biases", "non_embedding" (all but embeddings) and "total"."""
-    counts: dict[str, int] = {}
-    for path, leaf in flatten_dict(abstract_model(model)[1]).items():
-        kernel = "embeddings" if path[-1] == "embedding" else "norms_and_biases"
-        part = part_of(list(path)) if path[-1] in KERNELS else kernel
-        counts[part] = counts.get(part, 0) + math.prod(leaf.shape)
-    total = sum(counts.values())
-    return {**counts, "non_embedding": total - counts["embeddings"], "total": total}
 
 
 def held(params: dict, sizes: dict[str, int]) -> float:

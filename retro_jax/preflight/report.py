@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Callable
 
 from retro_jax.config import RunConfig
-from retro_jax.models.flops import flops_per_token
+from retro_jax.models.counts import executed_flops, flops_per_token, parameter_totals
+from retro_jax.models.kernels.known import check_attention
 from retro_jax.parallel.sharding import check_sizes, mesh_sizes
 from retro_jax.preflight.compile import Compiled, check_compiler, compile_step
 from retro_jax.preflight.estimate import (
     exchanged_bytes,
-    executed_flops,
     memory_gib,
-    parameter_totals,
     roofline,
     traffic_bytes,
 )
@@ -41,6 +40,7 @@ def preflight(
         say(f"the recipe for {recipe.size} on {topology.name} is applied: {_choices(run)}")
     sizes = mesh_sizes(run.train.mesh, topology.devices)
     check_sizes(run, sizes)
+    check_attention(run.model, topology.chip.platform)
     if compiling:
         check_compiler(topology)
     estimate = memory_gib(run, sizes, topology.chip.live_scores)

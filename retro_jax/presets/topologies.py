@@ -33,6 +33,11 @@ class Chip:
         LIVE_SCORES  # fitted to what the compiler said in docs/measured/scaling.md; within a quarter for most sizes
     )
 
+    @property
+    def platform(self) -> str:
+        """The kind of device, as JAX names it."""
+        return "cpu" if self.name == "cpu" else "gpu" if self.name in GPUS else "tpu"
+
     def slice_name(self) -> str:
         return self.name + ":" + {1: "8", 2: "16x16", 3: "8x8x4"}[self.dimensions]
 

@@ -5,11 +5,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from retro_jax.config import RunConfig
 from retro_jax.core.files import write_json
 from retro_jax.core.side_files import read_object, set_aside
-from retro_jax.models.flops import flops_per_token, measured_peak
+from retro_jax.models.counts import flops_per_token
 from retro_jax.parallel.sharding import Mesh
 
 # What a record holds of this machine and not of the model: two runs may differ in it.
@@ -102,3 +103,16 @@ def memory() -> dict[str, float]:
     if "peak_bytes_in_use" in stats:
         found["device_memory"] = stats["peak_bytes_in_use"]
     return found
+
+
+def measured_peak(dtype: str, size: int = 1024) -> float:
+    """FLOP/s of a device on a square matrix product in `dtype`, summed up in float32: the best of five."""
+    matrix = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    product(matrix, matrix).block_until_ready()
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

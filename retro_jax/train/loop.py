@@ -25,6 +25,7 @@ from retro_jax.config import RunConfig
 from retro_jax.core.lock import lock_directory
 from retro_jax.core.streams import protect
 from retro_jax.data.batches import train_iterator
+from retro_jax.models.kernels.known import check_attention
 from retro_jax.parallel.agreement import on_first
 from retro_jax.parallel.preemption import LostHost, Preempted, Preemption
 from retro_jax.parallel.roll_call import lost_host
@@ -117,6 +118,7 @@ class Inputs:
         self.mesh = make_mesh(run.train.mesh)
         check_sizes(run, self.mesh)
         Keep(run)
+        check_attention(run.model, self.mesh.devices.flat[0].platform)
         data = run_directory.data_directory(run, workdir)
         self.fingerprints = run_directory.fingerprints(data)
         self.token_bytes = run_directory.token_bytes(data, run.model)

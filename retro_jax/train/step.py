@@ -5,7 +5,6 @@ its sum of losses divided by it, and so the gradient is that of the large batch,
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from retro_jax.config import ModelConfig, RunConfig
 from retro_jax.data.batches import Batch
 from retro_jax.models.loss import token_nll
 from retro_jax.models.retro import merge
+from retro_jax.parallel.on_mesh import OnMesh
 from retro_jax.parallel.sharding import Mesh, pin_parameters, pin_stream, replicated
 from retro_jax.train.optimizer import group, join, split_trainable
 from retro_jax.train.state import TrainState, state_shardings
@@ -31,7 +31,7 @@ def batch_nll(
 ) -> Float[Array, "B T"]:
     """Loss of every token in nats; `neighbor_tokens` None is Retro[Off] (and the baseline)."""
     model = merge(config, params)
-    hidden = model.hidden(batch.tokens, batch.segments, neighbor_tokens, partial(pin_stream, mesh=mesh))
+    hidden = model.hidden(batch.tokens, batch.segments, neighbor_tokens, OnMesh(mesh))
     targets = jnp.where(batch.loss_mask > 0, batch.targets, -1)
     return token_nll(pin_stream(hidden, mesh), model.readout, targets, config.loss_block)
 

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from retro_jax.models.attention import Attention, attend, attend_slowly
+from retro_jax.models.attention import Attention
+from retro_jax.models.kernels.known import Attend, Mask
+from retro_jax.models.kernels.slow import attend_slowly
+from retro_jax.models.kernels.xla import attend
 from retro_jax.models.layers import linear
 from retro_jax.models.positions import (
     causal_distances,
@@ -183,6 +186,7 @@ def test_attention_without_keys_adds_nothing():
     attention = Attention(8, 6, HEADS, SIZE, 0.1, nnx.Rngs(0))
     asking, memory = jnp.ones((ROWS, 4, 8)), jnp.ones((ROWS, 16, 6))
     mask = jnp.zeros((ROWS, 1, 16), bool).at[0].set(True)
-    update = attention(asking, memory, mask, position_table(cross_distances(4, 8), 8, jnp.float32))
+    table = position_table(cross_distances(4, 8), 8, jnp.float32)
+    update = attention(asking, memory, Mask(mask), table, Attend("xla", "read"))
     assert np.asarray(update[0]).any()
     assert not np.asarray(update[1:]).any()

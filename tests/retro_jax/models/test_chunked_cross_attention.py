@@ -13,6 +13,7 @@ from retro_jax.models.chunked_cross_attention import (
     reading_mask,
     to_attending_chunks,
 )
+from retro_jax.models.kernels.known import Attend
 from retro_jax.models.positions import cross_distances, position_table
 
 M, C, K, WIDTH, ENCODED = 4, 3, 2, 10, 6
@@ -65,7 +66,9 @@ def _update(x, encoded, segments, valid, seed=0):
     attention = Attention(WIDTH, ENCODED, 2, 4, 0.5, nnx.Rngs(seed))
     attention = jax.tree.map(lambda leaf: leaf + 0.3, attention)  # nothing small enough to hide a mistake
     table = position_table(cross_distances(M, encoded.shape[-2]), WIDTH, x.dtype)
-    return chunked_cross_attention(attention, x, encoded, reading_mask(segments, valid, M), table)
+    return chunked_cross_attention(
+        attention, x, encoded, reading_mask(segments, valid, M), table, Attend("xla", "read")
+    )
 
 
 def _inputs(dtype=jnp.float32, neighbors=K):

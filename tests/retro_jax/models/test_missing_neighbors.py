@@ -10,6 +10,7 @@ from tiny_model import TINY, compiled, pack, random_parameters
 
 from retro_jax.core.dimensions import PADDING
 from retro_jax.models.chunked_cross_attention import chunked_cross_attention, reading_mask
+from retro_jax.models.kernels.known import Attend
 from retro_jax.models.loss import token_nll
 from retro_jax.models.positions import cross_distances, position_table
 from retro_jax.models.retro import apply_hidden, merge
@@ -52,7 +53,7 @@ def test_padded_retrieved_tokens_get_no_attention():
     @jax.jit
     def update(encoded):
         mask = reading_mask(PACKED.segments[None], valid, M)
-        return chunked_cross_attention(reader, x, encoded, mask, positions)
+        return chunked_cross_attention(reader, x, encoded, mask, positions, Attend("xla", "read"))
 
     other = np.where(valid[..., None], encoded, 1e3).astype(np.float32)
     np.testing.assert_array_equal(update(other), update(encoded))

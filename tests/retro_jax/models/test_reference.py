@@ -38,28 +38,28 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_forward_equals_loops(name):
+def test_forward_equalsloops(name):
     """Over every real token: largest difference under 1e-5 of the largest logit, and 1e-5 in the Euclidean norm."""
     config, documents, neighbors = CASES[name]
     params, sequence = random_parameters(config), pack(config, documents, neighbors)
-    expected = _loops(config, params, sequence)
+    expected = loops(config, params, sequence)
     got = np.asarray(compiled(config)(params, *sequence.batch()))[0]
     assert np.isfinite(got).all()  # at padded positions too
-    _assert_close(got, expected, sequence)
+    assert_close(got, expected, sequence)
 
 
-def test_forward_off_equals_loops():
+def test_forward_off_equalsloops():
     config = tiny()
     params, sequence = random_parameters(config), pack(config, [7, 4, 10], 2)
     off = reference.logits(layer_parameters(config, params), sequence.tokens, sequence.segments, None, 4)
-    _assert_close(np.asarray(compiled(config, on=False)(params, *sequence.batch()))[0], off, sequence)
+    assert_close(np.asarray(compiled(config, on=False)(params, *sequence.batch()))[0], off, sequence)
 
 
 def test_loops_in_float32_stay_near_float64():
     """The loops' own rounding is of the size of the agreement asked for, so the agreement is no accident of dtype."""
     config = tiny(layers=3)
     params, sequence = random_parameters(config), pack(config, [9, 12], 2)
-    _assert_close(_loops(config, params, sequence, np.float32), _loops(config, params, sequence), sequence)
+    assert_close(loops(config, params, sequence, np.float32), loops(config, params, sequence), sequence)
 
 
 def test_golden_logits():
@@ -88,7 +88,7 @@ GOLDEN = [
 ]
 
 
-def test_gradients_equal_finite_differences_of_the_loops():
+def test_gradients_equal_finite_differences_of_theloops():
     """Leaf by leaf, along a random direction, for a random linear function of the logits."""
     config = tiny(
         vocabulary=7, chunk_length=2, sequence_length=6, layers=2, retrieval_layers=(1, 2), width=8, feed_forward=6
@@ -98,7 +98,7 @@ def test_gradients_equal_finite_differences_of_the_loops():
     weight = generator.standard_normal((6, 7)) * (sequence.tokens >= 0)[:, None]
 
     def looped(params):
-        return float((_loops(config, params, sequence) * weight).sum())
+        return float((loops(config, params, sequence) * weight).sum())
 
     def fast(params):
         return (merge(config, params)(*sequence.batch())[0] * weight.astype(np.float32)).sum()
@@ -153,12 +153,13 @@ def _distances_in_use(distances):
     return np.asarray(relative_shift(table, distances.keys)).astype(int)
 
 
-def _loops(config, params, sequence, dtype=np.float64):
+def loops(config, params, sequence, dtype=np.float64):
     inputs = (sequence.tokens, sequence.segments, sequence.neighbor_tokens)
-    return reference.logits(layer_parameters(config, params), *inputs, config.chunk_length, dtype)
+    weights = layer_parameters(config, params)
+    return reference.logits(weights, *inputs, config.chunk_length, dtype, config.neighbor_parts)
 
 
-def _assert_close(got, expected, sequence):
+def assert_close(got, expected, sequence):
     real = sequence.tokens >= 0
     difference, expected = got[real] - expected[real], expected[real]
     assert np.abs(difference).max() < 1e-5 * np.abs(expected).max()

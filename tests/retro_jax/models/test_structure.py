@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from tiny_model import TINY, compiled, pack, random_parameters, tiny
 
-from retro_jax.config import check_model
+from retro_jax.config import ABLATIONS, check_model
 from retro_jax.models import reference
 from retro_jax.models.chunked_cross_attention import chunked_cross_attention, reading_mask
 from retro_jax.models.encoder import Encoder
+from retro_jax.models.kernels.known import Attend
 from retro_jax.models.positions import cross_distances, position_table
 from retro_jax.models.retro import abstract_model, layer_parameters, merge
 
@@ -74,9 +75,9 @@ def test_encoder_runs_once_on_the_stream_after_attention_of_the_first_retro_laye
     """
     seen, encode = [], Encoder.__call__
 
-    def observed(self, config, neighbors, hidden, valid, pin):
+    def observed(self, config, neighbors, hidden, *rest):
         jax.debug.callback(lambda hidden: seen.append(np.array(hidden)), hidden)
-        return encode(self, config, neighbors, hidden, valid, pin)
+        return encode(self, config, neighbors, hidden, *rest)
 
     monkeypatch.setattr(Encoder, "__call__", observed)
     config = tiny(retrieval_layers=(2, 3, 4), scan=scan, encoder={"layers": 1})
@@ -176,7 +177,9 @@ def test_every_size_in_the_config_shapes_the_model():
         "sequence_length": "inputs",
         "chunk_length": "inputs, masks and distances",
         "neighbors": "inputs",
+        "neighbor_parts": "inputs of the encoder",
         "compute_dtype": "arithmetic",
+        "attention": "arithmetic",
         "remat": "memory",
         "scan": "compilation",
         "loss_block": "memory",
@@ -189,9 +192,12 @@ def test_every_size_in_the_config_shapes_the_model():
             for field in dataclasses.fields(part):
                 if part is base and field.name in without_shape:
                     continue
+                if not base.retrieves and field.name in ABLATIONS:
+                    continue  # refused in a baseline
                 value = getattr(part, field.name)
                 another = value[:1] if isinstance(value, tuple) else value + 2
                 other = {(): (1,), (1,): ()}.get(value, another)
+                other = not value if isinstance(value, bool) else other
                 changed = dataclasses.replace(part, **{field.name: other})
                 config = changed if part is base else dataclasses.replace(base, encoder=changed)
                 assert abstract_model(config)[1] != shapes, field.name
@@ -254,7 +260,8 @@ def _cca(x, encoded):
 
 def _cca_update(config, params, x, encoded, mask):
     first = jax.tree.map(lambda leaf: leaf[0], merge(config, params).cross_attention)
-    return chunked_cross_attention(first, x, encoded, mask, position_table(cross_distances(M, R), x.shape[-1], x.dtype))
+    table = position_table(cross_distances(M, R), x.shape[-1], x.dtype)
+    return chunked_cross_attention(first, x, encoded, mask, table, Attend("xla", "read"))
 
 
 _update = jax.jit(partial(_cca_update, TINY, PARAMETERS))

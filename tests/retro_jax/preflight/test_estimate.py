@@ -10,10 +10,11 @@ from test_sharding import EIGHT
 from training_fixture import BASELINE, MODEL, make_run
 
 from retro_jax.config import MeshConfig
+from retro_jax.models.counts import executed_flops, parameter_totals
 from retro_jax.models.retro import abstract_model
 from retro_jax.preflight import hlo
 from retro_jax.preflight.compile import parse_out_of_memory
-from retro_jax.preflight.estimate import executed_flops, memory_gib, parameter_totals, roofline
+from retro_jax.preflight.estimate import memory_gib, roofline
 from retro_jax.preflight.step import abstract_step
 from retro_jax.presets.topologies import GIB, parse_topology
 
