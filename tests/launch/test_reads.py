@@ -115,13 +115,15 @@ def test_a_key_of_another_verb_ends_the_verb(verb, tmp_path, capsys):
 
 def test_another_model_is_refused_by_field_and_what_touches_no_parameter_is_taken():
     trained = ModelConfig()
-    wanted = dataclasses.replace(trained, neighbors=5, compute_dtype="float32", remat="none", scan=False, loss_block=0)
+    wanted = dataclasses.replace(
+        trained, neighbors=5, compute_dtype="float32", attention="mine", remat="none", scan=False, loss_block=0
+    )
     assert at_run_time(trained, wanted, "runs/x") == wanted
-    without_effect = {"neighbors", "compute_dtype", "remat", "scan", "loss_block", "encoder"}
+    without_effect = {"neighbors", "compute_dtype", "attention", "remat", "scan", "loss_block", "encoder"}
     for field in dataclasses.fields(ModelConfig):
         if field.name not in without_effect:
             value = getattr(trained, field.name)
-            other = dataclasses.replace(trained, **{field.name: value * 2})
+            other = dataclasses.replace(trained, **{field.name: not value if isinstance(value, bool) else value * 2})
             with pytest.raises(ValueError, match=rf"runs/x holds another model.*config.model.{field.name} \(there "):
                 at_run_time(trained, other, "runs/x")
     encoder = dataclasses.replace(trained.encoder, layers=9)

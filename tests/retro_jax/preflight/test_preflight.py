@@ -55,6 +55,19 @@ def test_what_does_not_fit_names_what_mends_it(capsys):
     assert again["fits"] and again["memory_gib"]["total"] == mending[0]["memory_gib"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("attention=xl", "config.model.attention must be one of xla, but is 'xl' (did you mean xla?)"),
+        ("shared_embeddings=True", "config.model.width=64 and config.model.encoder.width=32"),
+    ],
+)
+def test_a_model_that_cannot_run_is_refused(flag, message, capsys):
+    """An ablation or attention that `retro train` would refuse is refused here too."""
+    assert main([SMOKE, "--topology=v5e:2x2", "--no-compile", f"--config.model.{flag}"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_remedies_are_compiled_until_one_fits(monkeypatch, capsys):
     """The estimate proposes, the compiler decides: here it refuses the config and takes the first remedy."""
     seen = []
