@@ -1,7 +1,8 @@
 """The model: the decoder with chunked cross-attention, the neighbor encoder, the loss, and counts of parameters and FLOPs.
 
-Read positions, layers, attention, chunked_cross_attention, encoder, decoder, stack, retro, loss. reference.py holds the
-forward pass as loops over the paper's equations; tests compare the fast model with it. It imports config and core.
+Read positions, layers, kernels, attention, chunked_cross_attention, encoder, decoder, stack, retro, loss, counts.
+reference.py holds the forward pass as loops over the paper's equations; tests compare the fast model with it. placement.py
+says what a model asks of its devices. It imports config and core.
 """
 
 from retro_jax.core.lazy import public

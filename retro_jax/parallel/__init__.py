@@ -1,6 +1,6 @@
 """Many devices and hosts: the mesh and its shardings, joining and leaving a run, preemption, and a watchdog for hangs.
 
-Read sharding, hosts, roll_call, agreement, preemption, watchdog. It imports config, core and the type of a batch.
+Read sharding, on_mesh, hosts, roll_call, agreement, preemption, watchdog. It imports config, core and the type of a batch.
 """
 
 from retro_jax.core.lazy import public
