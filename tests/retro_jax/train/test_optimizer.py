@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from training_fixture import BASELINE, MODEL
@@ -23,6 +24,19 @@ def test_schedule_is_the_papers():
     literal = {0: 1e-7, 375: (1e-7 + 2e-4) / 2, 750: 2e-4, middle: 1.1e-4, 799_999: 2e-5, 900_000: 2e-5}
     for step, value in literal.items():
         np.testing.assert_allclose(rate(step), value, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "train", [PAPER, TrainConfig(steps=1000, warmup_steps=0, final_fraction=0.0), TrainConfig(steps=1, warmup_steps=0)]
+)
+def test_schedule_is_optax_warmup_cosine(train):
+    """Ours is exact at step 0, where optax's is off by 1.5e-7 of the peak."""
+    step = np.unique(np.linspace(0, train.steps + 5, 5000).astype(np.int32))
+    peak = train.learning_rate
+    theirs = optax.warmup_cosine_decay_schedule(
+        train.initial_learning_rate, peak, train.warmup_steps, max(train.steps - 1, 1), peak * train.final_fraction
+    )
+    np.testing.assert_allclose(schedule(train)(step), theirs(step), rtol=1e-6, atol=2e-7 * peak)
 
 
 def test_warmup_must_end_before_the_last_step():

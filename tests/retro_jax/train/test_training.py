@@ -98,7 +98,8 @@ def finished(tmp_path_factory, data):
     workdir = tmp_path_factory.mktemp("run")
     (workdir / "data").symlink_to(data)
     with recorded() as recorder:
-        recorder.watch(run := make_run(steps=4, retrieval_check_every=4, mesh=ALL_DEVICES))
+        kept = {"keep_checkpoints": 2, "keep_also": {"best": 1}, "keep_metric": "loss"}
+        recorder.watch(run := make_run(steps=4, retrieval_check_every=4, mesh=ALL_DEVICES, **kept))
         train(run, workdir)
     assert_reads("train", recorder.keys)
     return workdir
