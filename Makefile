@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test fuzz test-slow test-slurm test-ray test-store test-encoders test-tpu test-wheel mutations scaling database-faults benchmark reliability database-report config-page lock lint
+.PHONY: help setup quickstart test fuzz test-slow test-slurm test-ray test-store test-encoders test-tpu test-wheel same-results mutations scaling database-faults benchmark reliability database-report config-page lock lint
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -51,6 +51,13 @@ mutations: setup ## plants the known mistakes one at a time and prints those tha
 
 scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hour or more) and writes docs/measured/scaling.md
 	@.venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/measured/scaling.md
+NEW ?= HEAD
+same-results: setup ## runs the smoke quickstart of two commits and compares files, parameters and figures: OLD=COMMIT NEW=COMMIT
+	@test -n "$(OLD)" || { echo "OLD is missing; for example: make same-results OLD=HEAD~1 NEW=HEAD"; exit 1; }
+	@$(BIN)/python benchmarks/same_results.py $(OLD) $(NEW)
+
+scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hour or more) and writes docs/scaling.md
+	@.venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/scaling.md
 
 test-ray: .venv-ray/.ready ## builds on a Ray cluster of several nodes on this machine, with processes and nodes killed
 	@.venv-ray/bin/python -m pytest -m ray tests/data_pipeline/stages/test_ray_engine.py
