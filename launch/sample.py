@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -11,7 +13,7 @@ from data_pipeline.stages.run import read_manifest, require_fingerprint
 from launch.arguments import NOTHING_KEPT, Invocation, Verb
 from launch.command import run_verb
 from launch.config_files import model_directory
-from retro_jax.config import RunConfig, at_run_time
+from retro_jax.config import ModelConfig, RunConfig, at_run_time
 from retro_jax.core.streams import deliver
 from retro_jax.parallel.hosts import require_one_process
 
@@ -67,18 +69,58 @@ def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -
     """The prompt with its continuation, then the sources of each chunk, as the terminal shows them.
 
     Raises:
+      ValueError, StageError: see `open_model`, or settings that cannot be meant.
+    """
+    from retro_jax.core.progress import progress
+    from retro_jax.generate.sampling import check_settings, sample
+
+    check_settings(run.sample)
+    opened = open_model(run, workdir, retrieval, "sample")
+    with progress(description="sample", total=run.sample.tokens, unit="token") as bar:
+        drawn = sample(
+            opened.model,
+            opened.params,
+            opened.tokenizer,
+            prompt,
+            run.sample,
+            opened.retriever,
+            lambda count: bar.update(count - bar.n),
+        )
+    return describe(drawn, opened.tokenizer, opened.model.chunk_length, opened.retriever is not None)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A trained model with what it reads text with.
+
+    Attributes:
+      retriever: `data_pipeline.database.retriever.Retriever`; None with retrieval off, or where the model reads no neighbors.
+      step: of the checkpoint.
+    """
+
+    model: ModelConfig
+    params: dict
+    tokenizer: Any
+    retriever: Any
+    step: int
+
+
+def open_model(run: RunConfig, workdir: Path, retrieval: bool, verb: str) -> Opened:
+    """The newest model of a work directory, its tokenizer and, with retrieval, its database.
+
+    Args:
+      verb: opens the line on standard error that names the database.
+
+    Raises:
       ValueError, StageError: no trained model, or a tokenizer or database other than those it was trained with.
     """
     import jax
 
     from data_pipeline.database.retriever import Retriever
     from data_pipeline.tokens import Tokenizer
-    from retro_jax.core.progress import progress
-    from retro_jax.generate.sampling import check_settings, sample
     from retro_jax.models.kernels.known import check_attention
     from retro_jax.run_directory.checkpoints import load_fingerprints, load_params
 
-    check_settings(run.sample)
     directory, data = model_directory(workdir), data_directory(run, workdir)
     params, trained, step = load_params(directory)
     model = at_run_time(trained.model, run.model, directory)
@@ -98,10 +140,8 @@ def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -
         stored = read_manifest(data / "neighbors", "neighbors", verify=False).config["neighbors_stored"]
         check_neighbors(model.neighbors, stored, data)
         retriever = Retriever(data, run.data)
-        print(f"sample: {retriever.database.describe()}", file=sys.stderr)
-    with progress(description="sample", total=run.sample.tokens, unit="token") as bar:
-        drawn = sample(model, params, tokenizer, prompt, run.sample, retriever, lambda count: bar.update(count - bar.n))
-    return describe(drawn, tokenizer, model.chunk_length, retriever is not None)
+        print(f"{verb}: {retriever.database.describe()}", file=sys.stderr)
+    return Opened(model, params, tokenizer, retriever, step)
 
 
 def check_neighbors(neighbors: int, stored: int, data: Path) -> None:

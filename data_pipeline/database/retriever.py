@@ -5,6 +5,7 @@ that a chunk asked for here gets what the build gave it, its own document includ
 added or removed since counts at once (`data_pipeline.database.database`).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,11 +56,19 @@ class Retriever:
 
     def search(self, text: str, k: int) -> tuple[Int64[np.ndarray, "K"], Float32[np.ndarray, "K"]]:
         """Chunk ids and squared distances of the k nearest to a text, -1 and +inf where there are fewer."""
-        tokens = np.array([self._tokenizer.encode(text)], np.int32)
-        ids, distances = self.database.nearest(self._encoder.embed([text]), tokens, np.array([NO_DOCUMENT]), k)
+        ids, distances = self.search_all([text], k)
         return ids[0], distances[0]
 
-    def values(self, ids: Int64[np.ndarray, "K"]) -> Int32[np.ndarray, "K R"]:
+    def search_all(self, texts: Sequence[str], k: int) -> tuple[Int64[np.ndarray, "N K"], Float32[np.ndarray, "N K"]]:
+        """As `search`, of several texts at once."""
+        encoded = self._tokenizer.encode_all(texts)
+        tokens = np.full((len(texts), max(map(len, encoded), default=0)), PADDING, np.int32)
+        for row, ids in zip(tokens, encoded, strict=True):
+            row[: len(ids)] = ids
+        nobody = np.full(len(texts), NO_DOCUMENT)
+        return self.database.nearest(self._encoder.embed(texts), tokens, nobody, k)
+
+    def values(self, ids: Int64[np.ndarray, "*shape"]) -> Int32[np.ndarray, "*shape R"]:
         """[N, F] of each."""
         return self.database.value(ids)
 

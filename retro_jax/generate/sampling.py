@@ -71,12 +71,14 @@ def sample(
     settings: SampleConfig,
     retriever: Retriever | None,
     report: Callable[[int], None] = lambda tokens: None,
+    until: Sequence[str] = (),
 ) -> Sample:
     """Continues `prompt` (it may be empty, or longer than a sequence) up to EOS or `settings.tokens` tokens.
 
     Args:
       retriever: None samples with retrieval off.
       report: called with the number of tokens after each.
+      until: sampling stops with the first of these strings in the continuation, which is cut before it.
 
     Raises:
       ValueError: settings that cannot be meant.
@@ -95,7 +97,14 @@ def sample(
             break
         tokens.append(token)
         report(len(tokens) - first)
-    return Sample(prompt, tokenizer.decode(tokens[first:]), tokens, retrieved)
+        if any(stop in tokenizer.decode(tokens[first:]) for stop in until):
+            break
+    return Sample(prompt, cut_before(tokenizer.decode(tokens[first:]), until), tokens, retrieved)
+
+
+def cut_before(text: str, until: Sequence[str]) -> str:
+    """The text before the first place where one of the strings stands; all of it where none does."""
+    return text[: min((text.find(stop) for stop in until if stop in text), default=len(text))]
 
 
 def check_settings(settings: SampleConfig) -> None:

@@ -9,7 +9,7 @@ from tiny_model import random_parameters, tiny
 
 from retro_jax.config import SampleConfig
 from retro_jax.data.joined import windows
-from retro_jax.generate.sampling import Predictor, choose, keep_top_mass, sample, window_start
+from retro_jax.generate.sampling import Predictor, choose, cut_before, keep_top_mass, sample, window_start
 from retro_jax.models.retro import merge
 
 MODEL = tiny()  # 6 chunks of 4 tokens
@@ -187,3 +187,16 @@ def test_the_same_seed_gives_the_same_text(params):
 def test_settings_that_cannot_be_meant(changes, words):
     with pytest.raises(ValueError, match=f"config.sample.{words}"):
         sample(MODEL, {}, Letters(), "", dataclasses.replace(GREEDY, **changes), None)
+
+
+def test_sampling_stops_with_the_first_of_the_given_strings(params):
+    """The string may span tokens; what stands before it is returned, and nothing is drawn behind it."""
+    free = sample(MODEL, params, Letters(), "abc", dataclasses.replace(GREEDY, tokens=12), MadeUp())
+    stop = free.continuation[4:6]
+    end = free.continuation.index(stop)
+    drawn = sample(
+        MODEL, params, Letters(), "abc", dataclasses.replace(GREEDY, tokens=12), MadeUp(), until=("??", stop)
+    )
+    assert drawn.continuation == free.continuation[:end]
+    assert drawn.tokens == free.tokens[: 4 + end + len(stop)]
+    assert cut_before("abcabc", ("c", "b")) == "a" and cut_before("abc", ()) == "abc" == cut_before("abc", ("d",))
