@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SMOKE ?=
 
-.PHONY: help setup quickstart test fuzz test-slow test-slurm test-ray test-store test-encoders test-tpu test-wheel same-results mutations scaling database-faults benchmark reliability database-report config-page lock lint
+# Every target that has a line in `make help`.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*##.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -35,7 +36,7 @@ test-wheel: setup ## builds a wheel, installs it into an environment of its own 
 	@$(BIN)/python -m pytest -m wheel tests/repository/test_wheel.py
 
 # The locked packages and an extra that is not in the lock.
-.venv-tpu/.ready .venv-ray/.ready .venv-store/.ready .venv-encoders/.ready: .venv-%/.ready: $(VENV)/.ready
+.venv-tpu/.ready .venv-ray/.ready .venv-store/.ready .venv-encoders/.ready .venv-harness/.ready: .venv-%/.ready: $(VENV)/.ready
 	@echo "$*: installing the locked packages and the extra [$*] into .venv-$* (log in .venv-$*/setup.log)"
 	@$(PYTHON) -m venv .venv-$*
 	@.venv-$*/bin/python -m pip install --require-hashes -r requirements.lock > .venv-$*/setup.log 2>&1 || { tail -20 .venv-$*/setup.log; exit 1; }
@@ -56,9 +57,6 @@ same-results: setup ## runs the smoke quickstart of two commits and compares fil
 	@test -n "$(OLD)" || { echo "OLD is missing; for example: make same-results OLD=HEAD~1 NEW=HEAD"; exit 1; }
 	@$(BIN)/python benchmarks/same_results.py $(OLD) $(NEW)
 
-scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hour or more) and writes docs/scaling.md
-	@.venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/scaling.md
-
 test-ray: .venv-ray/.ready ## builds on a Ray cluster of several nodes on this machine, with processes and nodes killed
 	@.venv-ray/bin/python -m pytest -m ray tests/data_pipeline/stages/test_ray_engine.py
 
@@ -67,6 +65,9 @@ test-store: .venv-store/.ready ## sources in an S3 store: a server on this machi
 
 test-encoders: .venv-encoders/.ready ## vectors of tiny encoders against sentence-transformers itself (PyTorch, 1 GB)
 	@.venv-encoders/bin/python -m pytest -m encoders tests/data_pipeline/encoder/test_encoders.py
+
+test-harness: .venv-harness/.ready ## our models under EleutherAI's lm-evaluation-harness, on data sets of its own format
+	@.venv-harness/bin/python -m pytest -m harness tests/launch/test_harness.py
 
 database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray (resumes); writes docs/measured/database_faults.md
 	@PYTHONPATH=tests/fixtures .venv-ray/bin/python benchmarks/faults.py
