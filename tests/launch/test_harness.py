@@ -243,7 +243,7 @@ def test_the_real_harness_reads_a_baseline_and_refuses_by_name(root, tasks, tmp_
         ("workdir={root}/baseline,data={root}/data", "has no retrieval layers \\(a baseline\\)"),
         ("workdir={root},neighbors=11", "config.model.neighbors=11, but the database"),
         ("workdir={root},retrieval=maybe", "retrieval=maybe must be on or off"),
-        ("workdir={root},neighbours=1", "has 'neighbours', which model retro does not know"),
+        ("workdir={root},neighbor=1", "has 'neighbor', which model retro does not know"),
         ("workdir={root}/nothing", "holds no trained model"),
         ("retrieval=on", "--model_args names no model"),
         ("workdir={root},batch_size=auto", "--batch_size auto must be a number"),

@@ -37,8 +37,8 @@ IMPORT_SITES = {
     "ray": "data_pipeline/stages/ray.py",
     "matplotlib": "retro_jax/evaluate/figures/svg.py",
     "jinja2": "retro_jax/evaluate/templates/__init__.py",
-    # The model, and the command line.
-    "lm_eval": ("launch/harness/model.py", "launch/harness/__main__.py"),
+    # The command line, and the model.
+    "lm_eval": ("launch/harness/__main__.py", "launch/harness/model.py"),
 }
 TEXT = (".py", ".md", ".toml", ".txt", ".lock", ".json", ".jsonl", ".cfg", ".ini", ".yml", ".yaml", ".html", ".sh", "")
 
