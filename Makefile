@@ -52,6 +52,7 @@ mutations: setup ## plants the known mistakes one at a time and prints those tha
 
 scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hour or more) and writes docs/measured/scaling.md
 	@.venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/measured/scaling.md
+
 NEW ?= HEAD
 same-results: setup ## runs the smoke quickstart of two commits and compares files, parameters and figures: OLD=COMMIT NEW=COMMIT
 	@test -n "$(OLD)" || { echo "OLD is missing; for example: make same-results OLD=HEAD~1 NEW=HEAD"; exit 1; }
