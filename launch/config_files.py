@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from retro_jax.config import as_config_dict, convert, open_maps, to_dict
 from retro_jax.config.file import read_config_file
 from retro_jax.core.paths import local_path
+from retro_jax.run_directory.places import model_directory
 
 
 def load_config(specification: str) -> ConfigDict:
@@ -145,9 +146,3 @@ def _read_config(path: Path) -> ConfigDict:
         "Give --config, that of the run or build; the `retro train` or `retro build` that made the file writes it anew."
     )
     return as_config_dict(read_config_file(path, remedy))
-
-
-def model_directory(workdir: Path) -> Path:
-    """Where the RETRO model of a work directory is: WORKDIR/retro, or WORKDIR where that alone holds a run."""
-    inside = Path(workdir) / "retro"
-    return Path(workdir) if not inside.exists() and (Path(workdir) / "checkpoints").exists() else inside

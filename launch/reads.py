@@ -14,7 +14,7 @@ BUILD = ("data", "model.vocabulary", "model.sequence_length", "model.chunk_lengt
 TRAIN = ("model", "train", "data.directory")
 # A trained model keeps its parameters: keys of the model that they depend on must say what the run's config says, the
 # others (`retro_jax.config.RUNTIME`) may differ. `at_run_time` holds them against the run.
-EVALUATE = ("evaluate", "model", "data.directory")
+EVALUATE = ("evaluate", "model", "train.mesh", "data.directory")
 MODEL_OF_SAMPLE = tuple(f"model.{field.name}" for field in fields(ModelConfig) if field.name != "loss_block")
 PLACE = ("data.directory", "data.database_fraction")
 

@@ -12,10 +12,10 @@ from data_pipeline.pipeline import data_directory
 from data_pipeline.stages.run import read_manifest, require_fingerprint
 from launch.arguments import NOTHING_KEPT, Invocation, Verb
 from launch.command import run_verb
-from launch.config_files import model_directory
 from retro_jax.config import ModelConfig, RunConfig, at_run_time
 from retro_jax.core.streams import deliver
 from retro_jax.parallel.hosts import require_one_process
+from retro_jax.run_directory.places import model_directory
 
 
 def _define_flags(values: flags.FlagValues) -> None:

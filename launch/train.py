@@ -1,28 +1,21 @@
 """`retro train`: trains a RETRO model, a baseline or a retrofit on joined shards."""
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 from absl import flags
 
+from launch import processes
 from launch.arguments import Invocation, Verb
 from launch.command import run_verb
-from retro_jax.parallel.hosts import MODES, find_hosts
 from retro_jax.parallel.preemption import Preempted
-from retro_jax.parallel.roll_call import end_within, leave_alone, leave_together, start, started
+from retro_jax.parallel.roll_call import end_within, leave_alone, leave_together, started
 from retro_jax.parallel.runtime import keep_memory
-
-JOIN_TIMEOUT = 300.0  # seconds
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_enum("hosts", "auto", MODES, "who takes part; auto: SLURM, GKE, TPU, else one", flag_values=values)
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (--hosts=flags)", flag_values=values)
-    flags.DEFINE_integer("processes", None, "how many processes (--hosts=flags)", flag_values=values)
-    flags.DEFINE_integer("process", None, "number of this process, from 0 (--hosts=flags)", flag_values=values)
-    flags.DEFINE_float("join_timeout", JOIN_TIMEOUT, "seconds to wait for all processes", flag_values=values)
+    processes.define_flags(values)
     flags.DEFINE_boolean(
         "restart",
         False,
@@ -60,22 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(invocation: Invocation) -> None:
     keep_memory()
     chosen = invocation.flags
-    if not 0 < chosen.join_timeout < float("inf"):
-        raise ValueError(f"--join_timeout={chosen.join_timeout} must be a number of seconds above 0.")
+    processes.check_flags(chosen)
     model = invocation.run.model
     if model.retrieves and not model.neighbors:
         raise ValueError(
             "config.model.neighbors=0 leaves encoder and cross-attention nothing to train on; take 1 or more, or "
             "--config.model.retrieval_layers='()' for a decoder without retrieval."
         )
-    hosts = find_hosts(
-        chosen.hosts,
-        os.environ,
-        coordinator=chosen.coordinator,
-        processes=chosen.processes,
-        process=chosen.process,
-    )
-    start(hosts, chosen.join_timeout)
+    processes.start_processes(chosen)
     from retro_jax.train.loop import train  # here: after the allocator is set, and --help need not wait for jax
 
     try:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from retro_jax.config.settings import INT32, SEED, TEXT, at_least, between, setting
+from retro_jax.config.settings import INT32, SEED, TEXT, Names, Number, Numbers, at_least, between, setting
 
 FEWEST_RESAMPLES = 40  # of fewer, 2.5% are not one: there is no 95% interval
 
@@ -17,4 +17,24 @@ class EvaluateConfig:
     bootstrap: int = setting(10_000, at_least(FEWEST_RESAMPLES), "Resamples of documents for the 95% intervals.")
     seed: int = setting(0, SEED, "Seed of random and shuffled neighbors and of the resamples.")
     overlap_neighbors: int = setting(10, at_least(1), "Stored neighbors that the overlap r(C) looks at (paper 2.6).")
-    passages: int = setting(6, at_least(0), "Held-out passages shown in the report.")
+    passages: int = setting(6, at_least(0), "Passages of each set shown in the report.")
+    sets: tuple[str, ...] = setting(
+        (), Names(), "Sets to evaluate: held_out, or those that `retro join` made; (): all there are."
+    )
+    overlap: float = setting(
+        0.0, Number(0, 1, below=True), "Share of a window that is context alone; 0: what the set's protocol says (0.5)."
+    )
+    tried_neighbors: tuple[int, ...] = setting(
+        (), Numbers(1, INT32), "On is also evaluated with so many neighbors; (): with config.model.neighbors alone."
+    )
+    tried_shares: tuple[float, ...] = setting(
+        (), Numbers(0, 1, open=True), "On is also evaluated with these nested shares of the database's documents."
+    )
+    tried_databases: tuple[str, ...] = setting(
+        (), Names(), "On is also evaluated with the databases in these data directories (same encoder and tokenizer)."
+    )
+    contaminated: float = setting(
+        0.0,
+        between(0, 1),
+        "Documents of which this share of 13-grams stands in one training document are not counted; 0: all are.",
+    )

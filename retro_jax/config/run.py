@@ -107,8 +107,10 @@ def _convert(kind, value, where: str):
         return kind(**{key: _convert(fields[key], item, f"{where}.{key}") for key, item in value.items()})
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
-            raise ValueError(f"{where} must be a tuple of whole numbers such as (6, 9), but is {value!r}.")
-        return tuple(_convert(int, item, where) for item in value)
+            example = {int: "whole numbers such as (6, 9)", float: "numbers such as (0.1, 0.5)"}
+            items = example.get(typing.get_args(kind)[0], "texts such as ('a', 'b')")
+            raise ValueError(f"{where} must be a tuple of {items}, but is {value!r}.")
+        return tuple(_convert(typing.get_args(kind)[0], item, where) for item in value)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} must map names to values, but is {value!r}.")

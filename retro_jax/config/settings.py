@@ -98,6 +98,34 @@ class Rising:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Several numbers from `low` to `high`, each once."""
+
+    low: float
+    high: float
+    open: bool = False  # neither `low` nor `high` is in the range
+
+    @property
+    def text(self) -> str:
+        ends = f"between {self.low} and {self.high}" if self.open else f"from {self.low} to {self.high}"
+        return f"different numbers {ends}, such as (A, B)"
+
+    def holds(self, value: tuple) -> bool:
+        inside = (self.low < one < self.high if self.open else self.low <= one <= self.high for one in value)
+        return len(set(value)) == len(value) and all(inside)
+
+
+@dataclass(frozen=True)
+class Names:
+    """Several texts, each once and none empty."""
+
+    text: typing.ClassVar[str] = "different texts that are not empty, such as ('A', 'B')"
+
+    def holds(self, value: tuple[str, ...]) -> bool:
+        return len(set(value)) == len(value) and all(Text(empty=False).holds(one) for one in value)
+
+
+@dataclass(frozen=True)
 class Named:
     """A map from names to values that are each in one range, or to sections that declare their own."""
 

@@ -9,28 +9,50 @@ adds one from anywhere before `retro evaluate` runs: it is scored, and stands in
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int, Int64
 
 from retro_jax.core.dimensions import PADDING
 from retro_jax.data.batches import Batch, random_neighbors
+from retro_jax.evaluate.sets import Neighbors, TextSet
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a condition makes its neighbors of: a batch, the ids of its chunks, the database to draw from, and a seed."""
+    """What a condition makes its neighbors of: the chunks of a batch, and where their neighbors come from."""
 
-    batch: Batch
-    chunk_ids: Int[np.ndarray, "B C"]
-    others: "OtherChunks"
-    seed: int
+    rows: Int64[np.ndarray, "B C"]  # of the set, -1 where there is no chunk
+    text: TextSet
+    source: Neighbors
+    k: int
+    batch_seed: int  # of what is drawn over a batch
+    seed: int  # of what is drawn for a chunk
 
-    @property
+    @cached_property
+    def ids(self) -> Int64[np.ndarray, "B C K"]:
+        """The first k neighbors of each chunk, ids of the database."""
+        ids = np.full((*self.rows.shape, self.k), PADDING, np.int64)
+        there = self.rows != PADDING
+        ids[there] = self.source.find(self.rows[there])[0][:, : self.k]
+        return ids
+
+    @cached_property
     def real(self) -> Int[np.ndarray, "B C K R"]:
-        """The batch's own neighbors."""
-        return np.asarray(self.batch.neighbor_tokens)
+        """Their tokens."""
+        return self.source.value(self.ids)
+
+    def continued(self) -> Int[np.ndarray, "B C R"]:
+        """Each chunk of the batch with the one that follows it in its document."""
+        last = int(self.text.edges[-1]) - 1
+        rows = np.where(self.rows == PADDING, 0, self.rows)
+        owner = np.searchsorted(self.text.edges, np.stack([rows, np.minimum(rows + 1, last)]), side="right")
+        follows = (owner[0] == owner[1]) & (rows < last)
+        first, second = self.text.tokens(rows), self.text.tokens(np.minimum(rows + 1, last))
+        both = np.concatenate([first, np.where(follows[..., None], second, PADDING)], axis=-1)
+        return np.where((self.rows != PADDING)[..., None], both, PADDING)
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,7 @@ class Condition:
       neighbors: makes what the model reads, tokens [B, C, K, R] with -1 where there is none; None skips retrieval.
       model: "retro" or "baseline".
       control: whether it is one that retrieval must beat (gray in the report's table).
+      k, share, database: which neighbors it asks for; 0, 1.0 and "": those of the model's config, of the build's database.
     """
 
     name: str
@@ -53,6 +76,9 @@ class Condition:
     neighbors: Callable[[Asked], Int[np.ndarray, "B C K R"]] | None = None
     model: str = "retro"
     control: bool = False
+    k: int = 0
+    share: float = 1.0
+    database: str = ""
 
 
 CONDITIONS: dict[str, Condition] = {}  # in the order of the report's columns
@@ -71,14 +97,18 @@ def register(condition: Condition) -> Condition:
 
 
 def _random(asked: Asked):
-    counts = (asked.real != PADDING).any(axis=-1).sum(axis=-1)
-    drawn = asked.others.draw(asked.chunk_ids, counts, asked.real.shape[2])
-    return asked.others.value(drawn).astype(asked.real.dtype)
+    counts = (asked.ids != PADDING).sum(axis=-1)
+    return asked.source.value(asked.source.draw(asked.rows, counts, asked.k, asked.seed))
+
+
+def _shuffled(asked: Asked):
+    nothing = np.empty(0)
+    return random_neighbors(Batch(nothing, nothing, nothing, asked.rows, asked.real), asked.batch_seed).neighbor_tokens
 
 
 def _oracle(asked: Asked):
     oracle = asked.real.copy()
-    oracle[:, :, :1] = asked.others.value(asked.chunk_ids)[:, :, None]
+    oracle[:, :, :1] = asked.continued()[:, :, None]
     return oracle
 
 
@@ -102,7 +132,7 @@ for _condition in (
         "control: the neighbors of another chunk",
         "#8f7a1f",
         "4 2",
-        lambda asked: random_neighbors(asked.batch, asked.seed).neighbor_tokens,
+        _shuffled,
         control=True,
     ),
     Condition(
@@ -117,31 +147,23 @@ for _condition in (
     register(_condition)
 
 
-class OtherChunks:
-    """Uniform draws from the database, never of the document that draws; a function of seed and chunk id alone."""
+def variants(ks=(), shares=(), databases=()) -> list[Condition]:
+    """On with other numbers of neighbors, with shares of the database, with other databases; each a condition of its own.
 
-    def __init__(self, table, seed: int, removed: Bool[np.ndarray, "N"] | None = None):
-        self.value = table.value
-        self._seed, self._size = seed, table.database_chunks
-        self._document_ids = np.asarray(table.document_ids[:])
-        self._removed = np.zeros(len(self._document_ids), bool) if removed is None else removed
-        self._gone = int(self._removed[: self._size].sum())
-        ids, counts = np.unique(self._document_ids[: self._size], return_counts=True)
-        self._own = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-
-    def draw(
-        self, chunk_ids: Int[np.ndarray, "*shape"], counts: Int[np.ndarray, "*shape"], width: int
-    ) -> Int[np.ndarray, "*shape K"]:
-        """`counts` different database chunks for each chunk id, then -1 up to `width` (fewer in a tiny database)."""
-        drawn = np.full((*chunk_ids.shape, width), PADDING, np.int64)
-        for place in np.argwhere((chunk_ids != PADDING) & (counts > 0)):
-            place = tuple(place)
-            document = int(self._document_ids[chunk_ids[place]])
-            generator = np.random.default_rng([self._seed, int(chunk_ids[place])])
-            # Enough draws that, were all of the document's own chunks among them, the others suffice.
-            wanted = min(self._size, int(counts[place]) + self._own.get(document, 0) + self._gone)
-            candidates = generator.choice(self._size, wanted, replace=False)
-            others = (self._document_ids[candidates] != document) & ~self._removed[candidates]
-            candidates = candidates[others][: counts[place]]
-            drawn[place][: len(candidates)] = candidates
-        return drawn
+    Args:
+      ks: numbers of neighbors.
+      shares: of the build's documents, in (0, 1).
+      databases: data directories of builds with the same encoder and tokenizer.
+    """
+    on = CONDITIONS["on"]
+    return [
+        *(replace(on, name=f"on k={k}", meaning=f"RETRO with {k} neighbors", k=k) for k in ks),
+        *(
+            replace(on, name=f"on share={share:g}", meaning=f"RETRO with {share:.4g} of the database", share=share)
+            for share in shares
+        ),
+        *(
+            replace(on, name=f"on database={path}", meaning=f"RETRO with the database {path}", database=path)
+            for path in databases
+        ),
+    ]

@@ -7,7 +7,6 @@ adds one from anywhere before `retro evaluate` runs: it stands in results.json b
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,30 +14,13 @@ from jaxtyping import Float, Int
 
 @dataclass(frozen=True)
 class Scored:
-    """The chunks of some whole documents under one condition."""
+    """Sums over each of D documents under one condition. What is not scored counts nowhere."""
 
-    token_bits: Float[np.ndarray, "N M"]  # 0 where nothing is scored
-    token_bytes: Int[np.ndarray, "N M"]  # UTF-8 bytes of the scored tokens
-    token_scored: Int[np.ndarray, "N M"]  # 1 on text tokens
-    documents: Int[np.ndarray, "N"]  # of each chunk, from 0
-
-    def _by_document(self, table) -> Float[np.ndarray, "D"]:
-        return np.bincount(self.documents, weights=table.sum(axis=1, dtype=np.float64))
-
-    @cached_property
-    def bits(self) -> Float[np.ndarray, "D"]:
-        """Bits of each document."""
-        return self._by_document(self.token_bits)
-
-    @cached_property
-    def bytes(self) -> Float[np.ndarray, "D"]:
-        """UTF-8 bytes of each document's scored text."""
-        return self._by_document(self.token_bytes)
-
-    @cached_property
-    def tokens(self) -> Float[np.ndarray, "D"]:
-        """Scored tokens of each document."""
-        return self._by_document(self.token_scored)
+    bits: Float[np.ndarray, "D"]
+    bytes: Int[np.ndarray, "D"]  # UTF-8 bytes of the scored text
+    tokens: Int[np.ndarray, "D"]
+    words: Int[np.ndarray, "D"]  # in the set's original tokenization; 0 where the protocol counts none
+    hits: Int[np.ndarray, "D"]  # scored tokens that were the model's first choice; -1 where that was not looked at
 
 
 @dataclass(frozen=True)
@@ -48,13 +30,13 @@ class Metric:
     Attributes:
       name: its key in results.json.
       meaning: what the report says of it.
-      value: the figure, over all tokens of the documents together.
+      value: the figure, over all tokens of the documents together; None where the set has no such figure.
       digits: behind the point in the report.
     """
 
     name: str
     meaning: str
-    value: Callable[[Scored], float]
+    value: Callable[[Scored], float | None]
     digits: int = 4
 
 
@@ -73,12 +55,32 @@ def register(metric: Metric) -> Metric:
     return metric
 
 
-register(Metric("bpb", "bits per UTF-8 byte, over all bytes", lambda scored: scored.bits.sum() / scored.bytes.sum()))
-register(
+def _ratio(bits, counts) -> float | None:
+    """Bits for each one counted; None where the set counts none."""
+    return float(bits.sum() / counts.sum()) if counts.sum() else None
+
+
+def _perplexity(bits, counts) -> float | None:
+    ratio = _ratio(bits, counts)
+    return None if ratio is None else 2.0**ratio
+
+
+def _accuracy(scored: Scored) -> float | None:
+    looked_at = (scored.hits >= 0) & (scored.tokens > 0)
+    return float((scored.hits == scored.tokens)[looked_at].mean()) if looked_at.any() else None
+
+
+for _metric in (
+    Metric("bpb", "bits per UTF-8 byte, over all bytes", lambda scored: _ratio(scored.bits, scored.bytes)),
     Metric(
-        "perplexity",
-        "perplexity a token, over all tokens",
-        lambda scored: 2.0 ** (scored.bits.sum() / scored.tokens.sum()),
+        "perplexity", "perplexity a token, over all tokens", lambda scored: _perplexity(scored.bits, scored.tokens), 2
+    ),
+    Metric(
+        "word_perplexity",
+        "perplexity a word of the set's original tokenization",
+        lambda scored: _perplexity(scored.bits, scored.words),
         2,
-    )
-)
+    ),
+    Metric("accuracy", "share of documents whose scored tokens are all the model's first choice", _accuracy),
+):
+    register(_metric)

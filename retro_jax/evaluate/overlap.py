@@ -71,31 +71,30 @@ def _text_only(tokens, token_bytes):
     return np.where((tokens >= 0) & (token_bytes[np.maximum(tokens, 0)] > 0), tokens, PADDING)
 
 
-def leakage_curves(
-    overlap: Float[np.ndarray, "N"],
-    chunk_bytes: Int[np.ndarray, "N"],
-    chunk_bits: Mapping[str, Float[np.ndarray, "N"]],
-) -> dict:
+def overlap_bins(overlap: Float[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
+    """Which of [0], (0, 1/8], (1/8, 2/8], ... (7/8, 1] each r(C) is in. C_alpha of alpha = j/8 are the bins 0 to j."""
+    return np.searchsorted(np.concatenate([[0.0], ALPHAS]) + 1e-9, overlap)
+
+
+def leakage_curves(sizes: Float[np.ndarray, "9"], bits: Mapping[str, Float[np.ndarray, "9"]]) -> dict:
     """bpb(alpha) of each condition, beside the share of bytes in C_alpha and a histogram of r(C) over bytes.
+
+    Args:
+      sizes, bits: bytes, and bits by condition, in each bin of `overlap_bins`.
 
     Returns:
       Plain JSON: "alphas"; "byte_share" of C_alpha; "bpb" {condition: [one per alpha, None where C_alpha is empty]};
-      "histogram": share of bytes with r in [0], (0, 1/8], (1/8, 2/8], ... (7/8, 1].
+      "histogram": share of bytes in each bin.
     """
-    inside = overlap[None] <= np.array(ALPHAS)[:, None] + 1e-9
-    sizes = (inside * chunk_bytes).sum(axis=1)
-    total = max(int(chunk_bytes.sum()), 1)
-    edges = np.concatenate([[0.0], ALPHAS])
-    bins = np.searchsorted(edges + 1e-9, overlap)
+    inside, total = np.cumsum(sizes)[1:], max(sizes.sum(), 1)
     return {
         "alphas": list(ALPHAS),
-        "byte_share": (sizes / total).tolist(),
+        "byte_share": (inside / total).tolist(),
         "bpb": {
             condition: [
-                float(bits[chosen].sum(dtype=np.float64) / size) if size else None
-                for chosen, size in zip(inside, sizes.tolist(), strict=True)
+                float(sum_ / size) if size else None for sum_, size in zip(np.cumsum(table)[1:], inside, strict=True)
             ]
-            for condition, bits in chunk_bits.items()
+            for condition, table in bits.items()
         },
-        "histogram": (np.bincount(bins, weights=chunk_bytes, minlength=len(edges)) / total).tolist(),
+        "histogram": (sizes / total).tolist(),
     }

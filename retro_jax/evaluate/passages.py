@@ -1,116 +1,128 @@
 """Held-out passages for the report: which tokens retrieval helped or hurt, beside the neighbors that were read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from retro_jax.core.dimensions import PADDING
-from retro_jax.evaluate.scoring import HeldOut
+from retro_jax.evaluate.blocks import Block
+from retro_jax.evaluate.overlap import overlaps
+from retro_jax.evaluate.scores import Scores
+from retro_jax.evaluate.scoring import Task
+from retro_jax.evaluate.sets import Neighbors
 
 TOKENS = 96  # about so many make a passage, and at least
 CHUNKS = 3
 SHORTEST_RUN = 4  # tokens in common with a neighbor, from which they are marked
 KINDS = ("helped most", "helped least", "typical")
-
-
-class Texts(Protocol):
-    """What `describe` asks of a database: the texts of chunks and the documents that they are of."""
-
-    table: Any  # tokens [N, M] of the chunks
-
-    def value(self, ids): ...
-    def document(self, chunk): ...
-    def pieces(self, chunk): ...
+PARTS = 32  # of the scores, spread over the set, that passages are chosen from
 
 
 @dataclass(frozen=True)
 class Choice:
     kind: str
-    chunks: range  # rows of the held-out tables
+    subset: str
+    document: int  # number in the set
+    chunks: range  # of the document
     gain: float  # bits that retrieval saves on it
 
 
-def choose(held_out: HeldOut, count: int) -> list[Choice]:
+def choose(text: Scores, conditions: Mapping[str, Scores], count: int, chunk_length: int) -> list[Choice]:
     """`count` passages of different documents: helped most, helped least (or hurt) and of median gain, in turn over the subsets.
 
     Subsets come in the order of their overlap, highest first.
     """
-    gains = (held_out.bits["off"] - held_out.bits["on"]).sum(axis=1, dtype=np.float64)
-    candidates = {int(number): _passages(held_out, gains, number) for number in np.unique(held_out.subsets)}
-    numbers = sorted(candidates, key=lambda number: -held_out.overlap[held_out.subsets == number].mean())
+    candidates: dict[str, list[Choice]] = {}
+    overlap: dict[str, np.ndarray] = {}
+    for part in np.unique(np.linspace(0, text.parts - 1, min(PARTS, text.parts)).astype(int)) if text.parts else ():
+        facts = text.read(int(part))
+        off, on = (conditions[name].read(int(part), ("chunk_bits",))["chunk_bits"] for name in ("off", "on"))
+        edges = np.cumsum([0, *facts["chunks"]])
+        for number, subset, first, end in zip(facts["number"], facts["subset"], edges[:-1], edges[1:], strict=True):
+            rows = slice(first, end)
+            found = _passages(int(number), subset, (off - on)[rows], facts["chunk_bytes"][rows], chunk_length)
+            candidates.setdefault(subset, []).extend(found)
+            total = np.array([end - first, facts["chunk_overlap"][rows].sum()])
+            overlap[subset] = overlap.get(subset, 0) + total
+    subsets = sorted(candidates, key=lambda name: -overlap[name][1] / overlap[name][0])
     chosen: list[Choice] = []
-    turns = [(turn + place, number) for turn in range(len(KINDS)) for place, number in enumerate(numbers)]
-    for turn, number in turns:
-        used = {held_out.documents[choice.chunks[0]] for choice in chosen}
-        left = [found for found in candidates[number] if held_out.documents[found[0][0]] not in used]
+    turns = [(turn + place, name) for turn in range(len(KINDS)) for place, name in enumerate(subsets)]
+    for turn, name in turns:
+        used = {choice.document for choice in chosen}
+        left = [found for found in candidates[name] if found.document not in used]
         if left and len(chosen) < count:
             kind = KINDS[turn % len(KINDS)]
             place = {"helped most": -1, "helped least": 0, "typical": len(left) // 2}[kind]
-            chosen.append(Choice(kind, *sorted(left, key=lambda found: found[1])[place]))
+            one = sorted(left, key=lambda found: found.gain)[place]
+            chosen.append(Choice(kind, one.subset, one.document, one.chunks, one.gain))
     return chosen
 
 
-def _passages(held_out: HeldOut, gains, subset) -> list[tuple[range, float]]:
+def _passages(
+    document: int, subset: str, gains: Float[np.ndarray, "N"], sizes: Int[np.ndarray, "N"], chunk_length: int
+) -> Iterator[Choice]:
     """Every run of a passage's chunks in one document, with its gain; a document's first chunk never gains alone."""
-    size = max(CHUNKS, TOKENS // held_out.bytes.shape[1])
-    rows = np.flatnonzero(held_out.subsets == subset)
-    found = []
-    for document in np.unique(held_out.documents[rows]):
-        mine = rows[held_out.documents[rows] == document]
-        for start in range(mine[0], max(mine[0], mine[-1] - size + 1) + 1):
-            chunks = range(int(start), int(min(start + size, mine[-1] + 1)))
-            if len(chunks) > 1 and held_out.scored[chunks].any():
-                found.append((chunks, float(gains[chunks].sum())))
-    return found
+    size = max(CHUNKS, TOKENS // chunk_length)
+    for start in range(max(0, len(gains) - size) + 1):
+        chunks = range(start, min(start + size, len(gains)))
+        if len(chunks) > 1 and sizes[chunks.start : chunks.stop].any():
+            yield Choice("", subset, document, chunks, float(gains[chunks.start : chunks.stop].sum()))
 
 
-def describe(choice: Choice, held_out: HeldOut, database: Texts, neighbors: int) -> dict:
+def describe(
+    choice: Choice, task: Task, block: Block, bits: Mapping[str, Float[np.ndarray, "N M"]], source: Neighbors
+) -> dict:
     """A passage as plain JSON.
 
     Each chunk stands with the neighbors that are read while it is predicted: those of the chunk before it in its
-    document (paper 2.4), `neighbors` at most.
+    document (paper 2.4).
+
+    Args:
+      block: of the document alone.
+      bits: of its tokens, "off" and "on".
     """
-    document = database.document(held_out.first + choice.chunks[0])
+    ids, distances = source.find(np.arange(len(block.tokens)) + block.first)
+    stored = task.stored()
+    near = stored.find(np.arange(len(block.tokens)) + block.first)[0][:, : task.overlap_neighbors]
+    overlap = overlaps(block.tokens, stored.value(near), task.token_bytes)
     chunks = []
     for row in choice.chunks:
-        chunk = held_out.first + row
         reads = []
-        if row and held_out.documents[row - 1] == held_out.documents[row]:
-            ids, distances = held_out.neighbor_ids[row - 1], held_out.neighbor_distances[row - 1]
+        if row:
             reads = [
-                _neighbor(int(id), float(distance), database.table.tokens[np.array([chunk])][0], database)
-                for id, distance in list(zip(ids, distances, strict=True))[:neighbors]
+                _neighbor(int(id), float(distance), block.tokens[row], source)
+                for id, distance in list(zip(ids[row - 1], distances[row - 1], strict=True))[: task.k]
                 if id != PADDING
             ]
         chunks.append(
             {
-                "chunk": int(chunk),
-                "overlap": float(held_out.overlap[row]),
-                "tokens": _tokens(database.pieces(chunk), held_out, row),
+                "chunk": int(block.first + row),
+                "overlap": float(overlap[row]),
+                "tokens": _tokens(task.text.pieces(block.first + row), bits, row),
                 "neighbors": reads,
             }
         )
     rows = list(choice.chunks)
     return {
         "kind": choice.kind,
-        "subset": document.subset,
-        "document": document.name,
-        "bytes": int(held_out.bytes[rows].sum()),
-        "bits_off": float(held_out.bits["off"][rows].sum()),
-        "bits_on": float(held_out.bits["on"][rows].sum()),
+        "set": task.text.name,
+        "subset": choice.subset,
+        "document": block.facts[0].name,
+        "bytes": int(block.bytes[rows].sum()),
+        "bits_off": float(bits["off"][rows].sum()),
+        "bits_on": float(bits["on"][rows].sum()),
         "chunks": chunks,
     }
 
 
-def _tokens(pieces: Sequence[bytes], held_out: HeldOut, row: int) -> list[dict]:
+def _tokens(pieces: Sequence[bytes], bits_of: Mapping[str, np.ndarray], row: int) -> list[dict]:
     """Text with bits off and on; tokens that only together make whole characters are one entry."""
     entries, waiting, bits = [], b"", np.zeros(2)
     for place, piece in enumerate(pieces):
         waiting += piece
-        bits = bits + [held_out.bits["off"][row, place], held_out.bits["on"][row, place]]
+        bits = bits + [bits_of["off"][row, place], bits_of["on"][row, place]]
         if waiting and (_whole(waiting) or place == len(pieces) - 1):
             text = waiting.decode("utf-8", errors="replace")
             entries.append({"text": text, "off": float(bits[0]), "on": float(bits[1])})
@@ -126,7 +138,7 @@ def _whole(content: bytes) -> bool:
     return True
 
 
-def _neighbor(chunk: int, distance: float, target: Int[np.ndarray, "M"], database: Texts) -> dict:
+def _neighbor(chunk: int, distance: float, target: Int[np.ndarray, "M"], database: Neighbors) -> dict:
     """[N, F] as text, with the longest run of tokens that it shares with the chunk being predicted."""
     value = database.value(np.array([chunk]))[0]
     first = database.pieces(chunk)

@@ -1,215 +1,245 @@
-"""Bits of every held-out token under every condition: the figures from which all others are sums.
+"""Scores one set under every condition, block by block.
 
-Each condition (conditions.py) is a forward pass over the validation windows (paper 5.1: length T, half of it as stride, each
-text token scored once, the first one included).
+Each condition (conditions.py) is a forward pass over windows of T tokens (paper 5.1: half of a window is context, each text
+token is scored once, the first one included). A block is read once; each condition then scores it and writes a part.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float, Int
 
-from retro_jax.config import ModelConfig
 from retro_jax.core.dimensions import PADDING
 from retro_jax.core.progress import progress
-from retro_jax.data.batches import Batch, make_batch
-from retro_jax.data.joined import pack
 from retro_jax.data.manifests import StageError
-from retro_jax.data.rows import first_rows
-from retro_jax.evaluate.conditions import CONDITIONS, Asked, OtherChunks
+from retro_jax.evaluate.blocks import Block, block_ranges, open_block
+from retro_jax.evaluate.conditions import Asked, Condition
 from retro_jax.evaluate.overlap import overlaps
-from retro_jax.models.loss import token_nll
-from retro_jax.models.retro import merge
+from retro_jax.evaluate.scorers import Scorer
+from retro_jax.evaluate.scores import Scores, open_scores, write_plan
+from retro_jax.evaluate.sets import Neighbors, TextSet
+from retro_jax.parallel.agreement import on_first
 
-# (tokens, segments, targets, neighbor tokens or None) -> bits of each target [B, T]; a negative target gives 0.
-Scorer = Callable[[Int[Array, "B T"], Int[Array, "B C"], Int[Array, "B T"], Array | None], Float[Array, "B T"]]
-
-
-def make_scorer(config: ModelConfig, params: dict) -> Scorer:
-    """The compiled scorer of a model; one compilation with neighbors, one without."""
-    return partial(_token_bits, config, params)
-
-
-@partial(jax.jit, static_argnums=0)
-def _token_bits(config, params, tokens, segments, targets, neighbor_tokens):
-    model = merge(config, params)
-    hidden = model.hidden(tokens, segments, neighbor_tokens)
-    return token_nll(hidden, model.readout, targets, config.loss_block) / math.log(2)
+AHEAD = 2  # batches that are on their way to the devices at once
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Figures of the N held-out chunks, in table order: rows [first, first + N) of the chunk table.
+class Task:
+    """One set, and everything that its scores depend on.
 
-    Column i belongs to the token that stands at place i of the chunk, whichever window and position predicted it.
+    Attributes:
+      token_bytes: UTF-8 bytes of each token of the vocabulary.
+      chunks: C, of a window.
+      overlap: share of a window that is context alone.
+      k: neighbors that the model reads where a condition does not say.
+      batch: sequences of a forward pass; the last one is filled up with padding.
+      seed: of the random and shuffled neighbors.
+      overlap_neighbors: stored neighbors that r(C) looks at (paper 2.6).
+      models: what identifies each model ("retro", "baseline"), plain JSON.
+      greedy: whether the scorers look for the model's first choice.
     """
 
-    first: int
-    bits: Mapping[str, Float[np.ndarray, "N M"]]  # by condition; 0 where nothing is scored
-    bytes: Int[np.ndarray, "N M"]  # UTF-8 bytes of the scored tokens
-    scored: Int[np.ndarray, "N M"]  # 1 on text tokens, 0 on BOS, EOS and padding
-    documents: Int[np.ndarray, "N"]  # number of the chunk's document among the held-out ones, from 0
-    subsets: Int[np.ndarray, "N"]
-    overlap: Float[np.ndarray, "N"]  # r(C)
-    neighbor_ids: Int[np.ndarray, "N K"]  # the stored neighbors, as the shards have them
-    neighbor_distances: Float[np.ndarray, "N K"]
+    text: TextSet
+    token_bytes: Int[np.ndarray, "V"]
+    chunks: int
+    overlap: float
+    k: int
+    batch: int
+    seed: int
+    overlap_neighbors: int
+    models: Mapping[str, Mapping]
+    greedy: bool = False
+
+    def ranges(self) -> list[tuple[int, int]]:
+        return block_ranges(self.text.edges, self.text.chunk_length)
+
+    def block(self, start: int, stop: int) -> Block:
+        return open_block(self.text, start, stop, self.token_bytes, self.chunks, self.overlap)
+
+    def source(self, condition: Condition) -> Neighbors | None:
+        """Where the condition's neighbors come from; None where it reads none."""
+        if condition.neighbors is None:
+            return None
+        return self.text.neighbors(condition.k or self.k, condition.share, condition.database)
+
+    def stored(self) -> Neighbors:
+        """The neighbors that the overlap looks at."""
+        return self.text.neighbors()
 
 
-def score(
-    examples: Sequence[Mapping],
-    table,
-    token_bytes: Int[np.ndarray, "V"],
-    model: ModelConfig,
-    scorers: Mapping[str, Scorer],
-    *,
-    batch: int,
-    seed: int,
-    overlap_neighbors: int,
-    removed: Bool[np.ndarray, "N"] | None = None,
-) -> HeldOut:
-    """One pass over the validation split.
+def open_text(task: Task, workdir: Path) -> tuple[Scores, dict]:
+    """Where the facts of the text go, and what they depend on."""
+    stored = task.stored()
+    plan = {
+        "text": task.text.fingerprint,
+        "neighbors": stored.fingerprint,
+        "overlap_neighbors": min(task.overlap_neighbors, stored.stored),
+        "token_bytes": int(task.token_bytes.sum()),
+    }
+    return open_scores(workdir, task.text.name, "text", plan, len(task.ranges())), plan
+
+
+def open_condition(task: Task, workdir: Path, condition: Condition) -> tuple[Scores, dict]:
+    """Where the scores of a condition go, and what they depend on."""
+    source = task.source(condition)
+    plan = {
+        "text": task.text.fingerprint,
+        "model": task.models[condition.model],
+        "windows": {"chunks": task.chunks, "overlap": task.overlap, "batch": task.batch, "greedy": task.greedy},
+        "neighbors": None
+        if source is None
+        else {"fingerprint": source.fingerprint, "k": condition.k or task.k, "seed": task.seed},
+    }
+    return open_scores(workdir, task.text.name, condition.name, plan, len(task.ranges())), plan
+
+
+def score_set(
+    task: Task,
+    workdir: Path,
+    conditions: Sequence[Condition],
+    scorer: Callable[[str], Scorer],
+    stop: Callable[[], None] = lambda: None,
+) -> tuple[Scores, dict[str, Scores]]:
+    """Computes what is missing of the scores of a set.
 
     Args:
-      examples: `retro_jax.data.batches.validation_examples`.
-      table: the `data_pipeline.chunks.ChunkTable` that the examples were joined from.
-      scorers: "retro" and, where there is one, "baseline".
-      batch: sequences a forward pass; the last one is filled up with padding.
-      seed: of the random and shuffled neighbors.
-      overlap_neighbors: stored neighbors that r(C) looks at.
-      removed: chunks that are not drawn as random neighbors either; None: all are.
+      scorer: the `Scorer` of "retro" or "baseline"; asked for when it is needed.
+      stop: called after each batch, in the same order on every process; raises to stop.
+
+    Returns:
+      The scores of the text and of each condition, complete.
 
     Raises:
-      StageError: examples that are not these chunks, or that do not score every text token exactly once.
-      ValueError: a table of bytes of another vocabulary than the model's.
+      StageError: a document whose text tokens are not each scored once, or tokens that are not those of its text.
     """
-    if len(token_bytes) != model.vocabulary:
-        raise ValueError(
-            f"The tokenizer's table of bytes has {len(token_bytes):,} tokens, but config.model.vocabulary="
-            f"{model.vocabulary:,}: evaluate with the data that the model was trained with."
-        )
-    chunk_ids = pack(table, model.chunks)["validation"].chunk_ids
-    if len(chunk_ids) != len(examples):
-        raise StageError(
-            f"The joined shards hold {len(examples):,} validation sequences, but the chunks pack into "
-            f"{len(chunk_ids):,}: they are of two builds. Run `retro build` into another --workdir."
-        )
-    books = _Books(table, token_bytes, examples[0]["neighbor_ids"].shape[-1])
-    others = OtherChunks(table, seed, removed)
-    starts = range(0, len(examples), batch)
-    for number, start in enumerate(progress(starts, description="evaluate", unit="batch")):
-        part = examples.__getitems__(list(range(start, min(start + batch, len(examples)))))
-        ids = np.full((batch, model.chunks), PADDING, np.int64)
-        ids[: len(part)] = chunk_ids[start : start + batch]
-        books.enter_facts(part, ids[: len(part)], overlap_neighbors)
-        given = _fill(make_batch(part, model.neighbors), batch)
-        targets = np.where(given.loss_mask > 0, given.targets, PADDING)
-        asked = Asked(given, ids, others, seed + number)
-        pending = {
-            condition.name: scorers[condition.model](
-                given.tokens, given.segments, targets, condition.neighbors and condition.neighbors(asked)
-            )
-            for condition in CONDITIONS.values()
-            if condition.model in scorers
+    text, text_plan = open_text(task, workdir)
+    opened = {one.name: open_condition(task, workdir, one) for one in conditions}
+    missing = on_first(
+        lambda: {
+            "text": text.missing(),
+            "conditions": {name: scores.missing() for name, (scores, _) in opened.items()},
         }
-        for condition, bits in jax.device_get(pending).items():
-            books.enter_bits(condition, ids, targets, bits)
-    return books.close()
+    )
+    first = jax.process_index() == 0
+    if first:
+        for scores, plan in [(text, text_plan), *opened.values()]:
+            if scores.parts:
+                write_plan(scores, plan)
+    todo = {name: set(parts) for name, parts in missing["conditions"].items()}
+    sizes = np.diff(task.text.edges)
+    ranges = task.ranges()
+    total = sum(int(sizes[slice(*ranges[part])].sum()) for parts in todo.values() for part in parts)
+    with progress(description=f"evaluate {task.text.name}", total=total, unit="chunk") as bar:
+        for part, (start, end) in enumerate(ranges):
+            wanted = [one for one in conditions if part in todo[one.name]]
+            if not wanted and part not in missing["text"]:
+                continue
+            block = task.block(start, end)
+            _check_once(block)
+            if first and part in missing["text"]:
+                text.write(part, text_columns(task, block))
+            for one in wanted:
+                bits, hits = score_block(task, block, one, scorer(one.model), part, stop, bar.update)
+                if first:
+                    opened[one.name][0].write(part, condition_columns(block, bits, hits if task.greedy else None))
+    return text, {name: scores for name, (scores, _) in opened.items()}
 
 
-def _fill(batch: Batch, size: int) -> Batch:
-    """The batch with sequences of padding behind it, so that every batch has one shape."""
+def score_block(
+    task: Task,
+    block: Block,
+    condition: Condition,
+    scorer: Scorer,
+    part: int,
+    stop: Callable[[], None] = lambda: None,
+    done: Callable[[int], object] = lambda chunks: None,
+) -> tuple[Float[np.ndarray, "N M"], Int[np.ndarray, "N M"]]:
+    """Bits and hits of every token of a block; 0 where nothing is scored.
 
-    def fill(array, value):
-        return np.concatenate([array, np.full((size - len(array), *array.shape[1:]), value, array.dtype)])
+    Args:
+      part: the block's number, from which what is drawn over a batch gets its seed.
+      done: called with the number of chunks that a batch scored.
+    """
+    bits, hits = np.zeros(block.tokens.shape, np.float32), np.zeros(block.tokens.shape, np.int8)
+    source = task.source(condition)
+    waiting: list = []
 
-    names = ("tokens", "targets", "segments", "neighbor_tokens")
-    return Batch(loss_mask=fill(batch.loss_mask, 0), **{name: fill(getattr(batch, name), PADDING) for name in names})
+    def collect(rows, targets, marked, started):
+        counts = (targets != PADDING).reshape(*rows.shape, -1)
+        places = block.places(rows)[counts]
+        for table, found in zip((bits, hits), scorer.fetch(started), strict=True):
+            table.reshape(-1)[places] = found.reshape(counts.shape)[counts]
+        done(marked)
 
-
-class _Books:
-    """Tables over the held-out chunks that a pass fills in."""
-
-    def __init__(self, table, token_bytes, stored: int):
-        self.table, self.first, self.token_bytes = table, table.database_chunks, token_bytes
-        self.tokens = table.tokens[slice(self.first, len(table.tokens))]
-        self.document_ids = np.asarray(table.document_ids[self.first :])
-        count = len(self.tokens)
-        self.times = np.zeros(self.tokens.shape, np.int8)
-        self.bits = {}
-        self.overlap = np.zeros(count)
-        self.neighbor_ids = np.full((count, stored), PADDING, np.int64)
-        self.neighbor_distances = np.full((count, stored), np.inf, np.float32)
-
-    def enter_facts(self, examples: Sequence[Mapping], ids, overlap_neighbors: int) -> None:
-        """Neighbors and r(C) of the chunks of some sequences, after a check that the sequences are these chunks."""
-        for example, chunks in zip(examples, ids, strict=True):
-            real = chunks != PADDING
-            rows, expected = chunks[real] - self.first, np.full((len(chunks), self.tokens.shape[1]), PADDING)
-            expected[real] = self.tokens[rows]
-            if not np.array_equal(example["tokens"], expected.reshape(-1)):
-                raise StageError(
-                    "The joined validation shards do not hold the tokens of the chunks beside them: they are of two "
-                    "builds. Run `retro build` into another --workdir."
-                )
-            self.neighbor_ids[rows] = example["neighbor_ids"][real]
-            self.neighbor_distances[rows] = example["neighbor_distances"][real]
-            neighbors = example["neighbor_tokens"][real][:, :overlap_neighbors]
-            self.overlap[rows] = overlaps(self.tokens[rows], neighbors, self.token_bytes)
-
-    def enter_bits(self, condition: str, ids, targets, bits) -> None:
-        """Files the bits of every target under the place where the target itself stands: one further than its position."""
-        length = self.tokens.shape[1]
-        places = (ids[:, :, None] - self.first) * length + np.arange(length) + 1
-        counts = (targets != PADDING).reshape(places.shape)
-        table = self.bits.setdefault(condition, np.zeros(self.tokens.shape, np.float32))
-        table.reshape(-1)[places[counts]] = bits.reshape(places.shape)[counts]
-        if condition == "off":
-            np.add.at(self.times.reshape(-1), places[counts], 1)
-
-    def close(self) -> HeldOut:
-        text = text_tokens(self.tokens, self.document_ids)
-        if not np.array_equal(self.times, text):
-            row, place = np.argwhere(self.times != text)[0]
-            raise StageError(
-                f"Every text token must be scored exactly once, but token {place} of chunk {row + self.first} was scored "
-                f"{self.times[row, place]} times. The joined shards are of another build; run `retro build` into "
-                f"another --workdir."
-            )
-        changes = np.diff(self.document_ids, prepend=self.document_ids[:1]) != 0
-        return HeldOut(
-            first=self.first,
-            bits=self.bits,
-            bytes=self.token_bytes[np.maximum(self.tokens, 0)] * text,
-            scored=text.astype(np.int64),
-            documents=np.cumsum(changes),
-            subsets=np.asarray(self.table.subsets[self.first :]),
-            overlap=self.overlap,
-            neighbor_ids=self.neighbor_ids,
-            neighbor_distances=self.neighbor_distances,
-        )
+    starts = range(0, len(block.windows), task.batch)
+    for number, start in enumerate(starts):
+        rows, inputs = block.inputs(slice(start, start + task.batch), task.batch)
+        neighbors = None
+        if condition.neighbors is not None:
+            whole = np.where(rows == PADDING, PADDING, rows + block.first)
+            seeds = (task.seed + number + part * (1 << 20), task.seed)
+            asked = Asked(whole, task.text, source, condition.k or task.k, *seeds)
+            neighbors = condition.neighbors(asked)
+        marked = int(block.marks[start : start + task.batch].sum())
+        waiting.append((rows, inputs["targets"], marked, scorer.start(inputs, neighbors)))
+        if len(waiting) == AHEAD:
+            collect(*waiting.pop(0))
+        stop()
+    for one in waiting:
+        collect(*one)
+    return bits, hits
 
 
-def text_tokens(tokens: Int[np.ndarray, "N M"], document_ids: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N M"]:
-    """1 on every token of whole documents but BOS (their first), EOS (their last) and padding."""
-    text = (tokens != PADDING).astype(np.int8)
-    starts = first_rows(document_ids)
-    ends = np.append(starts[1:], len(tokens)) - 1
-    text[starts, 0] = 0
-    text[ends, (tokens[ends] != PADDING).sum(axis=1) - 1] = 0
-    return text
+def text_columns(task: Task, block: Block) -> dict:
+    """The columns of the text's part."""
+    rows = np.arange(len(block.tokens))
+    source = task.stored()
+    ids = source.find(rows + block.first)[0][:, : task.overlap_neighbors]
+    found = overlaps(block.tokens, source.value(ids), task.token_bytes)
+    tokens = block.chunk_sums(block.scored)
+    count = len(block.facts)
+    numbers = np.arange(block.start, block.start + count)
+    cuts = np.flatnonzero(np.diff(block.documents)) + 1
+    return {
+        "number": numbers,
+        "id": np.asarray(task.text.document_ids[block.start : block.start + count]),
+        "name": [document.name for document in block.facts],
+        "subset": [task.text.subset_names[one] for one in task.text.subsets[block.start : block.start + count]],
+        "bytes": block.by_document(block.chunk_sums(block.bytes)).astype(np.int64),
+        "tokens": block.by_document(tokens).astype(np.int64),
+        "words": np.array([document.words for document in block.facts], np.int64),
+        "chunks": np.bincount(block.documents, minlength=count),
+        "chunk_bytes": np.split(block.chunk_sums(block.bytes), cuts),
+        "chunk_overlap": np.split(found, cuts),
+    }
 
 
-def check_bytes(held_out: HeldOut, document_bytes: Int[np.ndarray, "D"]) -> None:
-    """Raises StageError where the scored bytes of a document are not the UTF-8 bytes of its text."""
-    found = np.bincount(held_out.documents, weights=held_out.bytes.sum(axis=1), minlength=len(document_bytes))
-    if len(found) != len(document_bytes) or (found != document_bytes).any():
-        wrong = int(np.flatnonzero(found[: len(document_bytes)] != document_bytes[: len(found)])[:1].sum())
+def condition_columns(block: Block, bits: Float[np.ndarray, "N M"], hits: Int[np.ndarray, "N M"] | None) -> dict:
+    """The columns of a condition's part; hits are -1 where they were not looked for."""
+    chunk_bits = block.chunk_sums(bits)
+    return {
+        "number": np.arange(block.start, block.start + len(block.facts)),
+        "bits": block.by_document(chunk_bits),
+        "hits": np.full(len(block.facts), -1)
+        if hits is None
+        else block.by_document(block.chunk_sums(hits)).astype(int),
+        "chunk_bits": np.split(chunk_bits, np.flatnonzero(np.diff(block.documents)) + 1),
+    }
+
+
+def _check_once(block: Block) -> None:
+    """Every scored token of the block is predicted in exactly one window."""
+    times = np.zeros(block.tokens.shape, np.int8)
+    rows, inputs = block.inputs(slice(0, len(block.windows)), len(block.windows))
+    counts = (inputs["targets"] != PADDING).reshape(*rows.shape, -1)
+    np.add.at(times.reshape(-1), block.places(rows)[counts], 1)
+    if not np.array_equal(times, block.scored):
+        row, place = np.argwhere(times != block.scored)[0]
         raise StageError(
-            f"Bits per byte needs the bytes of the scored text, but held-out document {wrong} has "
-            f"{int(found[wrong]):,} scored bytes and a text of {int(document_bytes[wrong]):,}. The tokenizer or the "
-            f"documents are of another build; run `retro build` into another --workdir."
+            f"Every text token must be scored exactly once, but token {place} of chunk {row + block.first} would be "
+            f"scored {times[row, place]} times: the documents and chunks are not of one build. Run `retro build` into "
+            f"another --workdir."
         )

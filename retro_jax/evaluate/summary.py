@@ -1,15 +1,16 @@
-"""From bits of tokens to results: sums by subset, intervals over documents, curves by overlap, and a verdict in words."""
+"""From scores to results: sums by subset, intervals over documents, curves by overlap, and a verdict in words."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from retro_jax.evaluate.conditions import CONDITIONS
 from retro_jax.evaluate.metrics import METRICS, Scored
-from retro_jax.evaluate.overlap import ALPHAS, leakage_curves
-from retro_jax.evaluate.scoring import HeldOut
+from retro_jax.evaluate.overlap import ALPHAS, leakage_curves, overlap_bins
+from retro_jax.evaluate.scores import Scores
 
 DIFFERENCES = (("on", "off"), ("on", "random"), ("on", "shuffled"), ("off", "baseline"), ("on", "baseline"))
 RESAMPLES_AT_ONCE = 4_000_000  # cells of the table of resampled counts
@@ -19,47 +20,120 @@ NOT_SHOWN = "0 lies within the 95% interval, or so near to its end that the draw
 DEVIATIONS = 3  # by which the draw of resamples may move an end
 
 
-def summarize(held_out: HeldOut, subset_names: Sequence[str], *, resamples: int, seed: int) -> dict:
+@dataclass(frozen=True)
+class Totals:
+    """Sums over each of the D documents of a set, and over the bins of overlap: all that results are made of.
+
+    Memory: some 20 bytes a document and condition; chunks and tokens stay on disk.
+    """
+
+    subsets: Int[np.ndarray, "D"]  # numbers into `subset_names`
+    subset_names: Sequence[str]
+    bytes: Int[np.ndarray, "D"]
+    tokens: Int[np.ndarray, "D"]
+    words: Int[np.ndarray, "D"]
+    bits: Mapping[str, Float[np.ndarray, "D"]]  # by condition
+    hits: Mapping[str, Int[np.ndarray, "D"]]
+    weighted_overlap: Float[np.ndarray, "D"]  # sum of r(C) times bytes
+    low_bytes: Int[np.ndarray, "D"]  # of the chunks with the lowest overlap
+    low_gap: Float[np.ndarray, "D"]  # On - Off over those chunks, in bits
+    bin_bytes: Float[np.ndarray, "S 9"]  # by subset and bin of overlap
+    bin_bits: Mapping[str, Float[np.ndarray, "S 9"]]
+
+    def scored(self, condition: str, rows: Bool[np.ndarray, "D"]) -> Scored:
+        """The documents `rows` under a condition, as metrics read them."""
+        return Scored(
+            self.bits[condition][rows],
+            self.bytes[rows],
+            self.tokens[rows],
+            self.words[rows],
+            self.hits[condition][rows],
+        )
+
+
+def add_up(
+    text: Scores,
+    conditions: Mapping[str, Scores],
+    subset_names: Sequence[str],
+    keep: Bool[np.ndarray, "D"] | None = None,
+) -> Totals:
+    """Reads the scores part by part.
+
+    Args:
+      keep: documents that count; None: all.
+    """
+    names, parts = list(conditions), []
+    numbers = {name: number for number, name in enumerate(subset_names)}
+    shape = (len(subset_names), len(ALPHAS) + 1)
+    bin_bytes, bin_bits = np.zeros(shape), {name: np.zeros(shape) for name in names}
+    streams = [conditions[name].each(("number", "bits", "hits", "chunk_bits")) for name in names]
+    for facts, *scored in zip(text.each(), *streams, strict=True):
+        count = len(facts["number"])
+        kept = np.ones(count, bool) if keep is None else keep[facts["number"]]
+        subsets = np.array([numbers[name] for name in facts["subset"]])
+        owners = np.repeat(np.arange(count), facts["chunks"])
+        bins, used = overlap_bins(facts["chunk_overlap"]), kept[owners]
+        low = used & (bins <= 1) & (facts["chunk_bytes"] > 0)
+
+        def by_document(values, chosen=used, owners=owners, count=count):
+            return np.bincount(owners[chosen], values[chosen], count)
+
+        flat = subsets[owners] * shape[1] + bins
+        bin_bytes += np.bincount(flat[used], facts["chunk_bytes"][used], bin_bytes.size).reshape(shape)
+        chunk_bits = {name: one["chunk_bits"] for name, one in zip(names, scored, strict=True)}
+        for name, bits in chunk_bits.items():
+            bin_bits[name] += np.bincount(flat[used], bits[used], bin_bytes.size).reshape(shape)
+        gap = chunk_bits["on"] - chunk_bits["off"] if {"on", "off"} <= chunk_bits.keys() else None
+        columns = {
+            "subsets": subsets,
+            **{name: facts[name] for name in ("bytes", "tokens", "words")},
+            "weighted_overlap": by_document(facts["chunk_overlap"] * facts["chunk_bytes"]),
+            "low_bytes": by_document(facts["chunk_bytes"], low),
+            "low_gap": np.zeros(count) if gap is None else by_document(gap, low),
+            **{("bits", name): one["bits"] for name, one in zip(names, scored, strict=True)},
+            **{("hits", name): one["hits"] for name, one in zip(names, scored, strict=True)},
+        }
+        parts.append({name: values[kept] for name, values in columns.items()})
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    by_condition = {kind: {name: found.pop((kind, name)) for name in names} for kind in ("bits", "hits")}
+    return Totals(**found, **by_condition, subset_names=subset_names, bin_bytes=bin_bytes, bin_bits=bin_bits)
+
+
+def summarize(totals: Totals, *, resamples: int, seed: int) -> dict:
     """{"subsets": {NAME: figures}, "all": figures, "leakage": {...}, "verdict": {...}} as plain JSON.
 
-    Figures: documents, tokens (scored), bytes, every metric (metrics.py) by condition, differences with 95% intervals, and the mean of r(C) over bytes.
+    Figures: documents, tokens (scored), bytes, words, every metric (metrics.py) by condition, differences with 95% intervals, and
+    the mean of r(C) over bytes.
     """
+    everything = np.ones(len(totals.bytes), bool)
     subset_of = [
-        (name, held_out.subsets == number)
-        for number, name in enumerate(subset_names)
-        if (held_out.subsets == number).any()
+        (name, totals.subsets == number)
+        for number, name in enumerate(totals.subset_names)
+        if totals.bytes[totals.subsets == number].sum()
     ]
-    everything = np.ones(len(held_out.subsets), bool)
-    subsets = {name: figures(held_out, rows, resamples, seed) for name, rows in subset_of}
+    subsets = {name: figures(totals, rows, resamples, seed) for name, rows in subset_of}
     return {
         "subsets": subsets,
-        "all": figures(held_out, everything, resamples, seed),
-        "leakage": {name: leakage(held_out, rows, resamples, seed) for name, rows in [("all", everything), *subset_of]},
+        "all": figures(totals, everything, resamples, seed),
+        "leakage": {name: leakage(totals, rows, resamples, seed) for name, rows in [("all", everything), *subset_of]},
         "verdict": verdict(subsets),
     }
 
 
-def figures(held_out: HeldOut, rows: Bool[np.ndarray, "N"], resamples: int, seed: int) -> dict:
-    """The figures of the documents that own `rows` (whole documents)."""
-    numbers = np.unique(held_out.documents[rows], return_inverse=True)[1]
-    scored = {
-        name: Scored(held_out.bits[name][rows], held_out.bytes[rows], held_out.scored[rows], numbers)
-        for name in CONDITIONS
-        if name in held_out.bits
-    }
-    bits = {name: of.bits for name, of in scored.items()}
-    of_any = next(iter(scored.values()))
-    sizes, weights = of_any.bytes, held_out.bytes[rows].sum(axis=1)
+def figures(totals: Totals, rows: Bool[np.ndarray, "D"], resamples: int, seed: int) -> dict:
+    """The figures of the documents `rows`."""
+    scored = {name: totals.scored(name, rows) for name in totals.bits}
+    sizes = totals.bytes[rows]
     found = {
-        "documents": len(sizes),
-        "tokens": int(of_any.tokens.sum()),
-        "bytes": int(sizes.sum()),
-        **{metric.name: {name: float(metric.value(of)) for name, of in scored.items()} for metric in METRICS.values()},
-        "overlap": float((held_out.overlap[rows] * weights).sum() / weights.sum()),
+        "documents": int(rows.sum()),
+        **{name: int(getattr(totals, name)[rows].sum()) for name in ("tokens", "bytes", "words")},
+        **{metric.name: {name: metric.value(of) for name, of in scored.items()} for metric in METRICS.values()},
+        "overlap": float(totals.weighted_overlap[rows].sum() / max(sizes.sum(), 1)),
     }
     for one, other in DIFFERENCES:
-        if one in bits and other in bits:
-            found[f"{one}_minus_{other}"] = paired_difference(bits[one] - bits[other], sizes, resamples, seed)
+        if one in scored and other in scored:
+            gap = scored[one].bits - scored[other].bits
+            found[f"{one}_minus_{other}"] = paired_difference(gap, sizes, resamples, seed)
     for metric in METRICS:
         found[metric].setdefault("baseline", None)
     return found
@@ -77,7 +151,7 @@ def paired_difference(
       "mean", "low", "high", and "shown": whether a difference is shown, that is whether 0 lies outside of the interval
       for any draw of so many resamples. The ends are None where one document gives nothing to draw from.
     """
-    mean = float(differences.sum() / sizes.sum())
+    mean = float(differences.sum() / max(sizes.sum(), 1))
     count = len(sizes)
     if count < 2:
         return {"mean": mean, "low": None, "high": None, "shown": False}
@@ -94,22 +168,25 @@ def paired_difference(
     return {"mean": mean, "low": float(low), "high": float(high), "shown": shown}
 
 
-def leakage(held_out: HeldOut, rows: Bool[np.ndarray, "N"], resamples: int, seed: int) -> dict:
-    """bpb(alpha) of some chunks; and on - off where at most an eighth of a chunk stands in its neighbors."""
-    bits = {name: table[rows].sum(axis=1, dtype=np.float64) for name, table in held_out.bits.items()}
-    curves = leakage_curves(held_out.overlap[rows], held_out.bytes[rows].sum(axis=1), bits)
-    low = rows & (held_out.overlap <= ALPHAS[0] + 1e-9) & (held_out.bytes.sum(axis=1) > 0)
+def leakage(totals: Totals, rows: Bool[np.ndarray, "D"], resamples: int, seed: int) -> dict:
+    """bpb(alpha) of whole subsets; and on - off where at most an eighth of a chunk stands in its neighbors."""
+    numbers = np.unique(totals.subsets[rows])
+    curves = leakage_curves(
+        totals.bin_bytes[numbers].sum(axis=0),
+        {name: table[numbers].sum(axis=0) for name, table in totals.bin_bits.items()},
+    )
+    low = rows & (totals.low_bytes > 0)
     curves["on_minus_off_at_lowest_alpha"] = None
-    if low.any():
-        numbers = np.unique(held_out.documents[low], return_inverse=True)[1]
-        gap = held_out.bits["on"][low].sum(axis=1, dtype=np.float64) - held_out.bits["off"][low].sum(axis=1)
-        sizes = np.bincount(numbers, weights=held_out.bytes[low].sum(axis=1))
-        curves["on_minus_off_at_lowest_alpha"] = paired_difference(np.bincount(numbers, gap), sizes, resamples, seed)
+    if low.any() and {"on", "off"} <= totals.bits.keys():
+        gap = paired_difference(totals.low_gap[low], totals.low_bytes[low], resamples, seed)
+        curves["on_minus_off_at_lowest_alpha"] = gap
     return curves
 
 
 def verdict(subsets: Mapping[str, Mapping]) -> dict:
     """Was the promised effect seen: On below Off and below random neighbors, by more than the interval (see `paired_difference`), where overlap is highest?"""
+    if not subsets:
+        return {"subset": None, "seen": False, "text": "No byte of text was scored."}
     name = max(sorted(subsets), key=lambda name: subsets[name]["overlap"])
     found = subsets[name]
     gaps = {other: found[f"on_minus_{other}"] for other in ("off", "random")}

@@ -38,6 +38,26 @@ def token_nll(
     return nll.reshape(targets.shape)
 
 
+def first_choice(hidden: Float[Array, "B T D"], embedding: Float[Array, "V D"], block: int) -> Int[Array, "B T"]:
+    """The entry with the largest logit at every position, the lowest of equals; arguments as for `token_nll`."""
+    embedding = embedding.astype(hidden.dtype)
+    flat, vocabulary = hidden.reshape(-1, hidden.shape[-1]), embedding.shape[0]
+    blocks = -(-vocabulary // block) if block else 1
+    table = _interleave(embedding, blocks)
+
+    def look_at(carry, number):
+        best, choice = carry
+        logits, entries = _block_logits(flat, table, number, vocabulary)
+        largest = logits.max(axis=1)
+        first = jnp.where(logits == largest[:, None], entries, vocabulary).min(axis=1)
+        better = (largest > best) | ((largest == best) & (first < choice))
+        return (jnp.where(better, largest, best), jnp.where(better, first, choice)), None
+
+    start = (jnp.full(len(flat), -jnp.inf), jnp.full(len(flat), vocabulary, jnp.int32))
+    (_, choice), _ = jax.lax.scan(look_at, start, jnp.arange(blocks))
+    return choice.reshape(hidden.shape[:-1])
+
+
 def _direct_nll(hidden, embedding, targets):
     """[N] from whole logits: what the blocks are compared with, and the faster way where the logits fit."""
     logits = _logits(hidden, embedding)

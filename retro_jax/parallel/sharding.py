@@ -109,6 +109,16 @@ def check_sizes(run: RunConfig, mesh: Mesh | Mapping[str, int]) -> None:
         )
 
 
+def check_batch(batch: int, mesh: Mesh, where: str) -> None:
+    """Raises ValueError where a batch of so many sequences, the setting `where`, cannot be cut over the mesh."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch % parts:
+        raise ValueError(
+            f"A batch is cut over the mesh axes data and fsdp, {mesh.shape['data']} x {mesh.shape['fsdp']} = {parts}, but "
+            f"{where}={batch} is not a multiple of that; take {-(-batch // parts) * parts}."
+        )
+
+
 def parameter_specs(params: Mapping) -> dict:
     """The PartitionSpec of every leaf of a nested dict of (abstract) parameters."""
     return jax.tree_util.tree_map_with_path(_leaf_spec, params)

@@ -30,7 +30,7 @@ from retro_jax.core.files import write_json
 from retro_jax.core.storage import storage_fault
 from retro_jax.models.retro import Retro, abstract_model, merge
 from retro_jax.parallel.agreement import on_first
-from retro_jax.parallel.sharding import on_one_device
+from retro_jax.parallel.sharding import Mesh, on_one_device, shardings
 from retro_jax.run_directory.directory import read_config
 from retro_jax.run_directory.identity import differing_fields
 from retro_jax.run_directory.keeping import Keep
@@ -279,8 +279,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def load_params(run_directory: Path, step: int | None = None) -> tuple[dict, RunConfig, int]:
-    """(parameters on the first device, config, step) of a run's newest whole checkpoint, or of `step`.
+def load_params(run_directory: Path, step: int | None = None, mesh: Mesh | None = None) -> tuple[dict, RunConfig, int]:
+    """(parameters, config, step) of a run's newest whole checkpoint, or of `step`.
+
+    Args:
+      mesh: where the parameters go, cut as in training, each process reading its own part; None is the first device.
 
     Raises:
       ValueError: not a run directory, no whole checkpoint, or none at `step`.
@@ -289,8 +292,10 @@ def load_params(run_directory: Path, step: int | None = None) -> tuple[dict, Run
     run = read_config(directory)
     step = require_whole(directory, step)
     _, params = abstract_model(run.model)
-    place = on_one_device()
-    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), params)
+    places = jax.tree.map(lambda leaf: on_one_device(), params) if mesh is None else shardings(params, mesh)
+    wanted = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), params, places
+    )
     return _load(directory / "checkpoints" / str(step), {"params": wanted})["params"], run, step
 
 

@@ -10,7 +10,7 @@ from places import ROOT
 
 from retro_jax.config import RunConfig, SourceConfig, declarations, resolve, to_dict
 from retro_jax.config.page import config_page
-from retro_jax.config.settings import INT64, Choice, Named, Number, Rising, Text
+from retro_jax.config.settings import INT64, Choice, Named, Names, Number, Numbers, Rising, Text
 
 DECLARED = list(declarations(RunConfig))
 VALUES = [one for one in DECLARED if one.setting.range is not None]
@@ -33,6 +33,13 @@ def outside(declared):
             twice = st.integers(1, 9).map(lambda layer: [layer, layer])
             falling = st.integers(2, 9).map(lambda layer: [layer, layer - 1])
             return st.one_of(below, twice, falling, st.just([True]), st.just([2**40]), st.just("12"), st.just(1))
+        case Names():
+            return st.one_of(st.just([""]), st.just(["a", "a"]), st.just(["a\0b"]), st.just([1]), st.just("held_out"))
+        case Numbers():
+            edge = [allowed.low - 1] if not allowed.open else [allowed.low]
+            return st.one_of(
+                st.just(edge), st.just([0.5, 0.5]), st.just([2, 2]), st.just([True]), st.just("12"), st.just(1)
+            )
         case Named(each=None):
             return st.one_of(st.just({"": {}}), st.just({"a\0b": {}}), st.just("own"))
         case Named():

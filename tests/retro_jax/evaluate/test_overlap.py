@@ -1,4 +1,4 @@
-"""r(C), C_alpha and bpb(alpha) (paper 2.6)."""
+"""r(C), C_alpha and bpb(alpha) (paper 2.6; PAPER.md section 8, property 11)."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -10,6 +10,7 @@ from retro_jax.evaluate.overlap import (
     leakage_curves,
     longest_common_run_slow,
     longest_common_runs,
+    overlap_bins,
     overlaps,
 )
 
@@ -52,7 +53,7 @@ def test_blocks_give_what_one_pass_gives(monkeypatch):
 
 
 def test_exact_copy_is_one_and_disjoint_is_zero():
-    """Guards against an overlap that is not a share of the chunk. A copy has 1, other text 0."""
+    """Property 11."""
     chunks = np.array([[10, 11, 12, 13], [10, 11, 12, 13]])
     neighbors = np.array([[[10, 11, 12, 13, 20, 21, 22, 23]], [[30, 31, 32, 33, 34, 35, 36, 37]]])
     assert overlaps(chunks, neighbors, ONE_BYTE).tolist() == [1.0, 0.0]
@@ -81,12 +82,21 @@ def test_a_chunk_without_any_neighbor_slot_has_no_overlap():
     assert overlaps(np.array([[10, 11]]), np.empty((1, 0, 4), int), ONE_BYTE).tolist() == [0.0]
 
 
+def curves_of(overlap, sizes, bits):
+    """The curves of chunks, by their sums in the bins."""
+
+    def sums(values):
+        return np.bincount(overlap_bins(overlap), values, minlength=len(ALPHAS) + 1)
+
+    return leakage_curves(sums(sizes), {name: sums(values) for name, values in bits.items()})
+
+
 def test_alphas_are_nested_and_the_last_is_everything():
-    """Guards against sets C_alpha that are not nested, or a bpb(1) that is not bpb."""
+    """Guards against sets C_alpha that are not nested, or a bpb(1) that is not bpb: C_alpha grows with alpha, and bpb(1) == bpb."""
     rng = np.random.default_rng(1)
     overlap, sizes = rng.integers(0, 9, 50) / 8, rng.integers(1, 20, 50)
     bits = {"off": rng.random(50) * 30, "on": rng.random(50) * 20}
-    curves = leakage_curves(overlap, sizes, bits)
+    curves = curves_of(overlap, sizes, bits)
     assert curves["alphas"] == [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0] == list(ALPHAS)
     assert curves["byte_share"] == sorted(curves["byte_share"]) and curves["byte_share"][-1] == 1.0
     for name, of_chunk in bits.items():
@@ -97,8 +107,8 @@ def test_alphas_are_nested_and_the_last_is_everything():
 
 
 def test_an_empty_c_alpha_has_no_figure():
-    curves = leakage_curves(np.array([0.0, 0.125, 0.2, 1.0]), np.array([1, 2, 3, 4]), {"on": np.full(4, 5.0)})
+    curves = curves_of(np.array([0.0, 0.125, 0.2, 1.0]), np.array([1, 2, 3, 4]), {"on": np.full(4, 5.0)})
     assert curves["bpb"]["on"][0] == 10 / 3
     assert curves["histogram"] == [0.1, 0.2, 0.3, 0, 0, 0, 0, 0, 0.4]
-    none = leakage_curves(np.array([0.9]), np.array([4]), {"on": np.array([8.0])})
+    none = curves_of(np.array([0.9]), np.array([4]), {"on": np.array([8.0])})
     assert none["bpb"]["on"] == [None] * 7 + [2.0]

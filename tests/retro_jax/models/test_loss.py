@@ -8,7 +8,7 @@ from tiny_model import TINY, pack, random_parameters
 
 from retro_jax.config import MeshConfig
 from retro_jax.data.batches import Batch
-from retro_jax.models.loss import token_nll
+from retro_jax.models.loss import first_choice, token_nll
 from retro_jax.parallel.sharding import make_mesh
 from retro_jax.train.step import batch_nll
 
@@ -101,3 +101,14 @@ def test_targets_outside_the_mask_do_not_count():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     nll = jax.jit(lambda params: batch_nll(TINY, params, batch, batch.neighbor_tokens, mesh))(random_parameters(TINY))
     assert (np.asarray(nll) > 0).astype(int).tolist() == mask.astype(int).tolist()
+
+
+@pytest.mark.parametrize("block", [0, 5, 8, 36, 100])
+def test_the_first_choice_is_that_of_whole_logits(block):
+    """Ties go to the lowest entry, as with argmax, whichever block holds it."""
+    hidden, embedding, _, _ = example(jnp.float32)
+    embedding = embedding.at[jnp.array([3, 17, 30])].set(embedding[jnp.array([20, 20, 20])])
+    expected = np.argmax(np.asarray(hidden) @ np.asarray(embedding).T, -1)
+    tied = jnp.zeros_like(hidden)
+    assert np.array_equal(first_choice(hidden, embedding, block), expected)
+    assert not np.asarray(first_choice(tied, embedding, block)).any()

@@ -1,0 +1,41 @@
+"""The flags and the start of verbs that several processes run together: train and evaluate."""
+
+import os
+
+from absl import flags
+
+from retro_jax.parallel.hosts import MODES, find_hosts
+from retro_jax.parallel.roll_call import start
+
+JOIN_TIMEOUT = 300.0  # seconds
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """--hosts and what belongs to it."""
+    flags.DEFINE_enum("hosts", "auto", MODES, "who takes part; auto: SLURM, GKE, TPU, else one", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (--hosts=flags)", flag_values=values)
+    flags.DEFINE_integer("processes", None, "how many processes (--hosts=flags)", flag_values=values)
+    flags.DEFINE_integer("process", None, "number of this process, from 0 (--hosts=flags)", flag_values=values)
+    flags.DEFINE_float("join_timeout", JOIN_TIMEOUT, "seconds to wait for all processes", flag_values=values)
+
+
+def check_flags(chosen: flags.FlagValues) -> None:
+    """Raises ValueError for a time to wait that cannot be meant."""
+    if not 0 < chosen.join_timeout < float("inf"):
+        raise ValueError(f"--join_timeout={chosen.join_timeout} must be a number of seconds above 0.")
+
+
+def start_processes(chosen: flags.FlagValues) -> None:
+    """Waits until all processes are there; one alone returns at once.
+
+    Raises:
+      ValueError: flags or an environment that do not say which process this is.
+    """
+    hosts = find_hosts(
+        chosen.hosts,
+        os.environ,
+        coordinator=chosen.coordinator,
+        processes=chosen.processes,
+        process=chosen.process,
+    )
+    start(hosts, chosen.join_timeout)

@@ -1,0 +1,292 @@
+"""Evaluates the models of a work directory on sets of text: scores, then results.json, passages, plots and report.html.
+
+    results = evaluate(run, workdir, {"held_out": held_out})
+
+Scores are computed block by block and kept (scores.py): a killed evaluation goes on, another condition or metric costs only
+what it needs. Every process of a run calls this alike; process 0 writes.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from retro_jax.config import RUNTIME, ModelConfig, RunConfig, at_run_time, to_dict
+from retro_jax.core.files import DamagedFile, file_sha256, read_json, write_json
+from retro_jax.data.manifests import note, require_fingerprint
+from retro_jax.evaluate import protocols
+from retro_jax.evaluate import results as facts
+from retro_jax.evaluate.conditions import CONDITIONS, Condition, variants
+from retro_jax.evaluate.metrics import METRICS
+from retro_jax.evaluate.passages import choose, describe
+from retro_jax.evaluate.plots import make_plots
+from retro_jax.evaluate.report import make_report, write_text
+from retro_jax.evaluate.scorers import Scorer
+from retro_jax.evaluate.scoring import Task, open_condition, open_text, score_block, score_set
+from retro_jax.evaluate.sets import TextSet
+from retro_jax.evaluate.summary import add_up, summarize
+from retro_jax.parallel.agreement import on_first
+from retro_jax.parallel.sharding import check_batch, make_mesh
+from retro_jax.run_directory.checkpoints import load_fingerprints, load_params, read_config
+from retro_jax.run_directory.directory import data_directory, fingerprints, token_bytes
+from retro_jax.run_directory.places import model_directory
+from retro_jax.run_directory.whole import require_whole, whole_path
+
+FORMAT = 3  # of results.json: figures of another format are computed again
+REMEDY = "The figures are computed again."
+RESULT_KEYS = ("made_from", "sets", "verdict", "database", "model", "data", "versions", "settings")
+FIRST = "held_out"  # the set whose verdict is that of the run, where it is evaluated
+
+
+def evaluate(
+    run: RunConfig, workdir: Path, sets: Mapping[str, TextSet], stop: Callable[[], None] = lambda: None
+) -> dict:
+    """Evaluates the models of `workdir` (or those that config.evaluate names) and returns what results.json holds.
+
+    Args:
+      sets: by name; `data_pipeline.evaluation.open_sets` opens them.
+      stop: called after each batch; raises to stop. What is scored until then is kept.
+
+    Raises:
+      ValueError, StageError: a model, set or neighbors that are missing, unfinished or do not fit the others.
+    """
+    workdir, started = Path(workdir), time.monotonic()
+    evaluation = Evaluation(run, workdir, sets)
+    kept = on_first(lambda: find_results(workdir, evaluation.made_from()) is not None)
+    if not kept:
+        summaries, passages = evaluation.measure(stop)
+        on_first(lambda: evaluation.write(summaries, passages, time.monotonic() - started))
+    elif jax.process_index() == 0:
+        print(f"evaluate: {workdir}/results.json has these figures already; making the report.", file=sys.stderr)
+    results = on_first(lambda: evaluation.report())
+    return results
+
+
+class Evaluation:
+    """The models and settings of one evaluation; whatever does not fit is refused when it is made."""
+
+    def __init__(self, run: RunConfig, workdir: Path, sets: Mapping[str, TextSet]):
+        self.run, self.workdir = run, Path(workdir)
+        self.data = data_directory(run, self.workdir)
+        self.runs = find_runs(run, self.workdir)
+        self.steps = {name: _checked_step(name, directory, self.data) for name, directory in self.runs.items()}
+        self.trained = {name: read_config(directory) for name, directory in self.runs.items()}
+        self.model = _model(run, self.trained["retro"], self.runs["retro"])
+        self.mesh = make_mesh(run.train.mesh)
+        check_batch(run.evaluate.batch, self.mesh, "config.evaluate.batch")
+        self.conditions = self._conditions()
+        self.tasks = {name: self._task(text) for name, text in sets.items()}
+        self._scorers: dict[tuple[str, bool], Scorer] = {}
+        self._params: dict[str, dict] = {}
+
+    def _conditions(self) -> list[Condition]:
+        settings = self.run.evaluate
+        tried = variants(settings.tried_neighbors, settings.tried_shares, settings.tried_databases)
+        return [one for one in (*CONDITIONS.values(), *tried) if one.model in self.runs]
+
+    def _task(self, text: TextSet) -> Task:
+        settings, rule = self.run.evaluate, protocols.get(text.protocol)
+        return Task(
+            text=text,
+            token_bytes=token_bytes(self.data, self.model),
+            chunks=self.model.chunks,
+            overlap=settings.overlap or rule.overlap,
+            k=self.model.neighbors,
+            batch=settings.batch,
+            seed=settings.seed,
+            overlap_neighbors=settings.overlap_neighbors,
+            models={name: self._identity(name) for name in self.runs},
+            greedy=rule.greedy,
+        )
+
+    def _identity(self, name: str) -> dict:
+        """What identifies a model: its checkpoint's files and the settings of the forward pass."""
+        path = self.runs[name] / "checkpoints" / str(self.steps[name])
+        same = {key: getattr(self.model, key) for key in ("compute_dtype", "scan", "loss_block")}
+        return {"checkpoint": file_sha256(whole_path(path)), **same}
+
+    def made_from(self) -> dict:
+        """What the results depend on, as plain JSON."""
+        scores = {}
+        for name, task in self.tasks.items():
+            opened = {one.name: open_condition(task, self.workdir, one) for one in self.conditions}
+            opened["text"] = open_text(task, self.workdir)
+            scores[name] = {kind: found.directory.name for kind, (found, _) in opened.items()}
+        return {
+            "scores": scores,
+            "steps": self.steps,
+            "settings": to_dict(self.run.evaluate),
+            "format": FORMAT,
+            "metrics": list(METRICS),
+        }
+
+    def scorer(self, name: str, greedy: bool) -> Scorer:
+        """The compiled forward pass of a model, which is read when it is first asked for."""
+        if (name, greedy) not in self._scorers:
+            if name not in self._params:
+                self._params[name], _, _ = load_params(self.runs[name], self.steps[name], self.mesh)
+            same = {key: getattr(self.model, key) for key in RUNTIME}
+            model = dataclasses.replace(self.trained[name].model, **same)
+            self._scorers[name, greedy] = Scorer(model, self._params[name], self.mesh, greedy)
+        return self._scorers[name, greedy]
+
+    def measure(self, stop: Callable[[], None]) -> tuple[dict, list[dict]]:
+        """(summaries by set, passages); scores that are there already are not computed again."""
+        summaries, passages = {}, []
+        for name, task in self.tasks.items():
+
+            def scorer(model: str, greedy: bool = task.greedy) -> Scorer:
+                return self.scorer(model, greedy)
+
+            text, scored = score_set(task, self.workdir, self.conditions, scorer, stop)
+            chosen = on_first(lambda text=text, scored=scored, task=task: self._choose(text, scored, task))
+            passages += [self._passage(task, *one, scorer) for one in chosen]
+            if jax.process_index() == 0:
+                summaries[name] = self._summary(task, text, scored)
+        return summaries, passages
+
+    def _summary(self, task: Task, text, scored) -> dict:
+        settings, keep = self.run.evaluate, None
+        left_out = {}
+        if settings.contaminated:
+            gone = task.text.contaminated(settings.contaminated)
+            keep, left_out = ~gone, {"contaminated_documents": int(gone.sum()), "of": len(gone)}
+        totals = add_up(text, scored, task.text.subset_names, keep)
+        return {
+            "protocol": task.text.protocol,
+            "overlap": task.overlap,
+            "facts": {**task.text.facts, **left_out},
+            "databases": {one.name: dict(task.source(one).facts) for one in self.conditions if one.neighbors},
+            **summarize(totals, resamples=settings.bootstrap, seed=settings.seed),
+        }
+
+    def _choose(self, text, scored, task: Task) -> list[tuple]:
+        found = choose(text, scored, self.run.evaluate.passages, task.text.chunk_length)
+        return [(one.kind, one.subset, one.document, one.chunks.start, one.chunks.stop, one.gain) for one in found]
+
+    def _passage(self, task: Task, kind, subset, document, start, stop, gain, scorer) -> dict:
+        """The passage with the bits of its tokens, for which its document is scored once more."""
+        from retro_jax.evaluate.passages import Choice
+
+        block = task.block(document, document + 1)
+        bits = {
+            name: score_block(task, block, CONDITIONS[name], scorer("retro"), 0)[0].astype(np.float64)
+            for name in ("off", "on")
+        }
+        choice = Choice(kind, subset, document, range(start, stop), gain)
+        return describe(choice, task, block, bits, task.source(CONDITIONS["on"]))
+
+    def write(self, summaries: Mapping, passages: Sequence[Mapping], seconds: float) -> None:
+        """Writes results.json and passages.json."""
+        write_json(self.workdir / "passages.json", list(passages))
+        first = summaries.get(FIRST) or next(iter(summaries.values()))
+        baseline = self.trained.get("baseline")
+        results = {
+            "sets": summaries,
+            "verdict": first["verdict"],
+            "conditions": [_described(one) for one in self.conditions],
+            "database": facts.database_facts(self.data) | next(iter(first["databases"].values()), {}),
+            "model": facts.model_facts(self.trained["retro"], baseline, self.steps),
+            "data": facts.data_facts(facts.require_documents(self.data)),
+            "versions": facts.version_facts(self.runs["retro"]),
+            "settings": {**to_dict(self.run.evaluate), "neighbors": self.model.neighbors},
+            "seconds": facts.stage_seconds(self.data, self.runs) | {"evaluate": seconds},
+            "made_from": self.made_from() | {"passages": file_sha256(self.workdir / "passages.json")},
+        }
+        write_json(self.workdir / "results.json", results, seal=True)
+
+    def report(self) -> dict:
+        """Makes plots and report.html from the files; returns the results."""
+        results = read_json(self.workdir / "results.json", REMEDY)
+        passages = read_json(self.workdir / "passages.json", REMEDY, kind=list)
+        plots = make_plots(results, facts.run_metrics(self.runs))
+        for name, plot in plots.items():
+            write_text(self.workdir / "plots" / f"{name}.svg", plot)
+        title = f"RETRO report: {self.workdir.name}"
+        write_text(self.workdir / "report.html", make_report(results, passages, plots, title))
+        return results
+
+
+def _described(condition: Condition) -> dict:
+    names = ("name", "meaning", "model", "control", "k", "share", "database")
+    return {name: getattr(condition, name) for name in names}
+
+
+def _model(run: RunConfig, trained: RunConfig, directory: Path) -> ModelConfig:
+    if not trained.model.retrieves:
+        raise ValueError(
+            f"{directory} holds a model without retrieval layers; name a RETRO model with --config.evaluate.retro."
+        )
+    model = at_run_time(trained.model, run.model, directory)
+    if not model.neighbors:
+        raise ValueError(
+            "config.model.neighbors=0 leaves nothing to evaluate: On would be Off. Take 1 or more; the condition 'off' is "
+            "always evaluated beside it."
+        )
+    return model
+
+
+def find_results(workdir: Path, made_from: Mapping) -> tuple[dict, list] | None:
+    """Results and passages of an earlier call with the same `made_from`; None where they are to be computed.
+
+    Damaged ones are computed again, with a line on standard error; so are those of an earlier format.
+    """
+    path = workdir / "results.json"
+    if not path.exists():
+        return None
+    try:
+        results = read_json(path, REMEDY, keys=("made_from",))
+        found = dict(results["made_from"])
+        if found.get("format") != FORMAT:
+            note(f"{path} has format {found.get('format')} of an earlier version (now {FORMAT}). {REMEDY}")
+            return None
+        results = read_json(path, REMEDY, keys=RESULT_KEYS)
+        passages = read_json(workdir / "passages.json", REMEDY, kind=list)
+        if found.pop("passages", None) != file_sha256(workdir / "passages.json"):
+            raise DamagedFile(workdir / "passages.json", "was altered", REMEDY)
+    except (DamagedFile, TypeError, ValueError) as error:
+        note(str(error))
+        return None
+    return (results, passages) if found == made_from else None
+
+
+def find_runs(run: RunConfig, workdir: Path) -> dict[str, Path]:
+    """{"baseline": directory, "retro": directory}, without a baseline where none was trained (with a line that says so)."""
+    runs = {"retro": Path(run.evaluate.retro or model_directory(workdir))}
+    baseline = Path(run.evaluate.baseline or workdir / "baseline")
+    if run.evaluate.baseline or baseline.exists():
+        return {"baseline": baseline, **runs}
+    if jax.process_index() == 0:
+        print(
+            f"evaluate: there is no baseline in {baseline}, so its column stays empty. To have one: retro train with "
+            f"--config.model.retrieval_layers='()' --workdir={baseline} --config.data.directory={workdir / 'data'}",
+            file=sys.stderr,
+        )
+    return runs
+
+
+def _checked_step(name: str, directory: Path, data: Path) -> int:
+    """The step of a run's newest whole checkpoint.
+
+    Raises:
+      ValueError: no whole checkpoint.
+      StageError: a model that was trained with another tokenizer, database or shards than those in `data`.
+    """
+    try:
+        step = require_whole(directory)
+    except ValueError as error:
+        raise ValueError(f"{error} The {name} model is named by --config.evaluate.{name}=DIRECTORY.") from None
+    current = fingerprints(data)
+    for what, found in load_fingerprints(directory, step).items():
+        require_fingerprint(
+            f"{what} in {data}",
+            current[what],
+            found,
+            f"That is what {directory} (step {step}) was trained with: evaluate it with its own data "
+            f"(--config.data.directory).",
+        )
+    return step

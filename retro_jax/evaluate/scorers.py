@@ -1,0 +1,76 @@
+"""The compiled forward passes of an evaluation, on the mesh and with the shardings of training.
+
+A checkpoint is read into the mesh (`run_directory.checkpoints.load_params`), so no host holds the whole model. Every process
+gives whole batches and puts its own part on its devices; the answer, a few bytes a token, comes back to all of them.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from retro_jax.config import ModelConfig
+from retro_jax.models.loss import first_choice, token_nll
+from retro_jax.models.retro import merge
+from retro_jax.parallel.sharding import Mesh, batch_sharding, make_mesh, pin_stream, replicated
+
+# (inputs of `blocks.Block.inputs`, neighbor tokens or None) -> what `Scorer.fetch` turns into bits and hits.
+Started = tuple[Array, Array]
+
+
+class Scorer:
+    """Bits of each target, and whether it is the model's first choice.
+
+    Args:
+      params: placed on the mesh.
+      mesh: None is this process's first device.
+      greedy: look for the first choice too; else hits are 0.
+    """
+
+    def __init__(self, config: ModelConfig, params: dict, mesh: Mesh | None = None, greedy: bool = False):
+        from retro_jax.config import MeshConfig
+
+        self.mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1]) if mesh is None else mesh
+        self._place = partial(_placed, self.mesh)
+        self._params = params
+        self._run = jax.jit(partial(token_bits, config, self.mesh, greedy), out_shardings=replicated(self.mesh))
+
+    def start(self, inputs: Mapping[str, np.ndarray], neighbors: Int[np.ndarray, "B C K R"] | None) -> Started:
+        """Sends a batch to the devices and returns at once."""
+        placed = {name: self._place(array) for name, array in inputs.items()}
+        return self._run(self._params, placed, None if neighbors is None else self._place(neighbors))
+
+    @staticmethod
+    def fetch(started: Started) -> tuple[Float[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
+        """Bits (0 where there is no target) and hits (0 or 1) of a batch, on every process."""
+        bits, hits = started
+        return np.asarray(bits), np.asarray(hits)
+
+
+def _placed(mesh: Mesh, array: np.ndarray) -> Array:
+    """A whole batch, the same on every process, cut over the mesh as in training."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, batch_sharding(mesh), lambda part: array[part])
+
+
+def token_bits(
+    config: ModelConfig,
+    mesh: Mesh,
+    greedy: bool,
+    params: dict,
+    inputs: Mapping[str, Int[Array, "..."]],
+    neighbors: Int[Array, "B C K R"] | None,
+) -> tuple[Float[Array, "B T"], Int[Array, "B T"]]:
+    """The function that `Scorer` compiles; `retro preflight --step=evaluate` compiles it too."""
+    model, targets = merge(config, params), inputs["targets"]
+    hidden = model.hidden(inputs["tokens"], inputs["segments"], neighbors, partial(pin_stream, mesh=mesh))
+    hidden = pin_stream(hidden, mesh)
+    bits = token_nll(hidden, model.readout, targets, config.loss_block) / math.log(2)
+    if not greedy:
+        return bits, jnp.zeros(targets.shape, jnp.int8)
+    choice = first_choice(hidden, model.readout, config.loss_block)
+    return bits, ((choice == targets) & (targets >= 0)).astype(jnp.int8)

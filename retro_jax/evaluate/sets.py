@@ -1,0 +1,107 @@
+"""What evaluation reads: a set of text, and the neighbors of its chunks from one database.
+
+`data_pipeline.evaluation.sets` opens both; anything with these attributes will do. Tables are memory-mapped: evaluation asks for
+the rows of a few documents at a time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int, Int32, Int64
+
+
+@dataclass(frozen=True)
+class DocumentFacts:
+    """What is known of a document beside its tokens."""
+
+    name: str
+    bytes: int  # of its text in UTF-8
+    words: int = 0  # in the original tokenization of the set; 0: the protocol counts none
+    scored: tuple[tuple[int, int], ...] = ()  # byte ranges of the text that are scored; (): all of it
+
+
+class Neighbors(Protocol):
+    """The neighbors of the chunks of one set from one database.
+
+    Attributes:
+      fingerprint: changes iff the neighbors do.
+      stored: K, how many each chunk has at most.
+      facts: plain JSON for the report (size of the database, its recall, what was added and removed).
+      table: `tokens` of the database's chunks by id.
+    """
+
+    fingerprint: str
+    stored: int
+    facts: Mapping[str, Any]
+    table: Any
+
+    def find(
+        self, rows: Int64[np.ndarray, "*shape"]
+    ) -> tuple[Int64[np.ndarray, "*shape K"], Float32[np.ndarray, "*shape K"]]:
+        """Ids and squared distances of the neighbors of chunks of the set, nearest first; -1 and +inf where there is none."""
+        ...
+
+    def value(self, ids: Int64[np.ndarray, "*shape"]) -> Int32[np.ndarray, "*shape R"]:
+        """[N, F] of database chunks; a row of -1 for id -1."""
+        ...
+
+    def draw(
+        self, rows: Int64[np.ndarray, "*shape"], counts: Int[np.ndarray, "*shape"], width: int, seed: int
+    ) -> Int64[np.ndarray, "*shape K"]:
+        """`counts` different chunks of the database for each row, by chance, then -1; a function of seed and row alone."""
+        ...
+
+    def document(self, chunk: int) -> Any:
+        """The document (`subset`, `name`) of a database chunk."""
+        ...
+
+    def pieces(self, chunk: int) -> list[bytes]:
+        """The bytes of each token of a database chunk."""
+        ...
+
+
+class TextSet(Protocol):
+    """A set of text to evaluate: D documents, each of which owns consecutive chunks.
+
+    Attributes:
+      name: "held_out" is the build's own held-out split.
+      protocol: a name in `retro_jax.evaluate.protocols`.
+      fingerprint: changes iff what is scored changes.
+      chunk_length: M.
+      edges: document d has the chunk rows [edges[d], edges[d + 1]), counted from 0 in this set.
+      facts: plain JSON for the report.
+    """
+
+    name: str
+    protocol: str
+    fingerprint: str
+    chunk_length: int
+    subset_names: Sequence[str]
+    edges: Int64[np.ndarray, "D+1"]
+    subsets: Int32[np.ndarray, "D"]
+    document_ids: Int64[np.ndarray, "D"]
+    facts: Mapping[str, Any]
+
+    def tokens(self, rows: Int64[np.ndarray, "*shape"]) -> Int32[np.ndarray, "*shape M"]:
+        """Tokens of chunks; -1 after a document's end."""
+        ...
+
+    def documents(self, start: int, stop: int) -> Sequence[DocumentFacts]: ...
+
+    def pieces(self, row: int) -> list[bytes]:
+        """The bytes of each token of a chunk of the set."""
+        ...
+
+    def neighbors(self, k: int = 0, share: float = 1.0, database: str = "") -> Neighbors:
+        """Up to k neighbors (0: as stored) from a nested share of the database, or from another one.
+
+        Raises:
+          ValueError: there are none, with the command that makes them.
+        """
+        ...
+
+    def contaminated(self, threshold: float) -> Bool[np.ndarray, "D"]:
+        """Documents of which this share of 13-grams stands in one training document."""
+        ...
