@@ -1,4 +1,4 @@
-"""`retro preflight`: does the training step fit on a slice that is not there, and what will a run cost?"""
+"""`retro preflight`: does a step of training or evaluation fit on a slice that is not there, and what will a run cost?"""
 
 import json
 import sys
@@ -16,6 +16,9 @@ RECIPE = ("train.mesh", "train.accumulation", "model.remat", "model.loss_block")
 
 def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("topology", None, "the slice, e.g. v5p:8x8x4, v5e:16x16, h100:8, cpu:8", flag_values=values)
+    flags.DEFINE_enum(
+        "step", "train", ("train", "evaluate"), "training, or the forward pass of evaluation", flag_values=values
+    )
     flags.DEFINE_boolean("no-compile", False, "the analytic answer alone, in seconds", flag_values=values)
     flags.DEFINE_boolean("json", False, "the report as JSON", flag_values=values)
 
@@ -42,14 +45,16 @@ def _preflight(invocation: Invocation) -> None:
     from retro_jax.presets.topologies import parse_topology
 
     topology = parse_topology(values.topology)
+    from retro_jax.preflight.evaluation import evaluation_text, preflight_evaluation
     from retro_jax.preflight.report import preflight, report_text  # here: --help and mistakes need not wait for jax
 
     def say(line):
         print(f"preflight: {line}", file=sys.stderr, flush=True)
 
     own = any(is_read(key, RECIPE) for key in invocation.given)
-    report = preflight(invocation.run, topology, not values["no-compile"].value, say, recipes=not own)
-    deliver(json.dumps(report, indent=2) if values.json else report_text(report))
+    answer, text = (preflight_evaluation, evaluation_text) if values.step == "evaluate" else (preflight, report_text)
+    report = answer(invocation.run, topology, not values["no-compile"].value, say, recipes=not own)
+    deliver(json.dumps(report, indent=2) if values.json else text(report))
 
 
 if __name__ == "__main__":

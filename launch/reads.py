@@ -24,7 +24,7 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate": EVALUATE,
     "sample": ("sample", *MODEL_OF_SAMPLE, "data.directory", "data.encoder"),
     # It answers for `retro train` with the same flags, so it takes all that shape, time or name that run's step.
-    "preflight": ("model", "train"),
+    "preflight": ("model", "train", "evaluate.batch"),
     "quickstart": tuple(dict.fromkeys((*BUILD, *TRAIN, *EVALUATE))),
     "database info": PLACE,
     "database verify": (*PLACE, "data.encoder"),

@@ -21,6 +21,7 @@ from retro_jax.data.manifests import note, require_fingerprint
 from retro_jax.evaluate import protocols
 from retro_jax.evaluate import results as facts
 from retro_jax.evaluate.conditions import CONDITIONS, Condition, variants
+from retro_jax.evaluate.export import write_exports
 from retro_jax.evaluate.metrics import METRICS
 from retro_jax.evaluate.passages import choose, describe
 from retro_jax.evaluate.plots import make_plots
@@ -203,6 +204,7 @@ class Evaluation:
         """Makes plots and report.html from the files; returns the results."""
         results = read_json(self.workdir / "results.json", REMEDY)
         passages = read_json(self.workdir / "passages.json", REMEDY, kind=list)
+        write_exports(results, self.workdir)
         plots = make_plots(results, facts.run_metrics(self.runs))
         for name, plot in plots.items():
             write_text(self.workdir / "plots" / f"{name}.svg", plot)

@@ -50,12 +50,7 @@ class Scores:
 
     def write(self, part: int, columns: Columns) -> None:
         """Writes a part; lists of arrays become one list a row."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        table = pa.table({name: _column(pa, values) for name, values in columns.items()})
-        with atomic_path(self._path(part)) as temporary:
-            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        write_table(self._path(part), columns)
 
     def read(self, part: int, names: Sequence[str] | None = None) -> dict:
         """Columns of a part as arrays; of a list column, its values end to end. Text comes as a list.
@@ -82,6 +77,16 @@ class Scores:
 
     def _path(self, part: int) -> Path:
         return self.directory / f"part-{part:05d}.parquet"
+
+
+def write_table(path: Path, columns: Columns) -> None:
+    """Writes a Parquet file, atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({name: _column(pa, values) for name, values in columns.items()})
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def _column(pa, values):

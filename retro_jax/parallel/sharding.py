@@ -109,12 +109,13 @@ def check_sizes(run: RunConfig, mesh: Mesh | Mapping[str, int]) -> None:
         )
 
 
-def check_batch(batch: int, mesh: Mesh, where: str) -> None:
+def check_batch(batch: int, mesh: Mesh | Mapping[str, int], where: str) -> None:
     """Raises ValueError where a batch of so many sequences, the setting `where`, cannot be cut over the mesh."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    sizes = getattr(mesh, "shape", mesh)
+    parts = sizes["data"] * sizes["fsdp"]
     if batch % parts:
         raise ValueError(
-            f"A batch is cut over the mesh axes data and fsdp, {mesh.shape['data']} x {mesh.shape['fsdp']} = {parts}, but "
+            f"A batch is cut over the mesh axes data and fsdp, {sizes['data']} x {sizes['fsdp']} = {parts}, but "
             f"{where}={batch} is not a multiple of that; take {-(-batch // parts) * parts}."
         )
 

@@ -61,11 +61,12 @@ def check_compiler(topology: Topology) -> None:
 
 
 def compile_step(
-    run: RunConfig, topology: Topology, timeout: float = 3600.0, save_text: Path | None = None
+    run: RunConfig, topology: Topology, timeout: float = 3600.0, save_text: Path | None = None, step: str = "train"
 ) -> Compiled:
-    """Compiles the training step of `run` for `topology`.
+    """Compiles a step of `run` for `topology`.
 
     Args:
+      step: "train", or "evaluate" for the forward pass of `retro evaluate`.
       timeout: seconds after which the compiler is stopped.
       save_text: where the compiled program's text is written, for a look by eye.
 
@@ -74,7 +75,7 @@ def compile_step(
         another reason than memory (with the end of its output).
     """
     check_compiler(topology)
-    request = {"run": to_dict(run), "topology": topology.name, "save_text": str(save_text or "")}
+    request = {"run": to_dict(run), "topology": topology.name, "save_text": str(save_text or ""), "step": step}
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     if topology.chip.name == "cpu":
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={topology.devices}"
@@ -115,11 +116,12 @@ def _answer(request: dict) -> dict:
     import jax
 
     from retro_jax.preflight import hlo
-    from retro_jax.preflight.step import abstract_step
+    from retro_jax.preflight.step import abstract_evaluation, abstract_step
 
     run, topology = resolve(request["run"]), parse_topology(request["topology"])
     started = time.perf_counter()
-    step, arguments = abstract_step(run, _devices(topology))
+    abstract = abstract_evaluation if request["step"] == "evaluate" else abstract_step
+    step, arguments = abstract(run, _devices(topology))
     traced = step.trace(*arguments)
     flops = hlo.traced_flops(traced.jaxpr.jaxpr) / topology.devices
     try:

@@ -53,7 +53,7 @@ def test_blocks_give_what_one_pass_gives(monkeypatch):
 
 
 def test_exact_copy_is_one_and_disjoint_is_zero():
-    """Property 11."""
+    """Guards against an overlap that is not a share of the chunk. A copy has 1, other text 0."""
     chunks = np.array([[10, 11, 12, 13], [10, 11, 12, 13]])
     neighbors = np.array([[[10, 11, 12, 13, 20, 21, 22, 23]], [[30, 31, 32, 33, 34, 35, 36, 37]]])
     assert overlaps(chunks, neighbors, ONE_BYTE).tolist() == [1.0, 0.0]

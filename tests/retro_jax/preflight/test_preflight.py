@@ -135,3 +135,24 @@ def test_what_does_not_fit_says_by_how_much():
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, layers=1, remat="none", loss_block=0))
     found = compile_step(run, parse_topology("v5e:2x2"))
     assert not found.fits and found.total_gib > found.limit_gib == 15.75
+
+
+def test_evaluation_keeps_no_moments_and_names_a_batch_that_does_not_cut(capsys):
+    arguments = ("--config=configs/retro.py:7b5", "--topology=v5p:8x8x4", "--no-compile")
+    training = report(capsys, *arguments)
+    assert main([*arguments, "--step=evaluate"]) == 2
+    assert "config.evaluate.batch=16 is not a multiple of that; take " in capsys.readouterr().err
+    batch = training["mesh"]["data"] * training["mesh"]["fsdp"]
+    found = report(capsys, *arguments, "--step=evaluate", f"--config.evaluate.batch={batch}")
+    assert found["fits"] and found["memory_gib"]["parameters"] == training["memory_gib"]["parameters"]
+    assert found["memory_gib"]["total"] < training["memory_gib"]["total"]
+
+
+def test_the_evaluation_step_compiles_on_virtual_devices(capsys):
+    """The compiler's memory holds the parameters of a device and little else; no moments and no gradients."""
+    found = report(
+        capsys, SMOKE, "--topology=cpu:4", "--step=evaluate", "--config.train.mesh.fsdp=2", "--config.model.layers=2",
+        "--config.model.retrieval_layers=(2,)", "--config.model.encoder.layers=1", "--config.evaluate.batch=4",
+    )  # fmt: skip
+    assert found["fits"] and found["memory_gib"]["by"] == "compiler" and found["compile_seconds"] > 0
+    assert found["memory_gib"]["activations"] > 0
