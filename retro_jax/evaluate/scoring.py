@@ -5,7 +5,7 @@ token is scored once, the first one included). A block is read once; each condit
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -52,6 +52,7 @@ class Task:
     overlap_neighbors: int
     models: Mapping[str, Mapping]
     greedy: bool = False
+    _opened: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # neighbors by what was asked
 
     def ranges(self) -> list[tuple[int, int]]:
         return block_ranges(self.text.edges, self.text.chunk_length)
@@ -63,11 +64,16 @@ class Task:
         """Where the condition's neighbors come from; None where it reads none."""
         if condition.neighbors is None:
             return None
-        return self.text.neighbors(condition.k or self.k, condition.share, condition.database)
+        return self._open(condition.k or self.k, condition.share, condition.database)
 
     def stored(self) -> Neighbors:
         """The neighbors that the overlap looks at."""
-        return self.text.neighbors()
+        return self._open(0, 1.0, "")
+
+    def _open(self, *what) -> Neighbors:
+        if what not in self._opened:
+            self._opened[what] = self.text.neighbors(*what)
+        return self._opened[what]
 
 
 def open_text(task: Task, workdir: Path) -> tuple[Scores, dict]:

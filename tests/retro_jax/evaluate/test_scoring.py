@@ -1,6 +1,7 @@
 """What is scored, by whom, with which neighbors; and that it is computed once, whatever happens in between."""
 
 import dataclasses
+import tracemalloc
 
 import jax
 import numpy as np
@@ -90,10 +91,10 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(block_ranges, "__defaults__", (250,))
 
 
-def scored_with(task, workdir, **made):
-    """Totals of a set under every condition, by made-up models."""
+def scored_with(task, workdir, only=tuple(CONDITIONS), **made):
+    """Totals of a set under conditions, by made-up models."""
     models = {name: Made(bits) for name, bits in made.items()}
-    conditions = [one for one in CONDITIONS.values() if one.model in models]
+    conditions = [one for one in CONDITIONS.values() if one.model in models and one.name in only]
     text, found = score_set(task, workdir, conditions, models.__getitem__)
     return add_up(text, found, task.text.subset_names), (text, found, models)
 
@@ -318,3 +319,44 @@ def test_other_scores_have_another_place(task, tmp_path, change):
     assert models["retro"].batches > 0
     _, (_, _, models) = scored_with(task, tmp_path, retro=constant)
     assert models["retro"].batches == 0
+
+
+class Repeated(WholeSet):
+    """A set of any size that takes no memory: its documents are those of the fixture again and again."""
+
+    def __init__(self, data, documents):
+        super().__init__(data)
+        self._edges, self._count = self.edges, len(self.subsets)
+        self.edges = np.append(0, np.cumsum(np.diff(self._edges)[np.arange(documents) % self._count]))
+        self.subsets, self.document_ids = np.resize(self.subsets, documents), np.arange(documents)
+
+    def _own(self, rows):
+        return np.asarray(rows) % self._edges[-1]
+
+    def tokens(self, rows):
+        return super().tokens(self._own(rows))
+
+    def documents(self, start, stop):
+        everything = super().documents(0, self._count)
+        return [everything[number % self._count] for number in range(start, stop)]
+
+    def neighbors(self, k=0, share=1.0, database=""):
+        source, own = super().neighbors(), self._own
+        find = source.find
+        source.find = lambda rows: find(own(rows))
+        return source
+
+
+def test_memory_does_not_grow_with_the_set(data, task, tmp_path, monkeypatch):
+    """Ten times the documents, the same memory: only sums of a few numbers a document and condition are held."""
+    monkeypatch.setattr(block_ranges, "__defaults__", (2000,))
+    peaks = {}
+    for documents in (50, 500):
+        changed = dataclasses.replace(task, text=Repeated(data, documents))
+        tracemalloc.start()
+        totals, (_, _, models) = scored_with(changed, tmp_path / str(documents), ("off", "on"), retro=constant)
+        peaks[documents] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(totals.bytes) == documents and models["retro"].batches > documents / 8
+    everything = int(changed.text.edges[-1]) * M * 4 * 2  # the bits of all tokens under both conditions
+    assert peaks[500] - peaks[50] < 500 * 300 < everything
