@@ -13,6 +13,7 @@ VERBS = {
     "train": "trains a RETRO model, a baseline or a retrofit on joined shards",
     "preflight": "does it fit, what will it cost: the training step, compiled for a slice that is not there",
     "evaluate": "bits per byte by subset: baseline, retrieval off, on, random neighbors, empty database",
+    "compare": "results of several work directories side by side, with paired intervals",
     "sample": "continues a prompt, retrieves after every full chunk and says from which documents",
 }
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from data_pipeline.pipeline import data_directory
 from launch.config_files import config_of_build, config_of_run, load_config
 from launch.reads import READS, check_reads
-from retro_jax.config import RunConfig, SourceConfig, declarations, resolve, to_dict
+from retro_jax.config import RunConfig, SourceConfig, declarations, default_config, resolve, to_dict
 from retro_jax.config.local_paths import with_local_paths
 from retro_jax.core.paths import local_folder, require_writable
 from retro_jax.run_directory.plain_path import require_path
@@ -37,6 +37,8 @@ class Verb:
     example: str  # arguments that work when pasted after `retro NAME` at the repository root
     define_flags: Callable[[flags.FlagValues], None] | None = None  # flags besides --config and --workdir
     needs_workdir: bool = True
+    needs_config: bool = True
+    others: str = ""  # what words that are no flags are ("RUN"); empty: there may be none
     writes: bool = True  # into WORKDIR
     reads_run: bool = False  # --config may be left out: it is that of the run in WORKDIR
     reads_build: bool = False  # --config may be left out: it is that of the build in WORKDIR
@@ -51,6 +53,7 @@ class Invocation:
     workdir: Path
     flags: flags.FlagValues
     given: tuple[str, ...] = ()  # keys that the command line itself sets, without "config."
+    others: tuple[str, ...] = ()  # words that are no flags
 
     @property
     def data_directory(self) -> Path:
@@ -69,7 +72,11 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
     check_repeats(words)
     chosen = [word.partition("=")[2] for word in words if flag_name(word) == "config"]
     keys = [key.split(".") for word in words if (key := override_of(word))]
-    config = load_config(chosen[0]) if chosen else _kept_config(verb, words)
+    if not verb.needs_config and (chosen or keys):
+        raise ValueError(
+            f"retro {verb.name} reads no config; remove --config. Example: retro {verb.name} {verb.example}"
+        )
+    config = load_config(chosen[0]) if chosen else _kept_config(verb, words) if verb.needs_config else default_config()
     for key in keys:
         new = key[:2] == ["data", "sources"] and len(key) == 4 and key[3] in ("path", "package")
         if new and key[2] not in config.data.sources:
@@ -84,7 +91,7 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
         "config", config, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=arguments
     )
     rest = values(arguments)[1:]
-    if rest:
+    if rest and not verb.others:
         raise ValueError(
             f"{rest[0]!r} is not a flag; flags look like --name=value. Example: retro {verb.name} {verb.example}"
         )
@@ -97,7 +104,7 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
         require_writable(workdir, "--workdir")
     require_path(workdir, "--workdir")
     require_path(Path(run.data.directory), "config.data.directory")
-    return Invocation(run, workdir, values, given)
+    return Invocation(run, workdir, values, given, tuple(rest))
 
 
 def _kept_config(verb: Verb, words: Sequence[str]) -> ConfigDict:

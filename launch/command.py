@@ -147,7 +147,8 @@ def _existing(path: Path) -> Path:
 
 def help_text(verb: Verb) -> str:
     lines = [f"retro {verb.name}: {verb.summary}", "", "Example:", f"  retro {verb.name} {verb.example}", "", "Flags:"]
-    lines.append(CONFIG_HELP if verb.needs_workdir else CONFIG_HELP.rsplit("\n", 1)[0])
+    if verb.needs_config:
+        lines.append(CONFIG_HELP if verb.needs_workdir else CONFIG_HELP.rsplit("\n", 1)[0])
     if verb.reads_run:
         lines.append(
             "  --config may be left out: it then is that of the model trained in WORKDIR/retro or in WORKDIR itself."
