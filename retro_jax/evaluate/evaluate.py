@@ -205,13 +205,11 @@ class Evaluation:
         results = read_json(self.workdir / "results.json", REMEDY)
         passages = read_json(self.workdir / "passages.json", REMEDY, kind=list)
         write_exports(results, self.workdir)
-        first = results["sets"].get(FIRST) or next(iter(results["sets"].values()))
-        shown = {**results, **first}
-        plots = make_plots(shown, facts.run_metrics(self.runs))
+        plots = make_plots(results, facts.run_metrics(self.runs))
         for name, plot in plots.items():
             write_text(self.workdir / "plots" / f"{name}.svg", plot)
         title = f"RETRO report: {self.workdir.name}"
-        write_text(self.workdir / "report.html", make_report(shown, passages, plots, title))
+        write_text(self.workdir / "report.html", make_report(results, passages, plots, title))
         return results
 
 

@@ -12,24 +12,18 @@ _MARKERS = [name for name in MARKERS if name]
 
 
 def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> dict[str, str]:
-    """The SVGs by file stem.
+    """The SVGs by file stem: "training" and "check", and those of each set behind its name ("held_out-gains").
 
     Args:
       metrics: records of metrics.jsonl by run, "retro" and "baseline".
     """
-    subsets = results["subsets"]
-    gaps = [
-        (f"{label(name, NAME)}: on − {other}", CONDITIONS[other].color, interval(figures[f"on_minus_{other}"]))
-        for name, figures in [*subsets.items(), ("all", results["all"])]
-        for other in ("off", "random", "baseline")
-        if f"on_minus_{other}" in figures
-    ]
-    leakage = {f"leakage-{name}": leakage_curve(name, curves) for name, curves in results["leakage"].items()}
     training = {"on": ("RETRO", "retro"), "baseline": ("baseline", "baseline")}
+    of_sets = {
+        f"{name}-{stem}": plot
+        for name, found in results["sets"].items()
+        for stem, plot in set_plots(found, results["conditions"], results["settings"]["neighbors"]).items()
+    }
     return {
-        "gains": dots(
-            "What retrieval changes (left of 0 is better)", gaps, "bits per byte, 95% interval; hollow: none is shown"
-        ),
         "training": lines(
             "Training",
             [
@@ -48,15 +42,62 @@ def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> di
             "step",
             "nats a token",
         ),
+        **of_sets,
+    }
+
+
+def set_plots(found: Mapping, conditions: Sequence[Mapping], neighbors: int) -> dict[str, str]:
+    """The SVGs of one set: "gains", "overlap", "leakage-SUBSET"; "neighbors" and "share" where On was tried with others.
+
+    Args:
+      conditions: as results.json lists them.
+      neighbors: K of the condition On.
+    """
+    subsets = found["subsets"]
+    gaps = [
+        (f"{label(name, NAME)}: on − {other}", CONDITIONS[other].color, interval(figures[f"on_minus_{other}"]))
+        for name, figures in [*subsets.items(), ("all", found["all"])]
+        for other in ("off", "random", "baseline")
+        if f"on_minus_{other}" in figures
+    ]
+    leakage = {f"leakage-{name}": leakage_curve(name, curves) for name, curves in found["leakage"].items()}
+    return {
+        "gains": dots(
+            "What retrieval changes (left of 0 is better)", gaps, "bits per byte, 95% interval; hollow: none is shown"
+        ),
+        **tried_plots(found["all"]["bpb"], conditions, neighbors),
         **leakage,
         "overlap": histogram(
             "Overlap of chunks with their neighbors",
             ["0", *(f"≤{100 * alpha:g}" for alpha in ALPHAS)],
-            {name: results["leakage"][name]["histogram"] for name in _largest(subsets)},
+            {name: found["leakage"][name]["histogram"] for name in _largest(subsets)},
             "longest common run, r(C), in percent of the chunk",
             "share of bytes" if len(subsets) <= len(COLORS) else f"share of bytes, {len(COLORS)} largest subsets",
         ),
     }
+
+
+def tried_plots(bpb: Mapping[str, float | None], conditions: Sequence[Mapping], neighbors: int) -> dict[str, str]:
+    """Bits per byte against the number of neighbors and against the share of the database, where several were tried.
+
+    Off and the baseline read no neighbors: they are level lines.
+    """
+    plots = {}
+    for stem, key, own, title, x_label, scale in (
+        ("neighbors", "k", neighbors, "Number of neighbors", "neighbors", "number"),
+        ("share", "share", 1.0, "Size of the database", "share of the database's documents", "log"),
+    ):
+        usual = {"k": 0, "share": 1.0, "database": ""}
+        tried = [one for one in conditions if one[key] != usual[key] and bpb.get(one["name"]) is not None]
+        if not tried or bpb.get("on") is None:
+            continue
+        on = sorted([(own, bpb["on"]), *((one[key], bpb[one["name"]]) for one in tried)])
+        ends = (on[0][0], on[-1][0])
+        level = {name: bpb[name] for name in ("off", "baseline") if bpb.get(name) is not None}
+        series = [condition_series("on", on)]
+        series += [condition_series(name, [(x, y) for x in ends], marked=False) for name, y in level.items()]
+        plots[stem] = lines(title, series, x_label, "bits per byte", x=scale)
+    return plots
 
 
 def leakage_curve(subset: str, curves: Mapping) -> str:

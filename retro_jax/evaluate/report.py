@@ -17,7 +17,9 @@ from retro_jax.evaluate.tables import (
     difference_table,
     leakage_table,
     metric_tables,
+    pile_table,
     plain_table,
+    tried_table,
 )
 from retro_jax.evaluate.templates import render
 
@@ -34,34 +36,54 @@ def make_report(
     Args:
       plots: of `make_plots`, by file stem.
     """
-    perplexity = results["all"]["perplexity"]
     return render(
         "report.html",
         title=title,
         subtitle=_subtitle(results),
         verdict=results["verdict"],
-        tables=[bpb_table(results), difference_table(results), *metric_tables(results)],
+        sets=[_section(name, found, results, plots) for name, found in results["sets"].items()],
         conditions=CONDITIONS.values(),
-        perplexity=", ".join(
-            f"{name} {perplexity[name]:.2f}" for name in ("baseline", "off", "on") if perplexity[name] is not None
-        ),
         plots=plots,
         overlap_neighbors=results["settings"]["overlap_neighbors"],
-        leakage_plots=[*(plots[f"leakage-{name}"] for name in results["leakage"]), plots["overlap"]],
-        leakage_table=leakage_table(results),
         full_color=f"{FULL_COLOR:g}",
         shortest_run=SHORTEST_RUN,
         passages=[_colored(passage) for passage in passages],
+        several=len(results["sets"]) > 1,
         facts=_facts(results),
     )
+
+
+def _section(name: str, found: Mapping, results: Mapping, plots: Mapping[str, str]) -> dict:
+    """What the page shows of one set."""
+    own = {stem.removeprefix(f"{name}-"): plot for stem, plot in plots.items() if stem.startswith(f"{name}-")}
+    leakage = [own[f"leakage-{subset}"] for subset in found["leakage"]]
+    extra = [tried_table(found, results["conditions"]), pile_table(found) if found["protocol"] == "pile" else None]
+    perplexity = found["all"]["perplexity"]
+    return {
+        "name": name,
+        "subtitle": f"{found['all']['documents']:,} documents with {found['all']['bytes']:,} scored bytes, protocol "
+        f"{found['protocol']}, windows with {found['overlap']:.4g} context{_left_out(found)}",
+        "verdict": found["verdict"],
+        "tables": [bpb_table(found), difference_table(found), *metric_tables(found), *filter(None, extra)],
+        "perplexity": ", ".join(
+            f"{one} {perplexity[one]:.2f}" for one in ("baseline", "off", "on") if perplexity.get(one) is not None
+        ),
+        "plots": [own["gains"], *(own[stem] for stem in ("neighbors", "share") if stem in own)],
+        "leakage_plots": [*leakage, own["overlap"]],
+        "leakage_table": leakage_table(found),
+    }
+
+
+def _left_out(found: Mapping) -> str:
+    count = found["facts"].get("contaminated_documents")
+    return "" if count is None else f"; {count:,} documents are left out as contaminated"
 
 
 def _subtitle(results: Mapping) -> str:
     database, model = results["database"], results["model"]
     return (
         f"{model['parameters']:,} parameters (baseline {_count(model['baseline_parameters'])}); a database of "
-        f"{database['chunks']:,} chunks of {database['documents']:,} documents; {results['all']['documents']:,} held-out "
-        f"documents with {results['all']['bytes']:,} bytes."
+        f"{database['chunks']:,} chunks of {database['documents']:,} documents; sets: {', '.join(results['sets'])}."
     )
 
 

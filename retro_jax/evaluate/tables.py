@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from retro_jax.evaluate.conditions import CONDITIONS
 from retro_jax.evaluate.metrics import METRICS, Metric
+from retro_jax.evaluate.protocols.table_15 import COLUMNS, layout
 from retro_jax.evaluate.summary import DIFFERENCES, NOT_SHOWN
 
 
@@ -61,7 +62,7 @@ def bpb_table(results: Mapping) -> Table:
     """Bits per byte by subset and condition. On is bold where `on_is_best`."""
 
     def cell(figures, condition):
-        value = figures["bpb"][condition]
+        value = figures["bpb"].get(condition)
         return Cell(_number(value, 4), bold=value is not None and condition == "on" and on_is_best(figures))
 
     columns = [Column(name) for name in ("subset", "documents", "bytes", "overlap")]
@@ -108,16 +109,59 @@ def difference_table(results: Mapping) -> Table:
 
 
 def metric_tables(results: Mapping) -> list[Table]:
-    """A table for each metric that has no place of its own on the page."""
-    return [_metric_table(results, metric) for metric in METRICS.values() if metric.name not in ("bpb", "perplexity")]
+    """A table for each metric that has no place of its own on the page and that the set has a figure of."""
+    there = [metric for metric in METRICS.values() if metric.name not in ("bpb", "perplexity")]
+    return [_metric_table(results, metric) for metric in there if any(_figures(results["all"], metric))]
+
+
+def _figures(figures: Mapping, metric: Metric) -> list[bool]:
+    return [value is not None for value in figures.get(metric.name, {}).values()]
 
 
 def _metric_table(results: Mapping, metric: Metric) -> Table:
     rows = [
-        Row([Cell(name), *(Cell(_number(figures[metric.name].get(c), metric.digits)) for c in CONDITIONS)], total)
+        Row(
+            [Cell(name), *(Cell(_number(figures.get(metric.name, {}).get(c), metric.digits)) for c in CONDITIONS)],
+            total,
+        )
         for name, figures, total in _subsets(results)
     ]
     return Table(f"{metric.name}: {metric.meaning}.", [Column("subset"), *_condition_columns()], rows)
+
+
+def tried_table(results: Mapping, conditions: Sequence[Mapping]) -> Table | None:
+    """On with other numbers of neighbors, shares of the database and databases; None where none was tried.
+
+    Args:
+      conditions: as results.json lists them.
+    """
+    tried = [one for one in conditions if one["name"] not in CONDITIONS]
+    if not tried:
+        return None
+    columns = [Column("subset"), Column("off"), Column("on"), *(Column(one["name"]) for one in tried)]
+    names = ["off", "on", *(one["name"] for one in tried)]
+    rows = [
+        Row([Cell(name), *(Cell(_number(figures["bpb"].get(one), 4)) for one in names)], total)
+        for name, figures, total in _subsets(results)
+    ]
+    caption = "Bits per byte of On with other neighbors: " + "; ".join(
+        f"{one['name']}: {one['meaning']}" for one in tried
+    )
+    return Table(f"{caption}.", columns, rows)
+
+
+def pile_table(results: Mapping) -> Table:
+    """Table 15 of the paper with our columns behind the paper's."""
+    bpb = {
+        name: {condition: figures["bpb"].get(condition) for condition in ("baseline", "off", "on")}
+        for name, figures in results["subsets"].items()
+    }
+    head, rows = layout(bpb)
+    columns = [Column(head[0]), *(Column(name, "control") for name in COLUMNS), *map(Column, head[len(COLUMNS) + 1 :])]
+    cells = [Row([Cell(row[0]), *(Cell(_number(value, 3)) for value in row[1:])]) for row in rows]
+    return Table(
+        "Table 15 of the paper: bits per byte by subset of the Pile; the paper's columns in gray.", columns, cells
+    )
 
 
 def leakage_table(results: Mapping) -> Table:
@@ -130,7 +174,7 @@ def leakage_table(results: Mapping) -> Table:
                 Cell(name),
                 Cell(f"{curves['byte_share'][0]:.1%}"),
                 gap_cell(curves["on_minus_off_at_lowest_alpha"]),
-                gap_cell(everything[name]["on_minus_off"]),
+                gap_cell(everything[name].get("on_minus_off")),
             ]
         )
         for name, curves in results["leakage"].items()
