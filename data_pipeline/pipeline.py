@@ -32,6 +32,7 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
     Raises:
       ValueError, StageError: see the stages; what is finished stays. Also one document, which has no neighbors.
     """
+    from data_pipeline.documents.stage import training_sources
     from data_pipeline.inputs import check_inputs
     from data_pipeline.search.neighbors import check_documents
     from data_pipeline.stages.run import check_claim, read_seconds
@@ -49,11 +50,17 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
         seconds = read_seconds(directory) or 0.0
         counts[stage] = {**manifest.counts, "seconds": seconds}
         if stage == "documents" and not (made["neighbors"][0] / "manifest.json").exists():
-            paths = [source.path for source in run.data.sources.values()]
+            paths = [source.path for source in training_sources(run.data).values()]
             if note := check_documents(manifest.counts, paths, wanted=run.model.retrieves):
                 print(f"note: {note}", file=sys.stderr, flush=True)
         rows.append((stage, describe(stage, manifest.counts, manifest.config), seconds, time.monotonic() - before))
     keep_config(run, made["joined"][0].parent)
+    for name, source in run.data.sources.items():
+        if source.role == "evaluation":
+            from data_pipeline.evaluation.join import describe_set, join
+
+            print(f"evaluation set {name}", file=sys.stderr, flush=True)
+            print(describe_set(name, join(run, made["joined"][0].parent, name, source)))
     print(summaries.table(rows, made["joined"][0].parent, time.monotonic() - started))
     return counts
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_pipeline.documents.stage import training_sources
 from data_pipeline.encoder.directory import read_directory
 from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.formats.known import is_packed
@@ -71,7 +72,7 @@ def source_bytes(run: RunConfig) -> dict[str, float]:
       StageError: files whose text is larger than they are (compressed, TFDS): their size says too little.
     """
     found, held_out = {}, run.data.validation_fraction
-    for name, source in run.data.sources.items():
+    for name, source in training_sources(run.data).items():
         units = source_units(name, source)
         if source.package:
             size = sum(len(raw.text.encode()) for raw in read_source(name, source) if not raw.dropped)
@@ -99,7 +100,7 @@ def sample_run(run: RunConfig, sizes: Mapping[str, float], wanted: float, folder
     folder.mkdir()
     path, count = folder / "sample.jsonl", 0
     with open(path, "w", encoding="utf-8") as file:
-        for name, source in run.data.sources.items():
+        for name, source in training_sources(run.data).items():
             left = wanted * sizes[name] / sum(sizes.values())
             for raw in read_source(name, source):
                 if left <= 0:

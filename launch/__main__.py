@@ -9,6 +9,7 @@ from retro_jax.core.streams import OutputLost, deliver, protect
 
 VERBS = {
     "build": "text -> documents, tokenizer, chunks, embeddings, index, neighbors and joined shards",
+    "join": "text that is only scored, as an evaluation set beside a finished database",
     "database": "info, verify, add and remove on a finished database",
     "train": "trains a RETRO model, a baseline or a retrofit on joined shards",
     "preflight": "does it fit, what will it cost: the training step, compiled for a slice that is not there",

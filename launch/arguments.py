@@ -77,8 +77,9 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
             f"retro {verb.name} reads no config; remove --config. Example: retro {verb.name} {verb.example}"
         )
     config = load_config(chosen[0]) if chosen else _kept_config(verb, words) if verb.needs_config else default_config()
+    named = [word.partition("=")[2] for word in words if flag_name(word) == "set"]  # the source may be of --path alone
     for key in keys:
-        new = key[:2] == ["data", "sources"] and len(key) == 4 and key[3] in ("path", "package")
+        new = key[:2] == ["data", "sources"] and len(key) == 4 and (key[3] in ("path", "package") or key[2] in named)
         if new and key[2] not in config.data.sources:
             config.data.sources[key[2]] = to_dict(SourceConfig())  # a source of the command line alone
     for key in keys:

@@ -7,20 +7,14 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from launch import engine
 from launch.arguments import NOTHING_KEPT, Invocation, Verb
 from launch.command import run_verb
 from retro_jax.core.streams import deliver
 
 
 def _flags(values: flags.FlagValues) -> None:
-    define = flags.DEFINE_enum
-    define(
-        "engine", "process", ("process", "ray"), "where shards are made: here, or on a Ray cluster", flag_values=values
-    )
-    define("accelerator", "none", ("none", "gpu", "tpu"), "what a Ray actor embeds on", flag_values=values)
-    flags.DEFINE_string(
-        "address", "auto", "HOST:PORT of the Ray cluster's head (docs/guides/build_on_ray.md)", flag_values=values
-    )
+    engine.define_flags(values)
     flags.DEFINE_boolean("plan", False, "build nothing: what it would take, from a sample", flag_values=values)
     flags.DEFINE_float("plan_tokens", 0.0, "of the corpus to plan for; 0: the config's sources", flag_values=values)
     flags.DEFINE_integer("plan_nodes", 1, "machines like this one", flag_values=values)
@@ -63,20 +57,13 @@ def _build(invocation: Invocation) -> None:
             raise
         deliver(json.dumps(found) if values.json else plan_text(found))
         return
-    with BuildLock(invocation.data_directory) as lock:
-        if values.engine == "process":
-            build(invocation.run, invocation.workdir)
-            return
-        from data_pipeline.stages.engine import using
-        from data_pipeline.stages.ray import RayEngine
-
-        with RayEngine(values.address, lock, values.accelerator) as engine, using(engine):
-            build(invocation.run, invocation.workdir)
+    with BuildLock(invocation.data_directory) as lock, engine.chosen_engine(values, lock):
+        build(invocation.run, invocation.workdir)
 
 
 def check_flags(values: flags.FlagValues) -> None:
     """Raises ValueError where a flag would be ignored beside the others, or cannot be meant."""
-    of_plan, of_ray = ("plan_tokens", "plan_nodes", "plan_accelerator", "json"), ("engine", "address", "accelerator")
+    of_plan, of_ray = ("plan_tokens", "plan_nodes", "plan_accelerator", "json"), engine.FLAGS
     given = {name for name in (*of_plan, *of_ray) if values[name].value != values[name].default}
     if not values.plan and (extra := sorted(given & set(of_plan))):
         raise ValueError(f"--{extra[0]}={values[extra[0]].value} is of --plan; add --plan, or leave it out.")
@@ -84,11 +71,7 @@ def check_flags(values: flags.FlagValues) -> None:
         raise ValueError(
             f"--{extra[0]}={values[extra[0]].value} is of a build, but --plan measures in this process; leave one out."
         )
-    if values.engine == "process" and given & {"address", "accelerator"}:
-        raise ValueError(
-            f"--address={values.address} and --accelerator={values.accelerator} are of --engine=ray, but --engine=process; "
-            "add --engine=ray, or leave them out (in this process jax takes the accelerator it finds)."
-        )
+    engine.check_flags(values)
     if not 0 <= values.plan_tokens < math.inf or values.plan_nodes < 1:
         raise ValueError(
             f"A plan needs tokens and nodes, but got --plan_tokens={values.plan_tokens} and "

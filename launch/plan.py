@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline import plan as planning
+from data_pipeline.documents.stage import training_sources
 from data_pipeline.encoder.bert import encoder_directory
 from data_pipeline.pipeline import stages
 from data_pipeline.plan import CHUNKS, Rates
@@ -39,7 +40,7 @@ def make_plan(run: RunConfig, tokens: float, nodes: int, accelerator: str) -> di
 
 def measure(run: RunConfig, tokens: float = 0) -> tuple[Rates, float]:
     """What the samples took, and the bytes of the corpus (infinite where it is given by its tokens)."""
-    sizes, total = dict.fromkeys(run.data.sources, 1.0), math.inf
+    sizes, total = dict.fromkeys(training_sources(run.data), 1.0), math.inf
     if not tokens:
         sizes = planning.source_bytes(run)
         total = sum(sizes.values())

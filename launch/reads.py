@@ -26,6 +26,7 @@ READS: dict[str, tuple[str, ...]] = {
     # It answers for `retro train` with the same flags, so it takes all that shape, time or name that run's step.
     "preflight": ("model", "train", "evaluate.batch"),
     "quickstart": tuple(dict.fromkeys((*BUILD, *TRAIN, *EVALUATE))),
+    "join": (*PLACE, "data.sources", "data.encoder", "data.max_document_memory", "data.shard_chunks"),
     "database info": PLACE,
     "database verify": (*PLACE, "data.encoder"),
     "database verify --repair": BUILD,  # what it redoes it makes as the build did

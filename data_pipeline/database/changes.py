@@ -178,7 +178,7 @@ def new_sources(data: Path, sources: Mapping[str, SourceConfig]) -> dict[str, So
     old: set[str] = set()
     for directory in (Path(data), *addition_directories(data)):
         old |= set(read_documents_manifest(directory / "documents").config["sources"])
-    return {name: source for name, source in sources.items() if name not in old}
+    return {name: source for name, source in sources.items() if name not in old and source.role == "train"}
 
 
 def _copies(documents: Path, others: Iterable[Path]) -> frozenset[int]:

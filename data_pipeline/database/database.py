@@ -52,6 +52,9 @@ class Database:
       version: fingerprint of build and changes, 16 digits; the build's own where nothing was changed.
       changed: whether anything was added or removed since the build.
       removed: Bool[np.ndarray, "N"], chunks of the build that no search returns.
+      directories, tables, first: of the build and of each addition, the chunk tables, and the id of the first chunk of each.
+      tombstones: what was removed.
+      rerank: "none" or "bm25".
 
     Raises:
       StageError: stages that are missing or do not fit one another, or a damaged list of what was removed.
@@ -59,20 +62,20 @@ class Database:
 
     def __init__(self, data: Path):
         self.data = Path(data)
-        self._tombstones: Removed = read_removed(data)
-        self._directories = [self.data, *addition_directories(data)]
-        self._tables = [ChunkTable(directory / "chunks", verify=True) for directory in self._directories]
-        self.table = self._tables[0]
+        self.tombstones: Removed = read_removed(data)
+        self.directories = [self.data, *addition_directories(data)]
+        self.tables = [ChunkTable(directory / "chunks", verify=True) for directory in self.directories]
+        self.table = self.tables[0]
         self.tokens, self.document_ids = (
-            ShardedRows([path for table in self._tables for path in getattr(table, name).paths])
+            ShardedRows([path for table in self.tables for path in getattr(table, name).paths])
             for name in ("tokens", "document_ids")
         )
-        self._first = np.cumsum([0, *(len(table) for table in self._tables)])
-        self.removed = self._tombstones.rows(self.table)
+        self.first = np.cumsum([0, *(len(table) for table in self.tables)])
+        self.removed = self.tombstones.rows(self.table)
         manifest = read_manifest(self.data / "neighbors", "neighbors", verify=False)
-        neighbors, self._rerank = manifest.fingerprint, manifest.config["rerank"]
-        added = [read_manifest(path / "index", "index", verify=False).fingerprint for path in self._directories[1:]]
-        gone = [sorted(self._tombstones.documents), sorted(self._tombstones.subsets)]
+        neighbors, self.rerank = manifest.fingerprint, manifest.config["rerank"]
+        added = [read_manifest(path / "index", "index", verify=False).fingerprint for path in self.directories[1:]]
+        gone = [sorted(self.tombstones.documents), sorted(self.tombstones.subsets)]
         self.changed = bool(added or gone[0] or gone[1])
         self.version = (fingerprint([neighbors, added, gone]) if self.changed else neighbors)[:16]
         self._searchers: list[Searcher] = []
@@ -81,15 +84,15 @@ class Database:
 
     def facts(self) -> dict:
         """What a report says: version, additions, documents and chunks removed."""
-        removed = [self._tombstones.rows(table)[: table.database_chunks] for table in self._tables]
+        removed = [self.tombstones.rows(table)[: table.database_chunks] for table in self.tables]
         documents = [
             np.unique(table.document_ids[: table.database_chunks][gone])
-            for table, gone in zip(self._tables, removed, strict=True)
+            for table, gone in zip(self.tables, removed, strict=True)
         ]
         return {
             "version": self.version,
-            "added_chunks": int(self._first[-1] - self._first[1]),
-            "additions": len(self._tables) - 1,
+            "added_chunks": int(self.first[-1] - self.first[1]),
+            "additions": len(self.tables) - 1,
             "removed_documents": sum(len(ids) for ids in documents),
             "removed_chunks": int(sum(gone.sum() for gone in removed)),
         }
@@ -104,10 +107,10 @@ class Database:
     def _open(self) -> None:
         if self._searchers:
             return
-        for directory, table in zip(self._directories, self._tables, strict=True):
-            kept = ~self._tombstones.rows(table)[: table.database_chunks]
+        for directory, table in zip(self.directories, self.tables, strict=True):
+            kept = ~self.tombstones.rows(table)[: table.database_chunks]
             self._searchers.append(KeptSearcher(open_searcher(directory / "index", directory / "embeddings"), kept))
-        if self._rerank == "bm25":
+        if self.rerank == "bm25":
             self._words = Lexical(self.data / "lexical")
 
     def __len__(self) -> int:
@@ -122,7 +125,7 @@ class Database:
         self._open()
         ids = np.full((len(queries), k), PADDING, np.int64)
         distances = np.full((len(queries), k), np.inf, np.float32)
-        for searcher, first in zip(self._searchers, self._first[:-1], strict=True):
+        for searcher, first in zip(self._searchers, self.first[:-1], strict=True):
             found, measured = searcher.search(queries, k)
             merge_rows(ids, distances, np.where(found == PADDING, PADDING, found + first), measured)
         return ids, distances
@@ -155,15 +158,15 @@ class Database:
         return values(self.tokens, self.document_ids, ids)
 
     def _part(self, chunk: int) -> tuple[Provenance, int]:
-        if not 0 <= chunk < self._first[-1]:
-            raise ValueError(f"{chunk} is no chunk of {self.data}: they run from 0 to {self._first[-1] - 1}.")
-        number = int(np.searchsorted(self._first, chunk, side="right")) - 1
+        if not 0 <= chunk < self.first[-1]:
+            raise ValueError(f"{chunk} is no chunk of {self.data}: they run from 0 to {self.first[-1] - 1}.")
+        number = int(np.searchsorted(self.first, chunk, side="right")) - 1
         if number not in self._provenances:
-            directory = self._directories[number]
+            directory = self.directories[number]
             self._provenances[number] = Provenance(
-                directory / "documents", self.data / "tokenizer", self._tables[number]
+                directory / "documents", self.data / "tokenizer", self.tables[number]
             )
-        return self._provenances[number], int(chunk - self._first[number])
+        return self._provenances[number], int(chunk - self.first[number])
 
     def document(self, chunk: int):
         """The chunk's `data_pipeline.documents.stage.Document`."""

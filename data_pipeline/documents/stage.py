@@ -19,7 +19,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,9 @@ class Document:
     text: str
 
 
+FIELDS = tuple(field.name for field in fields(Document))
+
+
 def document_id(subset: str, key: str) -> int:
     """The first 63 bits of BLAKE2b over subset and key."""
     return _bits(f"{subset}\0{key}".encode(), b"") >> 1
@@ -79,7 +82,7 @@ def build_documents(directory: Path, config: DataConfig, *, to_train: bool = Fal
       StageError: input that cannot be read as the config says, no document left, or two documents of one id.
     """
     check_settings(config)
-    directory, sources, facts = Path(directory), dict(sorted(config.sources.items())), stage_config(config)
+    directory, sources, facts = Path(directory), dict(sorted(training_sources(config).items())), stage_config(config)
     listings = {name: list_source(name, source) for name, source in sources.items()}
     inputs = {f"source {name}": source_digest(name, source, listings[name]) for name, source in sources.items()}
     work = directory / ".read" / fingerprint([facts, inputs])[:16]
@@ -93,7 +96,7 @@ def build_documents(directory: Path, config: DataConfig, *, to_train: bool = Fal
 def stage_config(config: DataConfig) -> dict:
     """What the stage depends on beside its input; part of its plan."""
     return {
-        "sources": {name: _relevant(source) for name, source in sorted(config.sources.items())},
+        "sources": {name: source_facts(source) for name, source in sorted(training_sources(config).items())},
         "minimum_characters": config.minimum_characters,
         "validation_fraction": config.validation_fraction,
         "near_duplicate_jaccard": config.near_duplicate_jaccard,
@@ -165,9 +168,10 @@ def _copy_part(work: Path, names: Sequence[str], start: int, stop: int, temporar
 
 def check_settings(config: DataConfig) -> None:
     """Raises StageError where a setting of the stage cannot be meant."""
-    if not config.sources:
+    if not training_sources(config):
+        found = f"holds evaluation sets alone ({', '.join(config.sources)})" if config.sources else "is empty"
         raise StageError(
-            "config.data.sources is empty; name a package or a path, for example sources.mine.path=TEXT.txt."
+            f"config.data.sources {found}; name a package or a path, for example sources.mine.path=TEXT.txt."
         )
     if not 0 <= config.validation_fraction < 1:
         raise StageError(f"config.data.validation_fraction={config.validation_fraction} must lie in [0, 1).")
@@ -180,10 +184,16 @@ def check_settings(config: DataConfig) -> None:
         raise StageError(f"config.data.max_document_memory={config.max_document_memory} must be positive; take 2**28.")
 
 
-def _relevant(source: SourceConfig) -> dict:
+def training_sources(config: DataConfig) -> dict[str, SourceConfig]:
+    """Those of the config whose text is trained on and searched; the others are evaluation sets."""
+    return {name: source for name, source in config.sources.items() if source.role == "train"}
+
+
+def source_facts(source: SourceConfig) -> dict:
     """The source's config without its paths: what the files hold counts (the input's digest), not where they are."""
     facts = to_dict(source)
-    del facts["path"]
+    for key in ("path", "role", "protocol"):  # the protocol is that of an evaluation set, which says it itself
+        del facts[key]
     if not facts["id_key"]:
         del facts["id_key"]  # a build of before that key is the same
     facts["evaluation_titles"] = bool(facts["evaluation_titles"])
@@ -213,7 +223,7 @@ class DocumentTable:
 
     def records(self) -> Iterator[dict]:
         """Yields the lines of all documents: the fields of `Document`, and "sha256" of the text."""
-        return _records(self.lines())
+        return read_records(self.lines())
 
     def lines(self, start: int = 0, stop: int | None = None) -> list[tuple[Path, int, int]]:
         """Where the lines of documents `start` to `stop` are: (file, the first's offset, how many)."""
@@ -230,12 +240,12 @@ class DocumentTable:
 
 def read_lines(lines: Sequence[tuple[Path, int, int]]) -> Iterator[Document]:
     """Yields the documents of `DocumentTable.lines`: what a shard reads, without opening a table of all parts."""
-    for record in _records(lines):
-        del record["sha256"]
-        yield Document(**record)
+    for record in read_records(lines):
+        yield Document(**{field: record[field] for field in FIELDS})
 
 
-def _records(lines: Sequence[tuple[Path, int, int]]) -> Iterator[dict]:
+def read_records(lines: Sequence[tuple[Path, int, int]]) -> Iterator[dict]:
+    """Yields the lines as they were written: the fields of `Document`, "sha256" of the text, and what an evaluation set adds."""
     for path, offset, count in lines:
         with open(path, "rb") as file:
             file.seek(offset)

@@ -10,9 +10,11 @@ of N's document (`ChunkTable.value`), so with N no text of the query's document 
 
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -48,13 +50,29 @@ ANSWERS_REMEDY = "Run the same `retro build` again: it searches anew what is mis
 ANSWERS_AT_ONCE = 50_000  # files of answers of one index shard that exist at once, about 2 MB each
 
 
+@dataclass(frozen=True)
+class Part:
+    """One index shard of the searched database: what opens its searcher, and about how much memory that takes."""
+
+    open: Callable[[], Searcher]
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What queries are compared with. Its chunk ids are rows of `tokens` and `document_ids`, and all parts answer with them."""
+
+    parts: Sequence[Part]
+    tokens: Any  # Int["N M"], indexable by rows
+    document_ids: Any  # Int64["N"], indexable by rows
+    words: Lexical | None = None  # re-ranks what is found
+    only: int | None = None  # the document that every key is of, where there is one alone: its chunks have no neighbors
+
+
 def build_neighbors(
     directory: Path, config: DataConfig, chunks: Path, embeddings: Path, index: Path, lexical: Path | None = None
 ) -> Manifest:
-    """Finds the neighbors of every chunk, of held-out documents too.
-
-    Every index shard answers for every shard of chunks by itself, where it is held in memory; then the answers for a
-    shard of chunks are merged. The nearest of all are the nearest among the nearest of each, so the parts change nothing.
+    """Finds the neighbors of every chunk of a build, of held-out documents too.
 
     Args:
       chunks, embeddings, index: directories of these stages; lexical too, where config.data.rerank is "bm25".
@@ -65,41 +83,76 @@ def build_neighbors(
     """
     if config.neighbors_stored < 1:
         raise ValueError(f"config.data.neighbors_stored must be 1 or more, but is {config.neighbors_stored}.")
-    directory, table, vectors = Path(directory), ChunkTable(chunks), EmbeddingTable(embeddings)
-    require_fingerprint(
-        f"chunk table {chunks} for {embeddings}",
-        table.fingerprint,
-        vectors.inputs["chunks"],
-        "Point to the chunks that were embedded, or run `retro build` with another --workdir.",
-    )
+    table, vectors = ChunkTable(chunks), EmbeddingTable(embeddings)
+    require_chunks(table, vectors, chunks, embeddings)
     words = _lexical(config, lexical)
-    facts = stage_config(config)
     inputs = {
         "chunks": table.fingerprint,
         "embeddings": vectors.fingerprint,
         "index": read_manifest(index, INDEX, verify=False).fingerprint,
         **({"lexical": words.fingerprint} if words else {}),
     }
+    parts = [Part(partial(open_shard, *shard), shard_bytes(*shard[1:3])) for shard in index_shards(index, embeddings)]
+    searched = Searched(parts, table.tokens, table.document_ids, words, only_document(table))
+    counts = {"database_chunks": table.database_chunks}
+    return search_chunks(directory, stage_config(config), inputs, table, vectors, searched, counts)
+
+
+def require_chunks(table: ChunkTable, vectors: EmbeddingTable, chunks: Path, embeddings: Path) -> None:
+    """Raises StageError where vectors are not those of the chunks."""
+    require_fingerprint(
+        f"chunk table {chunks} for {embeddings}",
+        table.fingerprint,
+        vectors.inputs["chunks"],
+        "Point to the chunks that were embedded, or run `retro build` with another --workdir.",
+    )
+
+
+def search_chunks(
+    directory: Path,
+    facts: Mapping,
+    inputs: Mapping[str, str],
+    table: ChunkTable,
+    vectors: EmbeddingTable,
+    searched: Searched,
+    counts: Mapping,
+    start: int = 0,
+) -> Manifest:
+    """Writes the neighbors of every chunk of `table` from row `start` on.
+
+    Every index shard answers for every shard of chunks by itself, where it is held in memory; then the answers for a
+    shard of chunks are merged. The nearest of all are the nearest among the nearest of each, so the parts change nothing.
+
+    Args:
+      facts: the config of the stage; "neighbors_stored" is k.
+      vectors: of the chunks, row for row.
+      counts: facts known beforehand that belong into the manifest.
+    """
+    directory, k = Path(directory), facts["neighbors_stored"]
     work = directory / ".answers" / fingerprint([facts, inputs])[:16]
-    parts, k = index_shards(index, embeddings), config.neighbors_stored
-    shards, asked, start = [], {}, 0
-    for number, rows in enumerate(table.shard_rows):
+    shards, asked, words = [], {}, searched.words
+    for number, (first, stop) in enumerate(_ranges(table, start)):
         stem = f"neighbors-{number:05d}"
-        sources = [work / _answer(stem, part) for part in range(len(parts))]
-        make = partial(_merge, stem, sources, k, words, table, start, start + rows)
+        sources = [work / _answer(stem, part) for part in range(len(searched.parts))]
+        make = partial(_merge, stem, sources, k, words, table.tokens, searched.tokens, first, stop)
         shards.append(Shard(stem, [f"{stem}.{column}.npy" for column in COLUMNS], make))
-        asked[stem] = (table, vectors, start, start + rows, k if words is None else RERANKED * k)
-        start += rows
+        asked[stem] = (table, vectors, first, stop, k if words is None else RERANKED * k)
 
     def prepare(missing: Sequence[Shard]) -> None:
         shutil.rmtree(work, ignore_errors=True) if _stale(work, missing) else None
-        make_missing(work, "search", _answers(parts, {shard.name: asked[shard.name] for shard in missing}))
+        make_missing(work, "search", _answers(searched, {shard.name: asked[shard.name] for shard in missing}))
 
-    counts = {"database_chunks": table.database_chunks}
-    at_once = max(1, ANSWERS_AT_ONCE // len(parts))
+    at_once = max(1, ANSWERS_AT_ONCE // len(searched.parts))
     manifest = run_stage(directory, STAGE, facts, inputs, shards, counts=counts, prepare=prepare, at_once=at_once)
     shutil.rmtree(directory / ".answers", ignore_errors=True)  # our own intermediate files
     return manifest
+
+
+def _ranges(table: ChunkTable, start: int) -> list[tuple[int, int]]:
+    """Rows [first, stop) of each shard of chunks, those before `start` left out."""
+    ends = np.cumsum(table.shard_rows).tolist()
+    pairs = [(max(start, end - rows), end) for end, rows in zip(ends, table.shard_rows, strict=True)]
+    return [(first, end) for first, end in pairs if first < end]
 
 
 def stage_config(config: DataConfig) -> dict:
@@ -123,35 +176,43 @@ def _stale(work: Path, missing: Sequence[Shard]) -> bool:
     return any(path.name.split("-of-")[0] not in wanted for path in (work / ".parts").glob("*.json"))
 
 
-def _answers(parts: Sequence[tuple], asked: dict[str, tuple]) -> list[Shard]:
+def _answers(searched: Searched, asked: dict[str, tuple]) -> list[Shard]:
     """A shard for each index shard and shard of chunks, index shard by index shard."""
     found = []
-    for part, opened in enumerate(parts):
-        _, vectors, facts, _, _ = opened
-        held = Resource(f"index shard {part}", partial(open_shard, *opened), bytes=shard_bytes(vectors, facts))
+    for number, part in enumerate(searched.parts):
+        held = Resource(f"index shard {number}", part.open, bytes=part.bytes)
         for stem, question in asked.items():
-            name = _answer(stem, part)
+            name = _answer(stem, number)
             files = [f"{name}.{column}.npy" for column in COLUMNS]
-            found.append(Shard(name, files, partial(_search, name, *question), held))
+            make = partial(_search, name, searched.document_ids, searched.only, *question)
+            found.append(Shard(name, files, make, held))
     return found
 
 
 def _search(
-    name: str, table: ChunkTable, vectors: EmbeddingTable, start: int, stop: int, k: int, temporary: Path, searcher
+    name: str,
+    database_documents,
+    only: int | None,
+    table: ChunkTable,
+    vectors: EmbeddingTable,
+    start: int,
+    stop: int,
+    k: int,
+    temporary: Path,
+    searcher,
 ) -> dict:
     """What one index shard answers for chunks [start, stop)."""
     ids = np.full((stop - start, k), PADDING, np.int64)
     distances = np.full(ids.shape, np.inf, np.float32)
-    lone = only_document(table)
     with progress(description=name, total=stop - start, unit="chunk") as bar:
         for first in range(start, stop, QUERIES_AT_ONCE):
             block = slice(first, min(first + QUERIES_AT_ONCE, stop))
             documents = table.document_ids[block]
-            asked = np.flatnonzero(documents != lone)  # the others would be searched ever deeper for what is not there
+            asked = np.flatnonzero(documents != only)  # the others would be searched ever deeper for what is not there
             if len(asked):
                 places = block.start - start + asked
                 ids[places], distances[places] = find_neighbors(
-                    searcher, vectors[block][asked], documents[asked], table.document_ids, k
+                    searcher, vectors[block][asked], documents[asked], database_documents, k
                 )
             bar.update(block.stop - block.start)
     _save(temporary / name, ids, distances)
@@ -207,7 +268,8 @@ def _merge(
     sources: Sequence[Path],
     k: int,
     words: Lexical | None,
-    table: ChunkTable,
+    tokens,
+    database_tokens,
     start: int,
     stop: int,
     temporary,
@@ -219,7 +281,7 @@ def _merge(
     counts = {}
     if words is not None:
         nearest = ids[:, :k]
-        ids, distances = words.rerank(table.tokens[start:stop], ids, distances, table.tokens, k)
+        ids, distances = words.rerank(tokens[start:stop], ids, distances, database_tokens, k)
         kept = (nearest[:, :, None] == ids[:, None]).any(2) & (nearest != PADDING)
         counts["reranked"] = {"kept": int(kept.sum()), "of": int((nearest != PADDING).sum())}
     _save(temporary / stem, ids, distances)

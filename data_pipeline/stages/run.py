@@ -83,7 +83,7 @@ def run_stage(
         if callable(shards):
             shards = shards()
             plan["shards"] = [shard.name for shard in shards]
-        if _read_plan(directory) != plan:
+        if read_plan(directory) != plan:
             write_json(
                 directory / "plan.json", plan, seal=True
             )  # here: by now the input and the settings have been looked at
@@ -163,7 +163,7 @@ def _finished(directory: Path, plan: dict) -> Manifest | None:
     except StageError as error:
         note(str(error))
         return None
-    found = _read_plan(directory)
+    found = read_plan(directory)
     there = {"stage": manifest.stage, "config": dict(manifest.config), "inputs": dict(manifest.inputs)}
     if found is None or not _same(found, there):  # the plan is damaged, not the stage
         found = there | {"shards": plan.get("shards") or order_of_parts(directory, manifest)}
@@ -193,7 +193,7 @@ def order_of_parts(directory: Path, manifest: Manifest) -> list[str]:
     return sorted(order, key=order.get)
 
 
-def _read_plan(directory: Path) -> dict | None:
+def read_plan(directory: Path) -> dict | None:
     """plan.json; None where it is missing or damaged."""
     try:
         return read_json(directory / "plan.json", "", keys=("stage", "config", "inputs", "shards"))
@@ -208,7 +208,7 @@ def check_claim(directory: Path, stage: str, config: Mapping, inputs: Mapping[st
       config, inputs: of these the keys that are known before the stages before it are made.
     """
     directory = Path(directory)
-    found = _read_plan(directory)
+    found = read_plan(directory)
     if found is None or not _something_made(directory):
         return
     wanted = json.loads(json.dumps({"stage": stage, "config": config, "inputs": dict(inputs)}))
@@ -225,7 +225,7 @@ def _refuse_another(directory: Path, plan: dict) -> None:
     """Raises StageError where shards were made there by another plan, or by one that cannot be read any more."""
     if not any((directory / ".parts").glob("*.json")):
         return  # a first attempt failed, for example on a mistyped setting
-    found = _read_plan(directory)
+    found = read_plan(directory)
     if found is None:
         raise StageError(
             f"{directory}/plan.json is missing or damaged, so it is not known which config the shards there were made with. "

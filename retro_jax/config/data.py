@@ -12,6 +12,14 @@ SHARE = between(0, 1)
 class SourceConfig:
     """One subset's text: a pinned package of `data_pipeline/packages/catalogue.py`, or files on this machine or in a store."""
 
+    role: str = setting(
+        "train",
+        one_of("train", "evaluation"),
+        "Use of the text: train (trained on and searched, a share of it held out) or evaluation (a set that is only scored).",
+    )
+    protocol: str = setting(
+        "documents", NAME, "How records of an evaluation set are read and scored (docs/guides/evaluation_sets.md)."
+    )
     package: str = setting("", TEXT, "Name in the package catalog; empty: the text is at `path`.")
     path: str = setting("", TEXT, "A file, folder or glob, also as a URL (gs://BUCKET/FOLDER); empty: a package.")
     format: str = setting(

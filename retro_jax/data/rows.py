@@ -48,7 +48,7 @@ class ShardedRows:
         for number in np.unique(part_of):
             here = part_of == number
             found[here] = self._parts[number][wanted[here] - (self._ends[number] - len(self._parts[number]))]
-        return found.reshape(*rows.shape, *self.shape[1:])
+        return found.reshape((*rows.shape, *self.shape[1:]))
 
     def _range(self, start: int, stop: int) -> np.ndarray:
         pieces, first = [np.empty((0, *self.shape[1:]), self.dtype)], 0

@@ -205,6 +205,7 @@ def test_every_flag_of_a_verb_is_known_here():
     known = {
         "build": {"engine", "accelerator", "address", "plan", "plan_tokens", "plan_nodes", "plan_accelerator", "json"},
         "train": {"hosts", "coordinator", "processes", "process", "join_timeout", "profile", "restart"},
+        "join": {"set", "path", "protocol", "neighbors", "share", "database", "engine", "accelerator", "address"},
         "sample": {"prompt", "retrieval"},
         "preflight": {"topology", "no-compile", "json"},
         "database verify": {"repair", "all"},

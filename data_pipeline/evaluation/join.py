@@ -1,0 +1,113 @@
+"""A set of text beside a finished database: documents, chunks, embeddings and neighbors, with the build's own tokenizer,
+encoder and index. The database does not change by a byte.
+
+    DATA/evaluation/NAME/documents, chunks, embeddings, neighbors    stages like those of a build, resumable
+    DATA/evaluation/NAME/set.json                                    the source and the protocol, written last
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from data_pipeline.chunks import build_chunks
+from data_pipeline.encoder.bert import encoder_directory
+from data_pipeline.encoder.stage import STAGE as EMBEDDINGS
+from data_pipeline.encoder.stage import build_embeddings, open_encoder
+from data_pipeline.evaluation.documents import build_set_documents, set_facts
+from data_pipeline.evaluation.neighbors import SetNeighbors, make_neighbors
+from data_pipeline.evaluation.searched import View, open_database
+from data_pipeline.evaluation.sets import FINISHED
+from data_pipeline.evaluation.tables import check_set, open_tables, set_directory
+from data_pipeline.sources.readers import source_digest
+from data_pipeline.stages.run import StageError, read_manifest, read_plan, write_json
+from retro_jax.config import DataConfig, RunConfig, SourceConfig, to_dict
+
+
+def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping:
+    """Makes what is missing of a set.
+
+    Args:
+      data: the data directory of the build.
+      name: of the set.
+      source: its files, how they are read, and the protocol.
+
+    Returns:
+      Counts: "documents", "bytes", "chunks", "dropped" by reason, "neighbors" stored of each chunk.
+
+    Raises:
+      StageError: a name that is no plain name or is taken by other text, an unknown protocol, files that are not of the
+        format, or another encoder than the build's.
+    """
+    data = Path(data)
+    check_join(run, data, name, source)
+    directory = set_directory(data, name)
+    at = {stage: directory / stage for stage in ("documents", "chunks", "embeddings")}
+    encoder, config = encoder_directory(run.data), run.data
+    _refuse_other_content(at["documents"], name, source)
+    length = read_manifest(data / "chunks", "chunks", verify=False).config["chunk_length"]
+    documents = build_set_documents(at["documents"], name, source, config)
+    chunks = build_chunks(at["chunks"], config, length, at["documents"], data / "tokenizer")
+    build_embeddings(at["embeddings"], _config_of_build(config, data), at["chunks"], data / "tokenizer", encoder)
+    tables = open_tables(data, name)
+    found = make_neighbors(tables, open_database(data, ""), View(), 0)
+    write_json(directory / FINISHED, {"name": name, "source": to_dict(source)}, seal=True)
+    dropped: dict[str, int] = {}
+    for subset in documents.counts["subsets"].values():
+        for reason, count in subset["dropped"].items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    facts = {"documents": documents.counts["documents"], "bytes": documents.counts["bytes"], "dropped": dropped}
+    return {**facts, "chunks": chunks.counts["chunks"], "neighbors": found.stored}
+
+
+def check_join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> None:
+    """Opens what a join reads before anything is written; raises as `join` does."""
+    from data_pipeline.inputs import check_source
+
+    check_set(name, source)
+    check_source(name, source, run.data.max_document_memory)
+    open_encoder(data / EMBEDDINGS, encoder_directory(run.data))
+
+
+def _refuse_other_content(documents: Path, name: str, source: SourceConfig) -> None:
+    """Raises StageError where a set of that name holds other text, or was read in another way."""
+    if (plan := read_plan(documents)) is None:
+        return
+    wanted = {"config": set_facts(name, source), "inputs": {f"source {name}": source_digest(name, source)}}
+    if different := [part for part, facts in wanted.items() if plan[part] != json.loads(json.dumps(facts))]:
+        what = "from other files" if different == ["inputs"] else "with other settings (protocol or keys)"
+        raise StageError(
+            f"The set {name!r} is there already, made {what}: {documents.parent}. Nothing was changed. Take another --set, or "
+            f"move that folder away."
+        )
+
+
+def _config_of_build(config: DataConfig, data: Path) -> DataConfig:
+    """The config with what decides over the vectors as the build had it: equal texts are then at distance 0."""
+    stored = read_manifest(data / EMBEDDINGS, EMBEDDINGS, verify=False).config
+    return replace(config, embedding_dtype=stored["embedding_dtype"], encoder_batch=stored["encoder_batch"])
+
+
+def join_neighbors(
+    data: Path, name: str, k: int = 0, share: float = 1.0, database: str = "", without: frozenset[int] = frozenset()
+) -> SetNeighbors:
+    """The neighbors of a set, searched if no finished stage has them; the arguments are those of `StoredSet.neighbors`.
+
+    Raises:
+      StageError, ValueError: no such set, a share or k that cannot be meant, a database that does not fit.
+    """
+    if k < 0:
+        raise ValueError(f"k counts neighbors and cannot be {k}; take 1 or more, or 0 for as many as the build stored.")
+    tables, view = open_tables(Path(data), name), View(share, frozenset(without))
+    opened = open_database(tables.data, database)
+    found = make_neighbors(tables, opened, view, k)
+    return SetNeighbors(tables, opened, view, found, k)
+
+
+def describe_set(name: str, counts: Mapping) -> str:
+    """What a joined set holds, in a line."""
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts["dropped"].items()))
+    return (
+        f"{name}: {counts['documents']:,} documents, {counts['bytes'] / 1e6:,.2f} MB, {counts['chunks']:,} chunks, "
+        f"{counts['neighbors']} neighbors stored of each{f'; left out: {dropped}' if dropped else ''}"
+    )

@@ -1,0 +1,217 @@
+"""Neighbors of an evaluation set from one database: stages named by what they hold, and the reader of one of them.
+
+    DATA/evaluation/NAME/neighbors/                            k, share and database as `retro join` found them
+    DATA/evaluation/NAME/neighbors-k20-share0.1-of-VERSION/    others, by number, share of the documents and database version
+
+A stage of more neighbors serves for fewer. A database that was changed has another version, so what was searched before is
+no answer for it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int, Int32, Int64
+
+from data_pipeline.database.database import Database
+from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.evaluation.searched import View, open_database, rows_in_view, searched
+from data_pipeline.evaluation.tables import FOLDER, HELD_OUT, Tables
+from data_pipeline.search.neighbors import STAGE, NeighborTable, require_chunks, search_chunks
+from data_pipeline.stages.run import StageError, fingerprint, read_facts, read_manifest, read_plan
+from retro_jax.core.dimensions import PADDING
+
+
+@dataclass(frozen=True)
+class Found:
+    """A finished neighbors stage, and what it holds."""
+
+    directory: Path
+    stored: int
+    first: int  # the row of the set's first chunk in it
+
+
+def stage_facts(database: Database, view: View, k: int) -> dict:
+    """The config of a neighbors stage of a set."""
+    without = {"without": fingerprint(sorted(view.without))[:16]} if view.without else {}
+    facts = {"neighbors_stored": k, "rerank": database.rerank, "share": view.share, "database": database.version}
+    return facts | without
+
+
+def default_k(data: Path) -> int:
+    """How many neighbors the build stored."""
+    return read_manifest(Path(data) / STAGE, STAGE, verify=False).config["neighbors_stored"]
+
+
+def find_neighbors_stage(tables: Tables, database: Database, view: View, k: int) -> Found | None:
+    """The finished stage with the fewest neighbors that are k or more; k = 0: with the most."""
+    wanted = stage_facts(database, view, k)
+    found = []
+    if tables.name == HELD_OUT and view == View() and database.data == tables.data and not database.changed:
+        found.append(Found(tables.data / STAGE, default_k(tables.data), tables.first))
+    for path in sorted(tables.directory.glob(f"{STAGE}*/manifest.json")):
+        facts = read_facts(path.parent)
+        same = {**facts.config, "neighbors_stored": k} == wanted
+        if same and facts.inputs["chunks"] == tables.chunks.fingerprint:
+            found.append(Found(path.parent, facts.config["neighbors_stored"], 0))
+    found = sorted((one for one in found if one.stored >= k), key=lambda one: one.stored)
+    return (found[0] if k else found[-1]) if found else None
+
+
+def make_neighbors(tables: Tables, database: Database, view: View, k: int) -> Found:
+    """Searches the neighbors of a set, unless a finished stage has them.
+
+    Args:
+      k: neighbors of each chunk; 0: as many as the build stored.
+
+    Raises:
+      StageError: vectors that are not those of the set's chunks, or a share without documents.
+    """
+    k = k or default_k(tables.data)
+    if (found := find_neighbors_stage(tables, database, view, k)) is not None:
+        return found
+    evaluation = tables.data / FOLDER
+    compared, inputs, recall = searched(database, view, evaluation)
+    vectors = EmbeddingTable(tables.embeddings)
+    require_chunks(tables.chunks, vectors, tables.base / "chunks", tables.embeddings)
+    inputs = {"chunks": tables.chunks.fingerprint, "embeddings": vectors.fingerprint, **inputs}
+    facts = stage_facts(database, view, k)
+    directory = _place(tables, facts, own=database.data == tables.data)
+    counts = {"recall": recall, "database_chunks": len(rows_in_view(database, view)[0])}
+    search_chunks(directory, facts, inputs, tables.chunks, vectors, compared, counts, start=tables.first)
+    return Found(directory, k, 0)
+
+
+def _place(tables: Tables, facts: Mapping, own: bool) -> Path:
+    """`neighbors` for what is searched first, with the build's own number and all of its database; else a name of its own."""
+    plain = tables.directory / STAGE
+    usual = facts["neighbors_stored"] == default_k(tables.data) and facts["share"] == 1 and "without" not in facts
+    if tables.name != HELD_OUT and usual and own and (not plain.exists() or _holds(plain, facts)):
+        return plain
+    name = f"{STAGE}-k{facts['neighbors_stored']}-share{facts['share']:g}-of-{facts['database']}"
+    return tables.directory / (f"{name}-without-{facts['without']}" if "without" in facts else name)
+
+
+def _holds(directory: Path, facts: Mapping) -> bool:
+    plan = read_plan(directory)
+    return plan is not None and plan["config"] == facts
+
+
+def open_neighbors(tables: Tables, k: int, share: float, database: str, without: frozenset[int]) -> "SetNeighbors":
+    """The neighbors of a set.
+
+    Raises:
+      StageError: none are stored, with the command that makes them.
+    """
+    if k < 0:
+        raise ValueError(f"k counts neighbors and cannot be {k}; take 1 or more, or 0 for as many as are stored.")
+    view, opened = View(share, without), open_database(tables.data, database)
+    if (found := find_neighbors_stage(tables, opened, view, k)) is None:
+        raise StageError(_missing(tables, opened, view, k, database))
+    return SetNeighbors(tables, opened, view, found, k)
+
+
+def _missing(tables: Tables, database: Database, view: View, k: int, other: str) -> str:
+    workdir = tables.data.parent if tables.data.name == "data" else "RUN"
+    flags = [f"--workdir={workdir}", f"--set={tables.name}"]
+    flags += [f"--neighbors={k}"] * bool(k) + [f"--share={view.share:g}"] * (view.share < 1)
+    flags += [f"--database={other}"] * bool(other)
+    number = f"{k} neighbors" if k else "neighbors"
+    without = f" without {len(view.without):,} documents" if view.without else ""
+    return (
+        f"The set {tables.name!r} has no {number} stored from a share of {view.share:g} of the {database.describe()}{without}. "
+        f"Search them: retro join {' '.join(flags)}"
+    )
+
+
+class SetNeighbors:
+    """Neighbors of the chunks of one set from one database, mapped into memory (`retro_jax.evaluate.sets.Neighbors`).
+
+    Attributes:
+      fingerprint: changes iff the neighbors do.
+      stored: K, how many each chunk has at most.
+      directory: of the stage.
+      facts: plain JSON for a report.
+      table: the database; `table.tokens` are those of its chunks by id.
+    """
+
+    def __init__(self, tables: Tables, database: Database, view: View, found: Found, k: int):
+        self._tables, self.table, self._found = NeighborTable(found.directory), database, found
+        self.stored, self.directory = k or found.stored, found.directory
+        self.fingerprint = fingerprint([self._tables.fingerprint, self.stored, database.version])
+        self._documents, self._first = tables.chunks.document_ids, tables.first
+        self._view, self._pool = view, None
+        manifest = read_manifest(found.directory, STAGE, verify=False)
+        recall = manifest.counts.get("recall")
+        if recall is None:  # the build's own
+            recall = read_manifest(database.data / "index", "index", verify=False).counts["recall"]
+        self.facts = {
+            **database.facts(),
+            "database": str(database.data) if database.data != tables.data else "",
+            "share": view.share,
+            "neighbors": self.stored,
+            "chunks": manifest.counts["database_chunks"],
+            "rerank": database.rerank,
+            "recall": recall,
+            "left_out_documents": len(view.without),
+        }
+
+    def find(
+        self, rows: Int64[np.ndarray, "*shape"]
+    ) -> tuple[Int64[np.ndarray, "*shape K"], Float32[np.ndarray, "*shape K"]]:
+        """Ids and squared distances of the neighbors of chunks of the set; -1 and +inf where there is none, and for row -1."""
+        rows = np.asarray(rows)
+        there = rows != PADDING
+        at = np.where(there, rows, 0) + self._found.first
+        ids, distances = self._tables.ids[at][..., : self.stored], self._tables.distances[at][..., : self.stored]
+        return np.where(there[..., None], ids, PADDING), np.where(there[..., None], distances, np.float32(np.inf))
+
+    def value(self, ids: Int64[np.ndarray, "*shape"]) -> Int32[np.ndarray, "*shape R"]:
+        """[N, F] of database chunks; a row of -1 for id -1."""
+        return self.table.value(ids)
+
+    def document(self, chunk: int):
+        """The document of a database chunk."""
+        return self.table.document(chunk)
+
+    def pieces(self, chunk: int) -> list[bytes]:
+        """The bytes of each token of a database chunk."""
+        return self.table.pieces(chunk)
+
+    def draw(
+        self, rows: Int64[np.ndarray, "*shape"], counts: Int[np.ndarray, "*shape"], width: int, seed: int = 0
+    ) -> Int64[np.ndarray, "*shape K"]:
+        """`counts` different chunks of the searched documents for each row, by chance, then -1 (fewer in a tiny database).
+
+        A function of seed and row alone. Never of what was removed, nor of the document that the row is of.
+        """
+        if self._pool is None:
+            self._pool = _Pool(self.table, self._view)
+        drawn = np.full((*np.shape(rows), width), PADDING, np.int64)
+        for place in np.argwhere((np.asarray(rows) != PADDING) & (np.asarray(counts) > 0)):
+            place = tuple(place)
+            row = int(rows[place]) + self._first
+            document = int(self._documents[np.array([row])][0])
+            candidates = self._pool.draw(np.random.default_rng([seed, row]), document, int(counts[place]))
+            drawn[place][: len(candidates)] = candidates
+        return drawn
+
+
+class _Pool:
+    """The chunks that are drawn from."""
+
+    def __init__(self, database: Database, view: View):
+        self._ids, self._gone = rows_in_view(database, view)
+        self._documents = database.document_ids[self._ids]
+        self._left_out = int(self._gone.sum())
+        self._owners, self._sizes = np.unique(self._documents, return_counts=True)
+
+    def draw(self, generator: np.random.Generator, document: int, count: int) -> Int64[np.ndarray, "K"]:
+        place = int(np.searchsorted(self._owners, document))
+        own = int(self._sizes[place]) if place < len(self._owners) and self._owners[place] == document else 0
+        # Enough draws that, were all of the document's own chunks among them, the others suffice.
+        wanted = min(len(self._ids), count + own + self._left_out)
+        candidates = generator.choice(len(self._ids), wanted, replace=False)
+        others = (self._documents[candidates] != document) & ~self._gone[candidates]
+        return self._ids[candidates[others][:count]]

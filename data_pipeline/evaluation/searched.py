@@ -1,0 +1,172 @@
+"""A database as neighbors of evaluation sets are searched in it: build and additions, a share of their documents, without
+what was removed. Nothing is written into the database; the index of a share is a stage beside the evaluation sets.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from data_pipeline.chunks import ChunkTable
+from data_pipeline.database.changes import CONFIG, Removed
+from data_pipeline.database.database import Database, KeptSearcher
+from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.search.bm25 import Lexical
+from data_pipeline.search.exact import PlacedSearcher, Searcher
+from data_pipeline.search.neighbors import Part, Searched
+from data_pipeline.search.stage import build_index, index_shards, open_shard, shard_bytes
+from data_pipeline.search.subset import in_subset
+from data_pipeline.stages.run import StageError, read_manifest
+from retro_jax.config import DataConfig
+from retro_jax.config.file import read_config_file
+
+TOKENIZER = "tokenizer.model"
+INDEXES = ".indexes"  # under DATA/evaluation; no set has a name that begins with a dot
+
+
+@dataclass(frozen=True)
+class View:
+    """Which chunks are searched: a nested share of the documents, without some of them.
+
+    Attributes:
+      share: of the documents that the database searches, in (0, 1].
+      without: ids of documents that are left out here, beside those that were removed.
+    """
+
+    share: float = 1.0
+    without: frozenset[int] = frozenset()
+
+    def __post_init__(self):
+        if not 0 < self.share <= 1:
+            raise ValueError(f"A share of the database must lie in (0, 1], but is {self.share}; 1 is all of it.")
+
+
+def open_database(own: Path, other: str) -> Database:
+    """The database that is searched: `other`, or `own` where that is empty.
+
+    Raises:
+      StageError: another tokenizer, encoder or chunk length than those of `own`.
+    """
+    if not other or Path(other).resolve() == Path(own).resolve():
+        return Database(own)
+    require_same(Path(own), Path(other))
+    return Database(Path(other))
+
+
+def require_same(own: Path, other: Path) -> None:
+    """Raises StageError where two data directories have not one tokenizer, encoder and chunk length."""
+    for what, read in (("tokenizer", _tokenizer), ("encoder", _encoder), ("chunk length", _chunk_length)):
+        if (mine := read(own)) != (found := read(other)):
+            raise StageError(
+                f"The database {other} has another {what} than {own} ({found} there, {mine} here), so neither its tokens "
+                f"nor its vectors can be read with these. Build it with config.data.tokenizer={own}/tokenizer/{TOKENIZER}, "
+                f"the same config.data.encoder and the same config.model.chunk_length."
+            )
+
+
+def _tokenizer(data: Path) -> str:
+    files = read_manifest(data / "tokenizer", "tokenizer", verify=False).files
+    return next(file.sha256 for file in files if file.name == TOKENIZER)[:16]
+
+
+def _encoder(data: Path) -> str:
+    config = read_manifest(data / "embeddings", "embeddings", verify=False).config
+    return f"{config['encoder'][:16]}, {config['compute_dtype']}"
+
+
+def _chunk_length(data: Path) -> int:
+    return read_manifest(data / "chunks", "chunks", verify=False).config["chunk_length"]
+
+
+def searched(database: Database, view: View, evaluation: Path) -> tuple[Searched, dict[str, str], dict]:
+    """What queries are compared with, the fingerprints of the stages that answer, and the recall of the build's index.
+
+    Args:
+      evaluation: DATA/evaluation, under which the index of a share is made if it is missing.
+    """
+    removed = replace(database.tombstones, documents=database.tombstones.documents | view.without)
+    parts, inputs, recall = [], {}, {}
+    for number, directory in enumerate(database.directories):
+        index, fraction = directory / "index", share_of_all(database, view.share)
+        if view.share < 1 and not number:  # additions are small: what is not of the share is skipped as it is found
+            index, fraction = _share_index(database, fraction, view.share, evaluation), 1.0
+        manifest = read_manifest(index, "index", verify=False)
+        inputs["index" if not number else f"index of addition {number}"] = manifest.fingerprint
+        recall = recall or manifest.counts["recall"]
+        for shard in index_shards(index, directory / "embeddings"):
+            place = (directory / "chunks", int(database.first[number]), removed, fraction if number else 1.0)
+            parts.append(Part(partial(open_part, shard, *place), shard_bytes(*shard[1:3])))
+    words = Lexical(database.data / "lexical") if database.rerank == "bm25" else None
+    if words:
+        inputs["lexical"] = words.fingerprint
+    return Searched(parts, database.tokens, database.document_ids, words), inputs, recall
+
+
+def open_part(shard: tuple, chunks: Path, first: int, removed: Removed, fraction: float) -> Searcher:
+    """The searcher of one index shard without what was removed; it answers with ids of the database.
+
+    Args:
+      shard: arguments of `open_shard`.
+      first: the id of the first chunk of the directory that the index is of.
+      fraction: of the documents that are searched; of a shard that holds others too.
+    """
+    searcher = open_shard(*shard)
+    if removed.documents or removed.subsets or fraction < 1:
+        table = ChunkTable(chunks)
+        kept = ~removed.rows(table)[: table.database_chunks]
+        if fraction < 1:
+            kept &= in_subset(table.document_ids[: table.database_chunks], fraction)
+        searcher = KeptSearcher(searcher, kept)
+    return PlacedSearcher(searcher, np.arange(first, first + shard[-1])) if first else searcher
+
+
+def share_of_all(database: Database, share: float) -> float:
+    """The share of all documents: the database may be one of a share itself, in which smaller ones are nested."""
+    return share * read_manifest(database.data / "index", "index", verify=False).config["database_fraction"]
+
+
+def rows_in_view(database: Database, view: View) -> tuple[Int64[np.ndarray, "K"], Bool[np.ndarray, "K"]]:
+    """Chunk ids of the documents of a view in order, those that were removed too; and which of them were."""
+    removed = replace(database.tombstones, documents=database.tombstones.documents | view.without)
+    ids, gone = [], []
+    for first, table in zip(database.first[:-1], database.tables, strict=True):
+        ids.append(first + np.arange(table.database_chunks))
+        gone.append(removed.rows(table)[: table.database_chunks])
+    ids, gone = np.concatenate(ids), np.concatenate(gone)
+    if (fraction := share_of_all(database, view.share)) < 1:
+        inside = in_subset(database.document_ids[ids], fraction)
+        ids, gone = ids[inside], gone[inside]
+    return ids, gone
+
+
+def _share_index(database: Database, fraction: float, share: float, evaluation: Path) -> Path:
+    """The index over `fraction` of the build's documents, a stage beside the sets."""
+    data, table = database.data, database.table
+    owners = np.unique(table.document_ids[: table.database_chunks])
+    inside = int(in_subset(owners, fraction).sum())
+    if inside < 2:
+        raise StageError(
+            f"--share={share:g} of the {len(owners):,} documents of {data} leaves {inside}; neighbors need 2 or more. Take a "
+            f"larger share."
+        )
+    vectors = EmbeddingTable(data / "embeddings", verify=False)
+    place = evaluation / INDEXES / f"share-{fraction:g}-of-{vectors.fingerprint[:16]}"
+    build_index(place, _index_settings(data, fraction), data / "embeddings", data / "chunks")
+    return place
+
+
+def _index_settings(data: Path, fraction: float) -> DataConfig:
+    """The settings of the database's own index, but for what follows from the number of keys."""
+    config = DataConfig()
+    if (data / CONFIG).exists():
+        config = read_config_file(data / CONFIG, "Run `retro build` once more: it writes the file anew.").data
+    manifest = read_manifest(data / "index", "index", verify=False)
+    own = manifest.config
+    settings = {"recall_target": own["recall_target"], "recall_sample": own["recall_sample"]}
+    settings |= {"neighbors_stored": own["recall_k"], "database_fraction": fraction}
+    automatic = {"index_leaves": 0, "index_leaves_searched": 0, "index_reorder": 0, "index_shards": 0}
+    if manifest.counts["kind"] == "exact":
+        settings["exact_below"] = max(config.exact_below, manifest.counts["database_chunks"] + 1)
+    return replace(config, **settings, **automatic)

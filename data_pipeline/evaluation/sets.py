@@ -1,0 +1,171 @@
+"""The evaluation sets of a data directory as `retro evaluate` reads them (`retro_jax.evaluate.sets`).
+
+held_out = open_set(data, "held_out")       the build's own held-out split
+wikitext = open_set(data, "wikitext")       a set that `retro join` made
+wikitext.neighbors(k=20, share=0.1)         stored neighbors, or what to run to have them
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from data_pipeline.database.provenance import Provenance
+from data_pipeline.documents.stage import read_documents_manifest, read_records
+from data_pipeline.evaluation.neighbors import SetNeighbors, open_neighbors
+from data_pipeline.evaluation.tables import HELD_OUT, Tables, check_name, open_tables, set_directory, set_names
+from data_pipeline.stages.run import StageError, fingerprint
+from retro_jax.config import SourceConfig
+from retro_jax.core.dimensions import PADDING
+from retro_jax.core.files import read_json
+from retro_jax.data.rows import first_rows
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a document beside its tokens (`retro_jax.evaluate.sets.DocumentFacts`)."""
+
+    name: str
+    bytes: int  # of its text in UTF-8
+    words: int = 0  # in the original tokenization; 0: the protocol counts none
+    scored: tuple[tuple[int, int], ...] = ()  # byte ranges that are scored; (): all of it
+
+
+def open_set(data: Path, name: str) -> "StoredSet":
+    """The set of a name, "held_out" for the build's own held-out split.
+
+    Raises:
+      StageError: no such set, or an unfinished or damaged one.
+    """
+    return StoredSet(open_tables(Path(data), name))
+
+
+def list_sets(data: Path) -> list[str]:
+    """Names of the sets that are joined completely, "held_out" not among them."""
+    return [name for name in set_names(data) if (set_directory(data, name) / FINISHED).exists()]
+
+
+FINISHED = "set.json"  # of a set: what it was made from, written behind its last stage
+
+
+class StoredSet:
+    """A set whose stages are finished, mapped into memory.
+
+    Attributes:
+      name: "held_out", or that of a joined set.
+      protocol: how it is scored.
+      fingerprint: changes iff what is scored changes.
+      chunk_length: M.
+      edges: Int64["D+1"], document d has the chunk rows [edges[d], edges[d + 1]), counted from 0 in this set.
+      subsets: Int32["D"], numbers into `subset_names`.
+      document_ids: Int64["D"].
+      facts: plain JSON for a report.
+    """
+
+    def __init__(self, tables: Tables):
+        self._tables, chunks = tables, tables.chunks
+        self.name, self.protocol, self.chunk_length = tables.name, tables.protocol, chunks.chunk_length
+        self.fingerprint = fingerprint([tables.protocol, tables.first, chunks.fingerprint])
+        self.subset_names: tuple[str, ...] = chunks.subset_names
+        owners = chunks.document_ids[tables.first : len(chunks)]
+        first = first_rows(owners)
+        self.edges = np.append(first, len(owners)).astype(np.int64)
+        self.document_ids = owners[first]
+        self.subsets = chunks.subsets[tables.first + first].astype(np.int32)
+        self._provenance = lru_cache(maxsize=1)(self._open_provenance)
+
+    def __len__(self) -> int:
+        """How many documents it has."""
+        return len(self.document_ids)
+
+    @property
+    def facts(self) -> dict:
+        size = tables_bytes(self._tables)
+        return {
+            "documents": len(self),
+            "bytes": int(size.sum()),
+            "chunks": int(self.edges[-1]),
+            "protocol": self.protocol,
+            "dropped": dropped(self._tables),
+        }
+
+    def tokens(self, rows: Int64[np.ndarray, "*shape"]) -> Int32[np.ndarray, "*shape M"]:
+        """Tokens of chunks; -1 after a document's end, and for row -1."""
+        rows = np.asarray(rows)
+        there = rows != PADDING
+        found = self._tables.chunks.tokens[np.where(there, rows, 0) + self._tables.first]
+        return np.where(there[..., None], found, PADDING).astype(np.int32)
+
+    def documents(self, start: int, stop: int) -> list[Facts]:
+        """Facts of documents [start, stop)."""
+        return list(self._read(start, stop))
+
+    def _read(self, start: int, stop: int) -> Iterator[Facts]:
+        first = self._tables.first_document
+        for record in read_records(self._tables.documents.lines(first + start, first + stop)):
+            scored = tuple(tuple(pair) for pair in record.get("scored", ()))
+            yield Facts(record["name"], len(record["text"].encode()), record.get("words", 0), scored)
+
+    def document(self, row: int):
+        """The document (`data_pipeline.documents.stage.Document`) of a chunk."""
+        return self._provenance().document(self._tables.first + row)
+
+    def pieces(self, row: int) -> list[bytes]:
+        """The bytes of each token of a chunk, empty ones for BOS and EOS; joined they are the chunk's text."""
+        return self._provenance().pieces(self._tables.first + row)
+
+    def _open_provenance(self) -> Provenance:
+        tables = self._tables
+        return Provenance(tables.base / "documents", tables.data / "tokenizer", tables.chunks)
+
+    def neighbors(
+        self, k: int = 0, share: float = 1.0, database: str = "", without: frozenset[int] = frozenset()
+    ) -> SetNeighbors:
+        """Up to k neighbors of every chunk; stored ones, of which a stage with more serves for fewer.
+
+        Args:
+          k: 0: as many as are stored.
+          share: of the documents of the database, nested.
+          database: the data directory of another database of the same encoder and tokenizer; "": the set's own.
+          without: ids of documents that are left out of the database (`overlapping_documents`).
+
+        Raises:
+          StageError: none are stored, with the command that makes them; or a database that does not fit.
+        """
+        return open_neighbors(self._tables, k, share, database, frozenset(without))
+
+
+def tables_bytes(tables: Tables) -> Int64[np.ndarray, "D"]:
+    """UTF-8 bytes of each document of a set."""
+    return tables.documents.bytes[tables.first_document :]
+
+
+def dropped(tables: Tables) -> dict[str, int]:
+    """Records of a joined set that are no documents, by reason."""
+    if tables.name == HELD_OUT:
+        return {}
+    total: dict[str, int] = {}
+    for subset in read_documents_manifest(tables.base / "documents").counts["subsets"].values():
+        for reason, count in subset["dropped"].items():
+            total[reason] = total.get(reason, 0) + count
+    return total
+
+
+def finished_source(data: Path, name: str) -> SourceConfig:
+    """The source that a set was joined from.
+
+    Raises:
+      StageError: no such set, or one that is not finished.
+    """
+    check_name(name)
+    path = set_directory(data, name) / FINISHED
+    if not path.exists():
+        there = ", ".join([HELD_OUT, *list_sets(data)])
+        raise StageError(
+            f"There is no finished set {name!r} in {data} (there is: {there}), and no text was given for it. Give --path=FILES."
+        )
+    facts = read_json(path, "Run `retro join` with --path again: it writes the file anew.", keys=("source",))
+    return SourceConfig(**facts["source"])

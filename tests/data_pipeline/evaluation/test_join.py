@@ -1,0 +1,153 @@
+"""`join`: a set beside a finished database, made by the build's own stages, and not a byte of the database changes."""
+
+import errno
+import shutil
+from dataclasses import replace
+
+import joined_set
+import made_up_encoder
+import made_up_text
+import numpy as np
+import pytest
+from joined_set import TEXTS, contents, pile, write_records
+
+from data_pipeline.chunks import ChunkTable
+from data_pipeline.documents.stage import DocumentTable
+from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.evaluation.join import join, join_neighbors
+from data_pipeline.evaluation.sets import list_sets, open_set
+from data_pipeline.pipeline import build
+from data_pipeline.search.neighbors import NeighborTable
+from data_pipeline.stages import run as manifests
+from data_pipeline.stages.run import StageError
+
+KEPT = [text for text, _ in TEXTS if text is not None]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("join")
+
+
+@pytest.fixture(scope="module")
+def run(root):
+    found = joined_set.make_build(root)
+    write_records(root / "val.jsonl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(root, run):
+    """Every byte of the joined set; the database was compared."""
+    before = contents(root / "data", without="evaluation")
+    counts = join(run, root / "data", "pile", pile(root / "val.jsonl"))
+    assert counts["documents"] == len(KEPT) and counts["dropped"] == {"null": 1} and counts["neighbors"] == 4
+    assert contents(root / "data", without="evaluation") == before
+    return contents(root / "data" / "evaluation" / "pile")
+
+
+def test_a_second_join_makes_nothing(root, run, whole):
+    folder = root / "data" / "evaluation" / "pile"
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "set.json"}
+    join(run, root / "data", "pile", pile(root / "val.jsonl"))
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert list_sets(root / "data") == ["pile"]
+
+
+def test_a_join_killed_at_every_shard_ends_with_the_same_bytes(root, run, whole, monkeypatch):
+    """Under another data directory of the same database; now and then the disk is full instead."""
+    data = root / "again"
+    shutil.copytree(root / "data", data, ignore=shutil.ignore_patterns("evaluation"))
+    real, calls = manifests._make_shard, [0]
+
+    def dies(*arguments):
+        calls[0] += 1
+        if calls[0] % 2:
+            raise OSError(errno.ENOSPC, "No space left on device") if calls[0] % 4 == 1 else KeyboardInterrupt()
+        return real(*arguments)
+
+    monkeypatch.setattr(manifests, "_make_shard", dies)
+    for _ in range(40):
+        try:
+            join(run, data, "pile", pile(root / "val.jsonl"))
+            break
+        except (KeyboardInterrupt, StageError):
+            assert list_sets(data) == []
+    assert calls[0] > 8
+    assert contents(data / "evaluation" / "pile") == whole
+
+
+def test_neighbors_are_the_nearest_chunks_of_the_database(root, run, whole):
+    """Each chunk of the set against every vector of the database in a loop; a text of the database is at distance 0."""
+    data = root / "data"
+    table, vectors = ChunkTable(data / "chunks"), EmbeddingTable(data / "embeddings")
+    mine = EmbeddingTable(data / "evaluation" / "pile" / "embeddings")
+    found = NeighborTable(data / "evaluation" / "pile" / "neighbors")
+    keys = vectors[: table.database_chunks]
+    assert len(found) == len(mine) == open_set(data, "pile").edges[-1]
+    for row, query in enumerate(mine[:]):
+        squared = ((keys - query) ** 2).sum(axis=1)
+        order = np.lexsort((np.arange(len(keys)), squared))[:4]
+        np.testing.assert_allclose(found.distances[row], squared[order], atol=1e-5)
+        assert (squared[found.ids[row]] <= squared[order[-1]] + 1e-5).all()
+
+
+def test_a_text_of_the_database_finds_itself(root, run, whole, tmp_path):
+    for number, document in enumerate(DocumentTable(root / "data" / "documents").read(0, 2)):
+        (tmp_path / f"{number}.txt").write_text(document.text, encoding="utf-8", newline="")
+    join(run, root / "data", "copies", replace(pile(tmp_path), subset_key=""))
+    found = open_set(root / "data", "copies")
+    ids, distances = found.neighbors().find(np.arange(found.edges[-1]))
+    table = ChunkTable(root / "data" / "chunks")
+    own = table.tokens[ids[:, 0]]
+    assert not distances[:, 0].any() and (own == found.tokens(np.arange(len(own)))).all(axis=1).mean() > 0.9
+
+
+def test_bad_input_is_refused_by_name_before_anything_is_written(root, run, whole, tmp_path):
+    data, source = root / "data", pile(root / "val.jsonl")
+    before = contents(data)
+    made_up_encoder.write(tmp_path / "encoder", seed=5)
+    other = replace(run, data=replace(run.data, encoder=str(tmp_path / "encoder")))
+    write_records(tmp_path / "val.jsonl", TEXTS[:3])
+    for arguments, words in (
+        ((run, data, "../x", source), r"--set='../x' is no plain name"),
+        ((run, data, ".x", source), r"--set='.x' is no plain name"),
+        ((run, data, "held_out", source), r"held_out is the build's own held-out text"),
+        ((run, data, "new", replace(source, protocol="pil")), r"no protocol 'pil'; there is: .*documents"),
+        ((run, data, "new", pile(tmp_path / "nothing.jsonl")), r"does not exist; give a file"),
+        ((run, data, "pile", pile(tmp_path / "val.jsonl")), r"'pile' is there already, made from other files"),
+        ((run, data, "pile", replace(source, subset_key="")), r"'pile' is there already, made with other settings"),
+        ((other, data, "new", source), r"encoder.*does not match|another encoder"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            join(*arguments)
+        assert contents(data) == before
+    for keywords, words in (
+        ({"k": -1}, "k counts neighbors and cannot be -1"),
+        ({"share": 0.0}, r"must lie in \(0, 1\], but is 0.0"),
+        ({"share": 1.5}, r"must lie in \(0, 1\], but is 1.5"),
+        ({"share": 1e-9}, r"--share=1e-09 of the \d+ documents of .* leaves 0"),
+        ({"name": "pil"}, "no evaluation set 'pil' .*; there is: held_out, .*pile"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            join_neighbors(data, **({"name": "pile"} | keywords))
+        assert contents(data) == before
+
+
+def test_a_source_with_the_role_is_joined_by_the_build_and_is_never_in_the_database(root, run, whole, tmp_path):
+    """The same bytes as joined later, and the same database as without it."""
+    sources = {**run.data.sources, "pile": pile(root / "val.jsonl")}
+    both = replace(run, data=replace(run.data, sources=sources))
+    build(both, tmp_path)
+    found, expected = contents(tmp_path / "data", without="evaluation"), contents(root / "data", without="evaluation")
+    del found["config.json"], expected["config.json"]
+    assert found == expected
+    assert contents(tmp_path / "data" / "evaluation" / "pile") == whole
+
+
+def test_an_evaluation_set_alone_is_no_build(run, tmp_path):
+    made_up_text.write_folder(tmp_path / "text")
+    source = replace(run.data.sources["farm"], role="evaluation")
+    alone = replace(run, data=replace(run.data, sources={"farm": source}))
+    with pytest.raises(StageError, match=r"config.data.sources holds evaluation sets alone \(farm\)"):
+        build(alone, tmp_path)
