@@ -31,7 +31,7 @@ def check_inputs(run: RunConfig, data: Path) -> None:
     """
     from data_pipeline.documents.stage import check_settings
     from data_pipeline.encoder.stage import check_settings as check_embeddings
-    from data_pipeline.evaluation.entries import DOCUMENTS
+    from data_pipeline.evaluation.entries import DOCUMENTS, check_records
     from data_pipeline.evaluation.tables import check_set
     from data_pipeline.joined import check_lengths
 
@@ -44,10 +44,12 @@ def check_inputs(run: RunConfig, data: Path) -> None:
     check_settings(run.data)
     check_embeddings(run.data)
     for name, source in run.data.sources.items():
-        check_source(name, source, run.data.max_document_memory)
         if source.role == "evaluation":
             check_set(name, source)
-        elif source.protocol != DOCUMENTS:
+            check_records(name, source, run.data.max_document_memory)
+            continue
+        check_source(name, source, run.data.max_document_memory)
+        if source.protocol != DOCUMENTS:
             raise ValueError(
                 f"config.data.sources.{name}.protocol={source.protocol!r} is of evaluation sets, but its role is "
                 f"{source.role!r}; set config.data.sources.{name}.role=evaluation, or leave the protocol out."

@@ -29,17 +29,26 @@ _hashes: dict[str, int] = {}
 
 def grams(text: str) -> UInt64[np.ndarray, "G"]:
     """The text's different grams as 64-bit hashes, sorted; of a shorter text its words together, or else the text."""
+    return np.unique(gram_sequence(word_hashes(text)))
+
+
+def word_hashes(text: str) -> UInt64[np.ndarray, "W"]:
+    """64-bit hashes of the words in order, at least one."""
     words = WORD.findall(text.lower()) or [text]
     if len(_hashes) > 1 << 17:  # some 15 MB
         _hashes.clear()
-    numbers = np.fromiter(map(_word_hash, words), np.uint64, len(words))
-    length = min(GRAM, len(words))
+    return np.fromiter(map(_word_hash, words), np.uint64, len(words))
+
+
+def gram_sequence(words: UInt64[np.ndarray, "W"], length: int = GRAM) -> UInt64[np.ndarray, "G"]:
+    """The hashes of all runs of `length` words (or of all words, where there are fewer), in order."""
+    length = min(length, len(words))
     found = np.zeros(len(words) - length + 1, np.uint64)
     for offset in range(length):
-        found = found * MULTIPLIER + numbers[offset : offset + len(found)]
+        found = found * MULTIPLIER + words[offset : offset + len(found)]
     found ^= found >> np.uint64(32)
     found *= MULTIPLIER
-    return np.unique(found ^ (found >> np.uint64(29)))
+    return found ^ (found >> np.uint64(29))
 
 
 def _word_hash(word: str) -> int:

@@ -17,8 +17,8 @@ import numpy as np
 
 from data_pipeline.documents.selection import SPLITS
 from data_pipeline.documents.stage import STAGE, document_id, source_facts
-from data_pipeline.evaluation.entries import Entry, read_entries
-from data_pipeline.sources.readers import Unit, list_source, source_digest, source_units
+from data_pipeline.evaluation.entries import Entry, list_set, read_entries
+from data_pipeline.sources.readers import Unit, source_digest, source_units
 from data_pipeline.stages.run import Manifest, Shard, StageError, run_stage
 from retro_jax.config import DataConfig, SourceConfig
 from retro_jax.core.progress import progress
@@ -37,7 +37,7 @@ def build_set_documents(directory: Path, name: str, source: SourceConfig, config
     Raises:
       StageError: files that cannot be read as the protocol says, a scored range outside of its text, or no document.
     """
-    listing = list_source(name, source)
+    listing = list_set(name, source)
     shards = []
     for number, unit in enumerate(source_units(name, source, listing)):
         files = [f"part-{number:05d}.jsonl", f"lines-{number:05d}.npy"]

@@ -15,6 +15,7 @@ from data_pipeline.encoder.bert import encoder_directory
 from data_pipeline.encoder.stage import STAGE as EMBEDDINGS
 from data_pipeline.encoder.stage import build_embeddings, open_encoder
 from data_pipeline.evaluation.documents import build_set_documents, set_facts
+from data_pipeline.evaluation.entries import check_records, list_set
 from data_pipeline.evaluation.neighbors import SetNeighbors, make_neighbors
 from data_pipeline.evaluation.searched import View, open_database
 from data_pipeline.evaluation.sets import FINISHED
@@ -62,10 +63,8 @@ def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping
 
 def check_join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> None:
     """Opens what a join reads before anything is written; raises as `join` does."""
-    from data_pipeline.inputs import check_source
-
     check_set(name, source)
-    check_source(name, source, run.data.max_document_memory)
+    check_records(name, source, run.data.max_document_memory)
     open_encoder(data / EMBEDDINGS, encoder_directory(run.data))
 
 
@@ -73,7 +72,10 @@ def _refuse_other_content(documents: Path, name: str, source: SourceConfig) -> N
     """Raises StageError where a set of that name holds other text, or was read in another way."""
     if (plan := read_plan(documents)) is None:
         return
-    wanted = {"config": set_facts(name, source), "inputs": {f"source {name}": source_digest(name, source)}}
+    wanted = {
+        "config": set_facts(name, source),
+        "inputs": {f"source {name}": source_digest(name, source, list_set(name, source))},
+    }
     if different := [part for part, facts in wanted.items() if plan[part] != json.loads(json.dumps(facts))]:
         what = "from other files" if different == ["inputs"] else "with other settings (protocol or keys)"
         raise StageError(

@@ -30,7 +30,7 @@ def check_set(name: str, source: SourceConfig) -> None:
     check_name(name)
     if name == HELD_OUT:
         raise StageError(f"--set={HELD_OUT} is the build's own held-out text. Give the set another name.")
-    check_protocol(source.protocol)
+    check_protocol(name, source)
     for key in ("max_train_bytes", "max_validation_bytes", "max_document_bytes", "evaluation_titles"):
         if value := getattr(source, key):
             raise StageError(

@@ -25,6 +25,7 @@ class Wanted:
     limit: int  # bytes of one document
     columns: Sequence[str]  # of a table
     option: str  # the config keys that name them, for messages
+    optional: Sequence[str] = ()  # of a table, read where it has them
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,12 @@ def _whole_text(file: SourceFile, wanted: Wanted) -> Iterator[tuple[int, str, st
 FORMATS = {
     "text": Format((".txt",), _whole_text, compressible=True, one_document=True),
     "jsonl": Format((".jsonl", ".ndjson", ".json"), lambda file, wanted: json_records(file, wanted.limit), True),
-    "parquet": Format((".parquet",), lambda file, wanted: parquet_rows(file, list(wanted.columns), wanted.option)),
-    "arrow": Format((".arrow",), lambda file, wanted: arrow_rows(file, list(wanted.columns), wanted.option)),
+    "parquet": Format(
+        (".parquet",), lambda file, wanted: parquet_rows(file, list(wanted.columns), wanted.option, wanted.optional)
+    ),
+    "arrow": Format(
+        (".arrow",), lambda file, wanted: arrow_rows(file, list(wanted.columns), wanted.option, wanted.optional)
+    ),
 }
 
 

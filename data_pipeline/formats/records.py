@@ -5,7 +5,7 @@ file and row. A file that is broken is a StageError, never an early end. The onl
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from data_pipeline.formats.files import BLOCK, SourceFile, open_file
 from data_pipeline.formats.sniff import check_kind
@@ -15,21 +15,25 @@ END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 ROWS = 64  # of a table that are Python objects at once
 
 
-def parquet_rows(file: SourceFile, columns: list[str], option: str) -> Iterator[tuple[int, str, Mapping]]:
-    """Yields the rows of a Parquet file, counted from 1, with those top-level columns alone."""
+def parquet_rows(
+    file: SourceFile, columns: list[str], option: str, optional: Sequence[str] = ()
+) -> Iterator[tuple[int, str, Mapping]]:
+    """Yields the rows of a Parquet file, counted from 1, with those top-level columns alone, and of `optional` with what is there."""
     import pyarrow as pa  # of the [build] extra
     import pyarrow.parquet
 
     with _reading(file, "Parquet table") as (stream, rows):
         table = pa.parquet.ParquetFile(stream, buffer_size=BLOCK, pre_buffer=False, page_checksum_verification=True)
-        _check_columns(file, table.schema_arrow.names, columns, option)
+        columns = _check_columns(file, table.schema_arrow.names, columns, option, optional)
         for batch in table.iter_batches(batch_size=ROWS, columns=columns):
             yield from rows(batch, columns)
         if rows.number != table.metadata.num_rows:
             raise EOFError(f"its metadata says {table.metadata.num_rows:,} rows, but there are {rows.number:,}")
 
 
-def arrow_rows(file: SourceFile, columns: list[str], option: str) -> Iterator[tuple[int, str, Mapping]]:
+def arrow_rows(
+    file: SourceFile, columns: list[str], option: str, optional: Sequence[str] = ()
+) -> Iterator[tuple[int, str, Mapping]]:
     """Yields the rows of an Arrow file (stream or file form), as `parquet_rows` does."""
     import pyarrow as pa
 
@@ -37,7 +41,7 @@ def arrow_rows(file: SourceFile, columns: list[str], option: str) -> Iterator[tu
         whole = stream.read(6) == b"ARROW1"
         stream.seek(0)
         table = pa.ipc.open_file(stream) if whole else pa.ipc.open_stream(stream)
-        _check_columns(file, table.schema.names, columns, option)
+        columns = _check_columns(file, table.schema.names, columns, option, optional)
         for batch in (table.get_batch(n) for n in range(table.num_record_batches)) if whole else table:
             yield from rows(batch, columns)
         if not whole:
@@ -86,10 +90,12 @@ class _reading:
             ) from None
 
 
-def _check_columns(file: SourceFile, names: list[str], columns: list[str], option: str) -> None:
+def _check_columns(file: SourceFile, names: list[str], columns: list[str], option: str, optional) -> list[str]:
+    """The columns that are read; StageError where one that must be there is not."""
     for column in columns:
         if column not in names:
             there = ", ".join(sorted(names))
             raise StageError(
                 f"{file.url} has no column {column!r}; there is: {there}. Set {option} to one that every file has."
             )
+    return [*columns, *(column for column in optional if column in names and column not in columns)]

@@ -100,7 +100,7 @@ def test_a_line_that_is_not_of_the_format_is_named(tmp_path, content, words):
 
 def test_an_unknown_protocol_lists_the_known_ones(tmp_path):
     source = dataclasses.replace(pile(write_records(tmp_path / "val.jsonl")), protocol="documnets")
-    with pytest.raises(StageError, match="no protocol 'documnets'; there is: .*documents"):
+    with pytest.raises(ValueError, match="no protocol 'documnets'; there is: .*documents"):
         make(tmp_path, source)
 
 
