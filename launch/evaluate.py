@@ -52,8 +52,8 @@ def _evaluate(invocation: Invocation) -> None:
 def evaluate_directory(run, workdir) -> str:
     """Evaluates a work directory under its lock; returns the table as text, on process 0."""
     import jax
-    from data_pipeline.evaluation.sets import open_sets
 
+    from data_pipeline.evaluation.sets import open_sets
     from retro_jax.core.lock import lock_directory
     from retro_jax.evaluate.evaluate import evaluate
     from retro_jax.evaluate.summary import table_text
@@ -66,7 +66,9 @@ def evaluate_directory(run, workdir) -> str:
     on_first(lock.acquire)
     preemption = Preemption(jax.process_count())
     try:
-        sets = open_sets(data_directory(run, workdir), run.evaluate.sets)
+        data = data_directory(run, workdir)
+        sets = open_sets(data, run.evaluate.sets)
+        on_first(lambda: search_missing(run, data, list(sets)))
         results = evaluate(run, workdir, sets, stop=lambda: preemption.stop_here("evaluate"))
     finally:
         preemption.close()
@@ -76,6 +78,23 @@ def evaluate_directory(run, workdir) -> str:
         return ""
     tables = [f"{name}\n{table_text(found)}" for name, found in results["sets"].items()]
     return "\n\n".join([*tables, results["verdict"]["text"], f"Report: {workdir / 'report.html'}"])
+
+
+def search_missing(run, data, names) -> None:
+    """Searches the neighbors that no finished stage has: a changed database, more of them, a share, another database.
+
+    Raises:
+      ValueError, StageError: a database of another encoder or tokenizer.
+    """
+    from data_pipeline.evaluation.join import join_neighbors
+
+    settings = run.evaluate
+    wanted = [(run.model.neighbors, 1.0, ""), *((k, 1.0, "") for k in settings.tried_neighbors)]
+    wanted += [(run.model.neighbors, share, "") for share in settings.tried_shares]
+    wanted += [(run.model.neighbors, 1.0, database) for database in settings.tried_databases]
+    for name in names:
+        for k, share, database in [(0, 1.0, ""), *wanted]:
+            join_neighbors(data, name, k, share, database)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,12 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _hashes: dict[str, int] = {}
 
 
-def grams(text: str) -> UInt64[np.ndarray, "G"]:
+def grams(text: str) -> UInt64[np.ndarray, "N"]:
     """The text's different grams as 64-bit hashes, sorted; of a shorter text its words together, or else the text."""
     return np.unique(gram_sequence(word_hashes(text)))
 
 
-def word_hashes(text: str) -> UInt64[np.ndarray, "W"]:
+def word_hashes(text: str) -> UInt64[np.ndarray, "N"]:
     """64-bit hashes of the words in order, at least one."""
     words = WORD.findall(text.lower()) or [text]
     if len(_hashes) > 1 << 17:  # some 15 MB
@@ -40,7 +40,7 @@ def word_hashes(text: str) -> UInt64[np.ndarray, "W"]:
     return np.fromiter(map(_word_hash, words), np.uint64, len(words))
 
 
-def gram_sequence(words: UInt64[np.ndarray, "W"], length: int = GRAM) -> UInt64[np.ndarray, "G"]:
+def gram_sequence(words: UInt64[np.ndarray, "N"], length: int = GRAM) -> UInt64[np.ndarray, "N"]:
     """The hashes of all runs of `length` words (or of all words, where there are fewer), in order."""
     length = min(length, len(words))
     found = np.zeros(len(words) - length + 1, np.uint64)

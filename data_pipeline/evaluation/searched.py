@@ -124,7 +124,7 @@ def open_part(shard: tuple, chunks: Path, first: int, removed: Removed, fraction
 
 def share_of_all(database: Database, share: float) -> float:
     """The share of all documents: the database may be one of a share itself, in which smaller ones are nested."""
-    return share * read_manifest(database.data / "index", "index", verify=False).config["database_fraction"]
+    return share * read_manifest(database.data / "index", "index", verify=False).config.get("database_fraction", 1.0)
 
 
 def rows_in_view(database: Database, view: View) -> tuple[Int64[np.ndarray, "K"], Bool[np.ndarray, "K"]]:

@@ -5,7 +5,7 @@ wikitext = open_set(data, "wikitext")       a set that `retro join` made
 wikitext.neighbors(k=20, share=0.1)         stored neighbors, or what to run to have them
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from data_pipeline.chunks import ChunkTable
 from data_pipeline.database.provenance import Provenance
 from data_pipeline.documents.stage import read_documents_manifest, read_records
 from data_pipeline.evaluation.neighbors import SetNeighbors, open_neighbors
@@ -46,6 +47,19 @@ def open_set(data: Path, name: str) -> "StoredSet":
 def list_sets(data: Path) -> list[str]:
     """Names of the sets that are joined completely, "held_out" not among them."""
     return [name for name in set_names(data) if (set_directory(data, name) / FINISHED).exists()]
+
+
+def open_sets(data: Path, names: Sequence[str] = ()) -> "dict[str, StoredSet]":
+    """Sets by name; without names the held-out split, where there is one, and every joined set.
+
+    Raises:
+      StageError: no such set, or none at all.
+    """
+    data = Path(data)
+    if not names:
+        chunks = ChunkTable(data / "chunks")
+        names = [HELD_OUT] * (chunks.database_chunks < len(chunks)) + list_sets(data)
+    return {name: open_set(data, name) for name in names or [HELD_OUT]}
 
 
 FINISHED = "set.json"  # of a set: what it was made from, written behind its last stage

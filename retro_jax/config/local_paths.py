@@ -9,7 +9,7 @@ from retro_jax.core.paths import local_path, special
 LOCAL_KEYS = {
     "data": ("directory", "tokenizer", "encoder"),
     "train": ("initialize_from",),
-    "evaluate": ("retro", "baseline"),
+    "evaluate": ("retro", "baseline", "tried_databases"),
 }
 
 
@@ -18,9 +18,14 @@ def with_local_paths(run: RunConfig) -> RunConfig:
     for section, keys in LOCAL_KEYS.items():
         config = getattr(run, section)
         values = {key: getattr(config, key) for key in keys if getattr(config, key)}
-        changed = {
-            key: str(local_path(value, f"config.{section}.{key}")) for key, value in values.items() if special(value)
-        }
+        changed = {key: _plain(value, f"config.{section}.{key}") for key, value in values.items()}
+        changed = {key: value for key, value in changed.items() if value != values[key]}
         if changed:
             run = replace(run, **{section: replace(config, **changed)})
     return run
+
+
+def _plain(value: str | tuple[str, ...], where: str) -> str | tuple[str, ...]:
+    if isinstance(value, tuple):
+        return tuple(_plain(one, where) for one in value)
+    return str(local_path(value, where)) if special(value) else value

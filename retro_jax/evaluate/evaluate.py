@@ -7,6 +7,7 @@ what it needs. Every process of a run calls this alike; process 0 writes.
 """
 
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -117,13 +118,14 @@ class Evaluation:
             opened = {one.name: open_condition(task, self.workdir, one) for one in self.conditions}
             opened["text"] = open_text(task, self.workdir)
             scores[name] = {kind: found.directory.name for kind, (found, _) in opened.items()}
-        return {
+        found = {
             "scores": scores,
             "steps": self.steps,
             "settings": to_dict(self.run.evaluate),
             "format": FORMAT,
             "metrics": list(METRICS),
         }
+        return json.loads(json.dumps(found))  # tuples come back from the file as lists
 
     def scorer(self, name: str, greedy: bool) -> Scorer:
         """The compiled forward pass of a model, which is read when it is first asked for."""
@@ -250,8 +252,11 @@ def find_results(workdir: Path, made_from: Mapping) -> tuple[dict, list] | None:
         passages = read_json(workdir / "passages.json", REMEDY, kind=list)
         if found.pop("passages", None) != file_sha256(workdir / "passages.json"):
             raise DamagedFile(workdir / "passages.json", "was altered", REMEDY)
-    except (DamagedFile, TypeError, ValueError) as error:
+    except DamagedFile as error:
         note(str(error))
+        return None
+    except (TypeError, ValueError) as error:
+        note(f"{path} is of another form ({error}). {REMEDY}")
         return None
     return (results, passages) if found == made_from else None
 

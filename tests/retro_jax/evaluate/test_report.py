@@ -1,26 +1,24 @@
-"""`retro evaluate` from a finished build to results.json and the page; the quickstart's steps around it."""
+"""`retro evaluate` from a finished build to results.json, the table and the page."""
 
+import csv
 import dataclasses
 import html.parser
 import json
 import re
 import shutil
-from importlib import import_module
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from evaluation_fixture import RUN, build, save_runs
-from made_up_checkpoints import write_whole
 from recording import assert_reads, recorded
 
 from data_pipeline.documents.stage import DocumentTable
-from launch import evaluate as verb
-from launch import quickstart
-from launch.evaluate import evaluate
+from launch.evaluate import evaluate_directory
 from launch.evaluate import main as evaluate_main
-from retro_jax.config import to_dict
 from retro_jax.evaluate.conditions import CONDITIONS, Condition
 from retro_jax.evaluate.conditions import register as register_condition
+from retro_jax.evaluate.evaluate import Evaluation, find_results
 from retro_jax.evaluate.metrics import METRICS, Metric
 from retro_jax.evaluate.metrics import register as register_metric
 from retro_jax.evaluate.passages import longest_run
@@ -47,12 +45,22 @@ def results(root):
 
 
 @pytest.fixture(scope="module")
+def held_out(results):
+    return results["sets"]["held_out"]
+
+
+@pytest.fixture(scope="module")
 def page(root):
     return (root / "report.html").read_text()
 
 
-def test_results_hold_what_the_issue_says(results):
-    for figures in [*results["subsets"].values(), results["all"]]:
+def with_set(results, **changes):
+    """The results with other figures of the held-out set."""
+    return {**results, "sets": {"held_out": {**results["sets"]["held_out"], **changes}}}
+
+
+def test_results_hold_figures_models_and_seconds(results, held_out):
+    for figures in [*held_out["subsets"].values(), held_out["all"]]:
         assert {"documents", "tokens", "bytes", "bpb", "on_minus_off"} <= set(figures)
         assert {"baseline", "off", "on", "random", "empty"} <= set(figures["bpb"]) == set(CONDITIONS)
         gap = figures["on_minus_off"]
@@ -60,19 +68,34 @@ def test_results_hold_what_the_issue_says(results):
         assert abs(gap["mean"] - (figures["bpb"]["on"] - figures["bpb"]["off"])) < 1e-9
         assert abs(figures["bpb"]["empty"] - figures["bpb"]["off"]) < 1e-5  # an empty retrieval is Off
         assert figures["bpb"]["on"] != figures["bpb"]["off"]
-    assert set(results["subsets"]) == {"laws", "tales"}
+    assert set(held_out["subsets"]) == {"laws", "tales"} and held_out["protocol"] == "documents"
     assert {"chunks", "documents", "recall"} <= set(results["database"])
     assert results["database"]["recall"] == {"k": 3, "value": 1.0}
     assert results["model"]["parameters"] > results["model"]["baseline_parameters"] > 0
     stages = {"documents", "tokenizer", "chunks", "index", "neighbors", "joined", "train baseline", "train retro"}
     assert stages | {"evaluate"} == set(results["seconds"])
-    assert all(curves["bpb"]["on"][-1] for curves in results["leakage"].values())
+    assert all(curves["bpb"]["on"][-1] for curves in held_out["leakage"].values())
 
 
-def test_all_is_the_sum_of_the_subsets(results):
+def test_all_is_the_sum_of_the_subsets(held_out):
     for condition in CONDITIONS:
-        bits = sum(figures["bpb"][condition] * figures["bytes"] for figures in results["subsets"].values())
-        assert abs(bits / results["all"]["bytes"] - results["all"]["bpb"][condition]) < 1e-9
+        bits = sum(figures["bpb"][condition] * figures["bytes"] for figures in held_out["subsets"].values())
+        assert abs(bits / held_out["all"]["bytes"] - held_out["all"]["bpb"][condition]) < 1e-9
+
+
+def test_the_table_for_notebooks_has_every_figure(root, held_out):
+    """results.csv and results.parquet: a figure a row, in full."""
+    with open(root / "results.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = {("laws", "bpb", "on"): held_out["subsets"]["laws"]["bpb"]["on"]}
+    wanted["all", "bpb_difference", "on - off"] = held_out["all"]["on_minus_off"]["mean"]
+    wanted["tales", "perplexity", "baseline"] = held_out["subsets"]["tales"]["perplexity"]["baseline"]
+    found = {(row["subset"], row["metric"], row["condition"]): row for row in rows if not row["alpha"]}
+    for key, value in wanted.items():
+        assert float(found[key]["value"]) == value and found[key]["set"] == "held_out"
+    assert not [row for row in rows if row["metric"] in ("accuracy", "word_perplexity")], "held-out text has none"
+    table = pq.read_table(root / "results.parquet").to_pylist()
+    assert len(table) == len(rows) and table[0]["value"] == float(rows[0]["value"])
 
 
 class Reader(html.parser.HTMLParser):
@@ -129,9 +152,12 @@ def test_markup_in_every_place_that_takes_text(results):
     token = {"text": wicked, "off": 5.0, "on": 1.0}
     passage = {"kind": wicked, "subset": wicked, "document": wicked, "bytes": 9, "bits_off": 5.0, "bits_on": 1.0}
     passage["chunks"] = [{"chunk": 3, "overlap": 0.5, "tokens": [token], "neighbors": [neighbor]}]
-    changed = {**results, "subsets": {wicked: results["all"]}, "data": {wicked: {**results["data"]["laws"]}}}
-    changed["leakage"] = {"all": results["leakage"]["all"], wicked: results["leakage"]["all"]}
-    changed["verdict"] = {**results["verdict"], "text": wicked}
+    of_set = results["sets"]["held_out"]
+    curves = {"all": of_set["leakage"]["all"], wicked: of_set["leakage"]["all"]}
+    verdict = {**results["verdict"], "text": wicked}
+    of_set = {**of_set, "subsets": {wicked: of_set["all"]}, "leakage": curves, "verdict": verdict, "protocol": "pile"}
+    changed = {**results, "sets": {"held_out": of_set, wicked: of_set}, "data": {wicked: {**results["data"]["laws"]}}}
+    changed["verdict"] = verdict
     changed["versions"] = {wicked: wicked}
     page = make_report(changed, [passage], make_plots(changed, {}), wicked)
     reader = Reader()
@@ -196,24 +222,25 @@ def test_longest_run_marks_the_first_of_the_longest():
 
 def test_again_only_the_report_is_made(root, results, monkeypatch, capsys):
     (root / "report.html").unlink()
-    monkeypatch.setattr(verb, "measure", lambda *arguments: pytest.fail("measured again"))
+    monkeypatch.setattr(Evaluation, "measure", lambda *arguments: pytest.fail("measured again"))
     assert evaluate_main([f"--workdir={root}"]) == 0
     assert json.loads((root / "results.json").read_text()) == results
     assert (root / "report.html").exists() and "already" in capsys.readouterr().err
 
 
-def test_nothing_is_bold_that_is_not_shown(results):
+def test_nothing_is_bold_that_is_not_shown(results, held_out):
     """0 within an interval: neither the difference nor On is bold, and the plot's mark is hollow."""
     shown = {"mean": -0.2, "low": -0.3, "high": -0.1, "shown": True}
     tie = {"mean": -0.2, "low": -0.3, "high": 0.1, "shown": False}
     names = ("on_minus_off", "on_minus_random", "on_minus_shuffled", "off_minus_baseline", "on_minus_baseline")
 
     def page(gap):
-        figures = {**results["all"], **dict.fromkeys(names, gap)}
-        curves = {**results["leakage"]["all"], "on_minus_off_at_lowest_alpha": gap}
-        changed = {**results, "subsets": {"laws": figures}, "all": figures, "leakage": {"all": curves, "laws": curves}}
+        figures = {**held_out["all"], **dict.fromkeys(names, gap)}
+        curves = {**held_out["leakage"]["all"], "on_minus_off_at_lowest_alpha": gap}
+        of_all = {"all": curves, "laws": curves}
+        changed = with_set(results, subsets={"laws": figures}, all=figures, leakage=of_all)
         plots = make_plots(changed, {})
-        return make_report(changed, [], plots), plots["gains"]
+        return make_report(changed, [], plots), plots["held_out-gains"]
 
     bold, mark = re.compile("<td[^>]*><b>"), 'class="mark hollow"'
     sure, plot = page(shown)
@@ -222,14 +249,14 @@ def test_nothing_is_bold_that_is_not_shown(results):
     assert not bold.findall(unsure) and plot.count(mark) == 2 * 3
 
 
-def test_many_subsets_keep_a_readable_histogram(results):
+def test_many_subsets_keep_a_readable_histogram(results, held_out):
     """One bar a color: the six largest subsets, and the axis says so."""
-    named = {f"s{n}": {**results["all"], "bytes": n} for n in range(9)}
-    changed = {**results, "subsets": named, "leakage": dict.fromkeys(named, results["leakage"]["all"])}
-    drawn = make_plots(changed, {})["overlap"]
+    named = {f"s{n}": {**held_out["all"], "bytes": n} for n in range(9)}
+    changed = with_set(results, subsets=named, leakage=dict.fromkeys(named, held_out["leakage"]["all"]))
+    drawn = make_plots(changed, {})["held_out-overlap"]
     assert drawn.count('class="bar"') == 6 * 9 and "6 largest subsets" in drawn
     assert ">s3<" in drawn and ">s2<" not in drawn
-    assert "largest" not in make_plots(results, {})["overlap"]
+    assert "largest" not in make_plots(results, {})["held_out-overlap"]
 
 
 def test_a_condition_has_one_color_dash_and_marker_in_every_plot():
@@ -238,28 +265,35 @@ def test_a_condition_has_one_color_dash_and_marker_in_every_plot():
     assert {line.marker for line in lines} == {"circle", "square", "diamond", "triangle"}
 
 
-class Measured(Exception):
-    pass
-
-
-def test_results_of_an_older_form_are_made_anew(root, tmp_path, monkeypatch):
-    """Not read with a KeyError: the form is part of what decides whether figures are kept."""
-    for name in ("retro", "baseline", "data"):
-        (tmp_path / name).symlink_to(root / name)
-    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, directory=str(root / "data")))
-    made_from = verb.inputs(run, root / "data", verb.find_runs(run, tmp_path))
-    for older in ({}, {"made_from": {name: value for name, value in made_from.items() if name != "format"}}):
+def test_results_of_an_older_form_are_computed_again(root, tmp_path, capsys):
+    """A results.json of another version is never read with a KeyError: its format is looked at first."""
+    made_from = json.loads((root / "results.json").read_text())["made_from"]
+    shutil.copy(root / "passages.json", tmp_path)
+    for older in ({}, {"made_from": {**made_from, "format": 2}}, {"made_from": 3}, {"made_from": made_from}):
         (tmp_path / "results.json").write_text(json.dumps(older))
-        asked = []
+        assert find_results(tmp_path, made_from) is None
+        assert "computed again" in capsys.readouterr().err
+    shutil.copy(root / "results.json", tmp_path)
+    own = {name: value for name, value in made_from.items() if name != "passages"}
+    assert find_results(tmp_path, own) is not None
 
-        def measure(*arguments, asked=asked):
-            asked.append(1)
-            raise Measured
 
-        monkeypatch.setattr(verb, "measure", measure)
-        with pytest.raises(Measured):
-            evaluate(run, tmp_path)
-        assert asked
+def test_on_with_other_neighbors_stands_beside_on(root, tmp_path, capsys):
+    """What does not change is not scored again: Off, the baseline and the controls keep their scores."""
+    work = tmp_path / "work"
+    shutil.copytree(root, work, symlinks=True)
+    parts = {path: path.stat().st_mtime_ns for path in (work / "scores").rglob("*.parquet")}
+    assert evaluate_main([f"--workdir={work}", "--config.evaluate.tried_neighbors=(1,)"]) == 0
+    held_out = json.loads((work / "results.json").read_text())["sets"]["held_out"]
+    bpb, page = held_out["all"]["bpb"], (work / "report.html").read_text()
+    assert bpb["on k=1"] not in (None, bpb["on"], bpb["off"]) and "on k=1" in page
+    assert "Number of neighbors" in page and (work / "plots" / "held_out-neighbors.svg").exists()
+    after = {path: path.stat().st_mtime_ns for path in (work / "scores").rglob("*.parquet")}
+    assert {path: after[path] for path in parts} == parts and len(after) == len(parts) + 1
+    assert evaluate_main([f"--workdir={work}", "--config.evaluate.tried_neighbors=(1,1)"]) == 2
+    assert "config.evaluate.tried_neighbors must be different numbers from 1" in capsys.readouterr().err
+    assert evaluate_main([f"--workdir={work}", "--config.evaluate.sets=('books',)"]) == 2
+    assert "no evaluation set 'books'" in capsys.readouterr().err
 
 
 def test_evaluation_without_neighbors_is_refused(root, capsys):
@@ -268,12 +302,12 @@ def test_evaluation_without_neighbors_is_refused(root, capsys):
     assert evaluate_main([f"--workdir={root}", "--config.model.layers=3"]) == 2
     assert "config.model.layers (there 2, here 3)" in capsys.readouterr().err
     assert evaluate_main([f"--workdir={root}", "--config.model.neighbors=4"]) == 2
-    assert "config.model.neighbors=4, but the shards" in capsys.readouterr().err
+    assert "The stage 'embeddings' in" in capsys.readouterr().err, "more than the 3 stored are searched anew"
 
 
 def test_a_model_of_another_database_is_refused(root, monkeypatch, capsys):
     wrong = {"tokenizer": "a" * 64, "database": "b" * 64, "joined": "c" * 64}
-    monkeypatch.setattr("retro_jax.run_directory.checkpoints.load_fingerprints", lambda directory, step: wrong)
+    monkeypatch.setattr("retro_jax.evaluate.evaluate.load_fingerprints", lambda directory, step: wrong)
     assert evaluate_main([f"--workdir={root}"]) == 2
     message = capsys.readouterr().err
     assert "tokenizer in" in message and "aaaaaaaaaaaaaaaa…" in message and str(root / "baseline") in message
@@ -282,9 +316,9 @@ def test_a_model_of_another_database_is_refused(root, monkeypatch, capsys):
 def test_without_a_baseline_its_column_is_empty(root, tmp_path, capsys):
     (tmp_path / "retro").symlink_to(root / "retro")
     run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, directory=str(root / "data")))
-    text = evaluate(run, tmp_path)
+    text = evaluate_directory(run, tmp_path)
     assert "there is no baseline" in capsys.readouterr().err
-    found = json.loads((tmp_path / "results.json").read_text())
+    found = json.loads((tmp_path / "results.json").read_text())["sets"]["held_out"]
     assert found["all"]["bpb"]["baseline"] is None and "off_minus_baseline" not in found["all"]
     assert "on - off" in text and (tmp_path / "report.html").exists()
 
@@ -292,77 +326,6 @@ def test_without_a_baseline_its_column_is_empty(root, tmp_path, capsys):
 def test_a_work_directory_without_a_model_is_explained(tmp_path, capsys):
     assert evaluate_main([f"--workdir={tmp_path}"]) == 2
     assert "holds no trained model" in capsys.readouterr().err
-
-
-def test_quickstart_hands_its_flags_on(tmp_path):
-    argv = ["--config=configs/quickstart.py:smoke", "--workdir", str(tmp_path), "--config.train.steps=70"]
-    invocation = quickstart.parse(quickstart.VERB, argv)
-    steps = quickstart.steps(invocation.run, invocation.workdir, argv)
-    assert [step.verb for step in steps] == ["build", "train", "train", "evaluate"]
-    parsed = [quickstart.parse(quickstart.VERB, step.arguments) for step in steps]
-    assert [invocation.workdir.name for invocation in parsed] == [
-        tmp_path.name,
-        "baseline",
-        "retro",
-        tmp_path.name,
-    ]
-    assert [invocation.run.model.retrieves for invocation in parsed] == [True, False, True, True]
-    assert {invocation.run.train.steps for invocation in parsed[1:3]} == {70}
-    assert {invocation.run.data.directory for invocation in parsed[1:]} == {str(tmp_path / "data")}
-
-
-def test_quickstart_gives_each_step_what_it_reads(tmp_path):
-    """A flag that a step does not read would end it; one that is set twice would be refused."""
-    argv = ["-config", "configs/quickstart.py:smoke", "--workdir", str(tmp_path), "--config.train.seed", "3"]
-    argv += ["--config.model.width=96", "--config.model.retrieval_layers=(2,)", "--noconfig.model.scan"]
-    argv += ["--config.data.recall_sample=7", "--config.evaluate.passages=1", "--config.data.directory=elsewhere"]
-    invocation = quickstart.parse(quickstart.VERB, argv)
-    planned = quickstart.steps(invocation.run, invocation.workdir, argv)
-    verbs = [import_module(f"launch.{step.verb}").VERB for step in planned]
-    build, baseline, retro, evaluate = (
-        quickstart.parse(verb, step.arguments) for verb, step in zip(verbs, planned, strict=True)
-    )
-    assert build.run.data.recall_sample == 7 and build.run.data.directory == "elsewhere"
-    assert baseline.run.model.retrieval_layers == () and retro.run.model.retrieval_layers == (2,)
-    assert {one.run.train.seed for one in (baseline, retro)} == {3}
-    assert {one.run.model.width for one in (baseline, retro, evaluate)} == {96}
-    assert evaluate.run.evaluate.passages == 1 and evaluate.run.model == retro.run.model
-    assert {one.run.data.directory for one in (build, baseline, retro, evaluate)} == {"elsewhere"}
-
-
-def test_quickstart_passes_over_a_trained_model(tmp_path):
-    arguments = ["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}"]
-    step = quickstart.Step("train", "train", arguments)
-    assert not quickstart.is_trained(step)
-    run = quickstart.parse(quickstart.VERB, arguments).run
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(run)))
-    assert not quickstart.is_trained(step)
-    checkpoint = write_whole(tmp_path / "checkpoints", run.train.steps)
-    assert quickstart.is_trained(step)
-    assert not quickstart.is_trained(quickstart.Step("train", "train", [*arguments, "--config.train.seed=1"]))
-    (checkpoint / "run" / "data.json").unlink()  # a damaged model, and then a damaged config, are the verb's to mend
-    assert not quickstart.is_trained(step)
-    (tmp_path / "config.json").write_text("")
-    assert not quickstart.is_trained(step)
-
-
-def test_quickstart_stops_at_the_step_that_fails(tmp_path, monkeypatch, capsys):
-    tried = []
-    monkeypatch.setattr(quickstart, "run_step", lambda step: tried.append(step.title) or len(tried) - 1)
-    assert quickstart.main(["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}"]) == 1
-    assert len(tried) == 2 and "[2/4]" in capsys.readouterr().err
-
-
-def test_a_step_that_was_killed_has_the_exit_code_of_a_shell(monkeypatch):
-    class Killed:
-        def __init__(self, command):
-            pass
-
-        def wait(self):
-            return -9
-
-    monkeypatch.setattr(quickstart.subprocess, "Popen", Killed)
-    assert quickstart.run_step(quickstart.Step("", "train", [])) == 137
 
 
 def test_a_condition_and_a_metric_are_added_from_outside(root, tmp_path):
@@ -375,7 +338,8 @@ def test_a_condition_and_a_metric_are_added_from_outside(root, tmp_path):
         register_metric(Metric("bits_a_token", "bits of a token", lambda of: of.bits.sum() / of.tokens.sum()))
         assert evaluate_main([f"--workdir={work}"]) == 0
         results, page = json.loads((work / "results.json").read_text()), (work / "report.html").read_text()
-        for found in (results["all"], *results["subsets"].values()):
+        held_out = results["sets"]["held_out"]
+        for found in (held_out["all"], *held_out["subsets"].values()):
             assert found["bpb"]["nearest"] not in (None, found["bpb"]["on"], found["bpb"]["off"])
             assert set(found["bits_a_token"]) == {*CONDITIONS}
             assert found["bits_a_token"]["on"] == pytest.approx(np.log2(found["perplexity"]["on"]))

@@ -1,0 +1,64 @@
+"""`retro compare`: results of several work directories side by side."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from evaluation_fixture import build, save_runs
+
+from launch.compare import main
+from launch.evaluate import main as evaluate_main
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two evaluations of one set, the second with one neighbor in place of two."""
+    root = tmp_path_factory.mktemp("compare")
+    for name, more in (("one", []), ("two", ["--config.model.neighbors=1"])):
+        build(root / name)
+        save_runs(root / name, "retro")
+        assert evaluate_main([f"--workdir={root / name}", *more]) == 0
+    return root / "one", root / "two"
+
+
+def results(run):
+    return json.loads((run / "results.json").read_text())["sets"]["held_out"]
+
+
+def test_runs_stand_side_by_side_with_paired_differences(runs, tmp_path, capsys):
+    assert main([*map(str, runs), f"--output={tmp_path}"]) == 0
+    text, page = capsys.readouterr().out, (tmp_path / "compare.html").read_text()
+    for run in runs:
+        assert f"{results(run)['all']['bpb']['on']:.4f}" in text and str(run) in page
+    with open(tmp_path / "compare.csv", encoding="utf-8", newline="") as file:
+        rows = {(row["subset"], row["run"], row["condition"]): float(row["value"]) for row in csv.DictReader(file)}
+    assert rows["all", "two", "on"] == results(runs[1])["all"]["bpb"]["on"] != rows["all", "one", "on"]
+    gap = results(runs[1])["all"]["bpb"]["on"] - results(runs[0])["all"]["bpb"]["on"]
+    assert f"{gap:+.4f}" in text and "95% intervals" in text
+
+
+def test_other_text_has_no_paired_difference(runs, tmp_path, capsys):
+    """Scores that are gone, or of other text: the figures stand there, a difference does not."""
+    other = tmp_path / "other"
+    shutil.copytree(runs[1], other)
+    shutil.rmtree(other / "scores")
+    assert main([str(runs[0]), str(other), f"--output={tmp_path / 'out'}"]) == 0
+    assert "scores are gone" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys):
+    for arguments, message in (
+        ([runs[0]], "needs two work directories or more, but 1 given"),
+        ([runs[0], tmp_path], "There is no results.json in"),
+        ([*runs, "--metric=bpc"], "--metric=bpc is no metric; there are: bpb, perplexity"),
+        ([*runs, "--config=configs/quickstart.py"], "reads no config"),
+    ):
+        assert main([*map(str, arguments), f"--output={tmp_path / 'never'}"]) == 2
+        assert message in capsys.readouterr().err
+    old = tmp_path / "old"
+    shutil.copytree(runs[0], old)
+    (old / "results.json").write_text(json.dumps({"made_from": {"format": 2}}))
+    assert main([str(runs[0]), str(old), f"--output={tmp_path / 'never'}"]) == 2
+    assert "has format 2, of another version; 3 is needed" in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()
