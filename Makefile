@@ -77,6 +77,9 @@ PERCENT ?= 100
 database-report: setup ## builds from nine subsets at five sizes (resumes; hours) and writes docs/measured/database.md; PERCENT=1 for a small one
 	@$(BIN)/python benchmarks/database.py --percent=$(PERCENT) runs/database docs/measured/database.md
 
+later-database: setup ## a database that gains its documents only at evaluation (Debian; half an hour; resumes); writes docs/measured/later_database.md
+	@$(BIN)/python benchmarks/later_database.py
+
 config-page: setup ## docs/config.md from the declarations of the settings
 	@$(BIN)/python -m retro_jax.config.page docs/config.md
 

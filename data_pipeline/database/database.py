@@ -4,7 +4,6 @@ Evaluation and sampling ask here, so both count at once and without training; tr
 started with. Chunk ids: the build's first, held-out ones among them, then each addition's in order.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -177,32 +176,3 @@ class Database:
         """See `Provenance.pieces`."""
         provenance, row = self._part(chunk)
         return provenance.pieces(row)
-
-
-class CurrentExamples(Sequence):
-    """Held-out sequences with the neighbors that their chunks have in the database as it is now."""
-
-    def __init__(self, examples, chunk_ids: Int[np.ndarray, "S C"], database: Database):
-        self._examples, self._chunk_ids, self._database = examples, chunk_ids, database
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, number: int) -> dict:
-        return self.__getitems__([number])[0]
-
-    def __getitems__(self, numbers: Sequence[int]) -> list[dict]:
-        return [
-            self._now(example, self._chunk_ids[number])
-            for number, example in zip(numbers, self._examples.__getitems__(numbers), strict=True)
-        ]
-
-    def _now(self, example: dict, chunk_ids) -> dict:
-        ids, distances = (
-            np.full_like(example["neighbor_ids"], PADDING),
-            np.full_like(example["neighbor_distances"], np.inf),
-        )
-        real = chunk_ids != PADDING
-        ids[real], distances[real] = self._database.neighbors(chunk_ids[real], ids.shape[-1])
-        tokens = self._database.value(ids).astype(example["neighbor_tokens"].dtype)
-        return {**example, "neighbor_ids": ids, "neighbor_distances": distances, "neighbor_tokens": tokens}

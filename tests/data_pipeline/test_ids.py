@@ -13,7 +13,6 @@ from retro_jax.config import ModelConfig, TrainConfig
 from retro_jax.core.dimensions import check_ids
 from retro_jax.core.files import read_json
 from retro_jax.data.batches import open_examples, train_iterator
-from retro_jax.evaluate.scoring import score
 from retro_jax.generate.sampling import Predictor, Retrieved
 
 MODEL = ModelConfig(vocabulary=100_000, sequence_length=16, chunk_length=made_up_shards.M, neighbors=2)
@@ -87,8 +86,3 @@ def test_a_token_beyond_the_models_vocabulary_is_not_sampled_from():
     found = Retrieved(np.zeros(1, int), np.zeros(1), np.full(width, TINY.vocabulary + 3), [])
     with pytest.raises(ValueError, match=f"Tokens of neighbors, .*{TINY.vocabulary + 3} is no id there"):
         predict([1] * TINY.chunk_length, [found])
-
-
-def test_a_table_of_bytes_of_another_vocabulary():
-    with pytest.raises(ValueError, match="table of bytes has 7 tokens, but config.model.vocabulary=100,000"):
-        score([], None, np.ones(7, int), MODEL, {}, batch=1, seed=0, overlap_neighbors=1)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_sample_verb import make_run
 
-import retro_jax.evaluate.scoring as evaluation
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.documents.stage import DocumentTable
+from data_pipeline.evaluation.sets import open_set
 from launch import database, sample
 from launch.evaluate import main as evaluate_main
 
@@ -28,32 +28,24 @@ def work(root, tmp_path):
 
 
 @pytest.fixture
-def evaluate(work, monkeypatch):
-    """Runs the command; gives its results, the neighbors of each held-out chunk and what the model read of them."""
-    seen, real = [], evaluation.score
-
-    def score(examples, *arguments, **options):
-        held_out = real(examples, *arguments, **options)
-        read = [dict(examples[number]) for number in range(len(examples))]
-        seen.append((held_out.neighbor_ids, read, options["removed"]))
-        return held_out
-
-    monkeypatch.setattr(evaluation, "score", score)
+def evaluate(work):
+    """Runs the command; gives its results, the neighbors of each held-out chunk, and what they are read from."""
 
     def run():
-        seen.clear()
         arguments = [f"--workdir={work}", "--config.evaluate.bootstrap=50", "--config.evaluate.passages=6"]
         assert evaluate_main(arguments) == 0
-        assert len(seen) == 1, "the figures of the database as it was before were kept"
         results, passages = (json.loads((work / f"{name}.json").read_text()) for name in ("results", "passages"))
         shown = {n["document"] for p in passages for chunk in p["chunks"] for n in chunk["neighbors"]}
-        return results, *seen[0], shown
+        held_out = open_set(work / "data", "held_out")
+        source = held_out.neighbors()
+        return results, source.find(np.arange(held_out.edges[-1]))[0], source, shown
 
     return run
 
 
 def bpb(results):
-    return {subset: figures["bpb"] for subset, figures in [*results["subsets"].items(), ("all", results["all"])]}
+    found = results["sets"]["held_out"]
+    return {subset: figures["bpb"] for subset, figures in [*found["subsets"].items(), ("all", found["all"])]}
 
 
 def check_controls(before, after):
@@ -73,7 +65,7 @@ def trained_files(work):
 
 def test_what_was_removed_is_in_no_figure_and_no_sample(work, evaluate, capsys):
     trained, table = trained_files(work), ChunkTable(work / "data" / "chunks")
-    before, ids, _, _, shown = evaluate()
+    before, ids, _, shown = evaluate()
     names = {document.id: document.name for document in DocumentTable(work / "data" / "documents").read()}
     owners, counts = np.unique(table.document_ids[ids[ids >= 0]], return_counts=True)
     gone = owners[np.argsort(-counts)][:4].tolist()
@@ -87,11 +79,12 @@ def test_what_was_removed_is_in_no_figure_and_no_sample(work, evaluate, capsys):
     assert shown & {names[id] for id in gone}
 
     assert database.main(["remove", f"--workdir={work}", f"--documents={','.join(map(str, gone))}"]) == 0
-    after, ids, examples, undrawn, shown = evaluate()
+    after, ids, source, shown = evaluate()
     assert (ids >= 0).all() and not np.isin(table.document_ids[ids], gone).any()
-    assert np.array_equal(undrawn, np.isin(table.document_ids[:], gone)), "random neighbors are of what is left too"
-    for example in examples:  # as the model read them
-        assert np.array_equal(example["neighbor_tokens"], table.value(example["neighbor_ids"]))
+    rows = np.arange(len(ids))
+    drawn = source.draw(rows, np.full(len(rows), 4), 4, 0)
+    assert not np.isin(table.document_ids[drawn], gone).any(), "random neighbors are of what is left too"
+    assert np.array_equal(source.value(ids), table.value(ids))
     assert not shown & {names[id] for id in gone} and after["database"]["removed_documents"] == 4
     check_controls(before, after)
     capsys.readouterr()
@@ -104,22 +97,20 @@ def test_what_was_removed_is_in_no_figure_and_no_sample(work, evaluate, capsys):
 def test_what_was_added_is_in_the_figures_and_in_samples(work, evaluate, capsys):
     """The new text repeats held-out chunks among words of its own, so it must come first for them."""
     trained, table = trained_files(work), ChunkTable(work / "data" / "chunks")
-    before, _, _, _, _ = evaluate()
+    before, _, _, _ = evaluate()
     held_out = next(
         document for document in DocumentTable(work / "data" / "documents").read() if document.split != "train"
     )
     (work / "new").mkdir()
     (work / "new" / "later.txt").write_text(held_out.text + made_up_text.text(9, 40), newline="")
     assert database.main(["add", f"--workdir={work}", f"--config.data.sources.news.path={work / 'new'}"]) == 0
-    after, ids, examples, _, _ = evaluate()
+    after, ids, source, _ = evaluate()
     assert after["database"]["additions"] == 1 and after["database"]["added_chunks"] > 0
     mine = table.document_ids[table.database_chunks :] == held_out.id
     added = ids >= len(table)
     assert added[mine, 0].mean() > 0.9 and not ((ids >= table.database_chunks) & ~added).any()
     new = ChunkTable(work / "data" / "additions" / "00000" / "chunks")
-    found = [example["neighbor_tokens"][example["neighbor_ids"] >= len(table)] for example in examples]
-    rows = np.concatenate([example["neighbor_ids"][example["neighbor_ids"] >= len(table)] for example in examples])
-    assert np.array_equal(np.concatenate(found), new.value(rows - len(table)))
+    assert np.array_equal(source.value(ids[added]), new.value(ids[added] - len(table)))
     check_controls(before, after)
     capsys.readouterr()
     assert sample.main([f"--workdir={work}", f"--prompt={held_out.text[:300]}"]) == 0

@@ -14,7 +14,7 @@ from data_pipeline.chunks import ChunkTable
 from data_pipeline.database import changes
 from data_pipeline.database.changes import make_addition
 from data_pipeline.database.check_content import check_content
-from data_pipeline.database.database import CurrentExamples, Database, KeptSearcher
+from data_pipeline.database.database import Database, KeptSearcher
 from data_pipeline.database.provenance import Provenance
 from data_pipeline.documents.stage import DocumentTable
 from data_pipeline.encoder.stage import EmbeddingTable, open_encoder
@@ -24,10 +24,6 @@ from data_pipeline.stages.run import StageError, file_sha256, read_manifest
 from launch import build, database
 from launch.__main__ import main
 from launch.arguments import parse
-from launch.config_files import config_of_build
-from retro_jax.config import resolve
-from retro_jax.data.batches import validation_examples
-from retro_jax.data.joined import pack
 
 # Settings that an addition has values of its own for; without held-out documents nothing is near one.
 ITS_OWN = {"data.validation_fraction", "data.near_duplicate_jaccard", "data.embedding_dtype", "data.index_shards"}
@@ -292,17 +288,6 @@ def test_what_is_removed_is_never_returned(root, work, capsys):
         10,
     )
     assert np.array_equal(ids, exact[0]) and np.array_equal(distances, exact[1])
-    model = resolve(config_of_build(work)).model
-    examples = validation_examples(data / "joined", model)
-    chunk_ids = pack(table, model.chunks)["validation"].chunk_ids
-    numbers = list(range(len(examples)))
-    for number, example in enumerate(CurrentExamples(examples, chunk_ids, now).__getitems__(numbers)):
-        found = example["neighbor_ids"]
-        assert not np.isin(table.document_ids[np.maximum(found, 0)][found >= 0], used).any()
-        assert np.array_equal(example["neighbor_tokens"], table.value(found))
-        real = chunk_ids[number] != -1
-        assert np.array_equal(found[real], ids[chunk_ids[number][real] - table.database_chunks])
-        assert np.array_equal(example["tokens"], examples[number]["tokens"])
 
 
 def test_a_database_without_a_document_finds_nothing(work, capsys):

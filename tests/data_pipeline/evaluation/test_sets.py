@@ -22,7 +22,6 @@ from data_pipeline.search.subset import in_subset
 from data_pipeline.stages.run import StageError
 from retro_jax.config import SourceConfig
 from retro_jax.data.rows import first_rows
-from retro_jax.evaluate.conditions import OtherChunks
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +94,34 @@ def test_the_held_out_split_is_a_set(data):
     assert np.array_equal(ids, stored.ids[first : len(table)]) and np.array_equal(distances, stored.distances[first:])
     assert found.neighbors().facts["database"] == "" and found.neighbors().stored == 4
     assert found.fingerprint == open_set(data, "held_out").fingerprint != open_set(data, "pile").fingerprint
+
+
+class OtherChunks:
+    """The slow, obvious form: uniform draws from the database, never of the document that draws; a function of seed and chunk id alone."""
+
+    def __init__(self, table, seed: int, removed=None):
+        self.value = table.value
+        self._seed, self._size = seed, table.database_chunks
+        self._document_ids = np.asarray(table.document_ids[:])
+        self._removed = np.zeros(len(self._document_ids), bool) if removed is None else removed
+        self._gone = int(self._removed[: self._size].sum())
+        ids, counts = np.unique(self._document_ids[: self._size], return_counts=True)
+        self._own = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+
+    def draw(self, chunk_ids, counts, width):
+        """`counts` different database chunks for each chunk id, then -1 up to `width` (fewer in a tiny database)."""
+        drawn = np.full((*chunk_ids.shape, width), -1, np.int64)
+        for place in np.argwhere((chunk_ids != -1) & (counts > 0)):
+            place = tuple(place)
+            document = int(self._document_ids[chunk_ids[place]])
+            generator = np.random.default_rng([self._seed, int(chunk_ids[place])])
+            # Enough draws that, were all of the document's own chunks among them, the others suffice.
+            wanted = min(self._size, int(counts[place]) + self._own.get(document, 0) + self._gone)
+            candidates = generator.choice(self._size, wanted, replace=False)
+            others = (self._document_ids[candidates] != document) & ~self._removed[candidates]
+            candidates = candidates[others][: counts[place]]
+            drawn[place][: len(candidates)] = candidates
+        return drawn
 
 
 def test_draws_for_held_out_text_are_those_of_other_chunks(data):

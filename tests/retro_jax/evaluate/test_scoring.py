@@ -147,6 +147,11 @@ def test_bytes_are_those_of_the_scored_text(totals, task, data, monkeypatch):
         task.block(0, 4)
 
 
+def test_tokens_of_another_vocabulary_are_refused(task):
+    with pytest.raises(ValueError, match="Tokens of the evaluation set 'held_out' in documents 0 to 3"):
+        dataclasses.replace(task, token_bytes=task.token_bytes[:7]).block(0, 3)
+
+
 def test_figures_are_weighted_by_tokens_and_bytes(totals):
     """A mean over documents in place of the sums: all sums come first, one division last."""
     first = np.arange(len(totals.bytes)) == 0

@@ -96,9 +96,9 @@ def test_what_cannot_be_meant(mode, flags, message):
 
 
 def test_verbs_of_one_process_say_so():
-    with pytest.raises(HostsError, match="`retro evaluate` runs in one process.*srun --ntasks=1"):
-        require_one_process("evaluate", SLURM)
-    require_one_process("evaluate", {})
+    with pytest.raises(HostsError, match="`retro sample` runs in one process.*srun --ntasks=1"):
+        require_one_process("sample", SLURM)
+    require_one_process("sample", {})
 
 
 def call_all(numbers, count, timeout):
