@@ -67,6 +67,7 @@ def info(data: Path) -> str:
     """Counts, bytes, seconds and fingerprints by stage; recall; changes since the build."""
     from data_pipeline.database.check_files import stages_of
     from data_pipeline.database.database import Database
+    from data_pipeline.evaluation.checks import describe_sets
     from data_pipeline.pipeline import describe
     from data_pipeline.stages.run import read_manifest, read_seconds
 
@@ -80,7 +81,7 @@ def info(data: Path) -> str:
         lines.append(f"{stage:<11}{size:>9.1f}{spent:>10.1f}  {manifest.fingerprint[:16]}  {text}")
     settings = read_manifest(data / "index", "index", verify=False)
     lines += ["", f"index: {json.dumps(dict(settings.config))}, {settings.counts.get('why', '')}"]
-    return "\n".join([*lines, Database(data).describe()])
+    return "\n".join([*lines, Database(data).describe(), *describe_sets(data)])
 
 
 def _verify(invocation: Invocation) -> None:
@@ -88,6 +89,7 @@ def _verify(invocation: Invocation) -> None:
     from data_pipeline.database.check_files import check_files
     from data_pipeline.encoder.bert import encoder_directory
     from data_pipeline.encoder.stage import open_encoder
+    from data_pipeline.evaluation.checks import check_set_content, check_set_files, repair_sets
     from data_pipeline.stages.lock import BuildLock
     from data_pipeline.stages.run import StageError
 
@@ -96,21 +98,24 @@ def _verify(invocation: Invocation) -> None:
         check_reads("database verify", invocation.given)
 
     def look():
-        damages = check_files(data)
-        if damages:
+        if damages := [*check_files(data), *check_set_files(data)]:
             return damages, {}
         encoder = open_encoder(data / "embeddings", encoder_directory(invocation.run.data))
-        return check_content(data, encoder, everything=invocation.flags.all)
+        damages, facts = check_content(data, encoder, everything=invocation.flags.all)
+        of_sets, more = check_set_content(data, encoder, everything=invocation.flags.all)
+        return damages + of_sets, facts | more
 
     if repair:
         with BuildLock(data):
             repair_files(invocation, data)
             redo_additions(invocation, data)
+            repair_sets(data, invocation.run, take_out)
     damages, facts = look()
     if damages and repair:  # under right checksums
         with BuildLock(data):
             repair_files(invocation, data, damages)
             redo_additions(invocation, data, damages)
+            repair_sets(data, invocation.run, take_out, [d for d in damages if d.stage.startswith("evaluation/")])
         damages, facts = look()
     if damages:
         lines = "\n  ".join(str(damage) for damage in damages)
@@ -243,7 +248,7 @@ ACTIONS = {
     "info": (
         Verb(
             "database info",
-            "what a finished database holds",
+            "what a finished database holds, and the evaluation sets beside it",
             WORKDIR,
             writes=False,
             reads_build=True,

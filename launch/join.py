@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _join(invocation: Invocation) -> None:
-    from data_pipeline.evaluation.join import describe_set, join, join_neighbors
+    from data_pipeline.evaluation.join import describe_overlap, describe_set, join, join_held_out, join_neighbors
     from data_pipeline.evaluation.tables import HELD_OUT
     from data_pipeline.stages.lock import BuildLock
 
@@ -57,6 +57,8 @@ def _join(invocation: Invocation) -> None:
     with BuildLock(data) as lock, engine.chosen_engine(values, lock):
         if source is not None:
             print(describe_set(name, join(run, data, name, source)))
+        else:
+            print(describe_overlap(name, join_held_out(data)))
         if name == HELD_OUT or values.neighbors or values.share != 1 or values.database:
             found = join_neighbors(data, name, values.neighbors, values.share, values.database)
             print(

@@ -52,7 +52,7 @@ def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = Fals
     damages += _check_embeddings(table, vectors, reader, encoder, embedded)
     facts = {"chunks": len(table), "embedded_again": embedded}
     for directory in addition_directories(data):
-        damages += _check_addition(directory, str(directory.relative_to(data)), reader, encoder, facts, everything)
+        damages += check_table(directory, str(directory.relative_to(data)), reader, encoder, facts, everything)
     if damages:
         return damages, facts
     digest_of = np.repeat(np.array(digests), np.diff([*table.first_chunks(), len(table)]))
@@ -65,10 +65,14 @@ def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = Fals
     return damages + found, facts
 
 
-def _check_addition(
+def check_table(
     directory: Path, name: str, reader: Tokenizer, encoder: FrozenEncoder, facts: dict, everything: bool
 ) -> list[Damage]:
-    """Chunks and vectors of what was added; it has no stored neighbors. Counts are added to those in `facts`."""
+    """Chunks and vectors of an addition or of an evaluation set. Counts are added to those in `facts`.
+
+    Args:
+      name: the directory's in the names of damaged stages.
+    """
     table, vectors = ChunkTable(directory / "chunks"), EmbeddingTable(directory / "embeddings", verify=False)
     count = len(table) if everything else min(EMBEDDED, len(table))
     damages = [*_check_chunks(directory, table, reader, []), *_check_embeddings(table, vectors, reader, encoder, count)]

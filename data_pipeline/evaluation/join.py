@@ -1,7 +1,7 @@
 """A set of text beside a finished database: documents, chunks, embeddings and neighbors, with the build's own tokenizer,
 encoder and index. The database does not change by a byte.
 
-    DATA/evaluation/NAME/documents, chunks, embeddings, neighbors    stages like those of a build, resumable
+    DATA/evaluation/NAME/documents, chunks, embeddings, neighbors, contamination    stages like those of a build, resumable
     DATA/evaluation/NAME/set.json                                    the source and the protocol, written last
 """
 
@@ -14,12 +14,13 @@ from data_pipeline.chunks import build_chunks
 from data_pipeline.encoder.bert import encoder_directory
 from data_pipeline.encoder.stage import STAGE as EMBEDDINGS
 from data_pipeline.encoder.stage import build_embeddings, open_encoder
+from data_pipeline.evaluation.contamination import SHOWN, build_contamination, overlap_counts
 from data_pipeline.evaluation.documents import build_set_documents, set_facts
 from data_pipeline.evaluation.entries import check_records, list_set
 from data_pipeline.evaluation.neighbors import SetNeighbors, make_neighbors
 from data_pipeline.evaluation.searched import View, open_database
 from data_pipeline.evaluation.sets import FINISHED
-from data_pipeline.evaluation.tables import check_set, open_tables, set_directory
+from data_pipeline.evaluation.tables import HELD_OUT, check_set, open_tables, set_directory
 from data_pipeline.sources.readers import source_digest
 from data_pipeline.stages.run import StageError, read_manifest, read_plan, write_json
 from retro_jax.config import DataConfig, RunConfig, SourceConfig, to_dict
@@ -34,7 +35,8 @@ def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping
       source: its files, how they are read, and the protocol.
 
     Returns:
-      Counts: "documents", "bytes", "chunks", "dropped" by reason, "neighbors" stored of each chunk.
+      Counts: "documents", "bytes", "chunks", "dropped" by reason, "neighbors" stored of each chunk, "contaminated"
+      documents, and "copies" of training documents.
 
     Raises:
       StageError: a name that is no plain name or is taken by other text, an unknown protocol, files that are not of the
@@ -52,13 +54,14 @@ def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping
     build_embeddings(at["embeddings"], _config_of_build(config, data), at["chunks"], data / "tokenizer", encoder)
     tables = open_tables(data, name)
     found = make_neighbors(tables, open_database(data, ""), View(), 0)
+    build_contamination(tables)
     write_json(directory / FINISHED, {"name": name, "source": to_dict(source)}, seal=True)
     dropped: dict[str, int] = {}
     for subset in documents.counts["subsets"].values():
         for reason, count in subset["dropped"].items():
             dropped[reason] = dropped.get(reason, 0) + count
     facts = {"documents": documents.counts["documents"], "bytes": documents.counts["bytes"], "dropped": dropped}
-    return {**facts, "chunks": chunks.counts["chunks"], "neighbors": found.stored}
+    return {**facts, **overlap_counts(tables), "chunks": chunks.counts["chunks"], "neighbors": found.stored}
 
 
 def check_join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> None:
@@ -106,10 +109,31 @@ def join_neighbors(
     return SetNeighbors(tables, opened, view, found, k)
 
 
+def join_held_out(data: Path) -> Mapping:
+    """Compares the build's own held-out text with the training documents; makes what is missing.
+
+    Returns:
+      Counts: "documents", "contaminated", "copies".
+    """
+    tables = open_tables(Path(data), HELD_OUT)
+    build_contamination(tables)
+    return {"documents": len(tables.documents.bytes) - tables.first_document, **overlap_counts(tables)}
+
+
 def describe_set(name: str, counts: Mapping) -> str:
     """What a joined set holds, in a line."""
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts["dropped"].items()))
     return (
         f"{name}: {counts['documents']:,} documents, {counts['bytes'] / 1e6:,.2f} MB, {counts['chunks']:,} chunks, "
-        f"{counts['neighbors']} neighbors stored of each{f'; left out: {dropped}' if dropped else ''}"
+        f"{counts['neighbors']} neighbors stored of each{f'; left out: {dropped}' if dropped else ''}\n"
+        f"{describe_overlap(name, counts)}"
+    )
+
+
+def describe_overlap(name: str, counts: Mapping) -> str:
+    """How much of a set is in training documents, in a line."""
+    copies = f"; {counts['copies']:,} are training documents to the byte" if counts["copies"] else ""
+    return (
+        f"{name}: {counts['contaminated']:,} of {counts['documents']:,} documents are contaminated ({SHOWN:.0%} of their "
+        f"13-grams stand in one training document){copies}"
     )

@@ -44,17 +44,23 @@ def default_k(data: Path) -> int:
     return read_manifest(Path(data) / STAGE, STAGE, verify=False).config["neighbors_stored"]
 
 
+def neighbor_stages(directory: Path) -> list[Path]:
+    """The finished neighbors stages of a set; not what `verify --repair` moved aside."""
+    found = sorted(path.parent for path in directory.glob(f"{STAGE}*/manifest.json"))
+    return [path for path in found if ".damaged-" not in path.name]
+
+
 def find_neighbors_stage(tables: Tables, database: Database, view: View, k: int) -> Found | None:
     """The finished stage with the fewest neighbors that are k or more; k = 0: with the most."""
     wanted = stage_facts(database, view, k)
     found = []
     if tables.name == HELD_OUT and view == View() and database.data == tables.data and not database.changed:
         found.append(Found(tables.data / STAGE, default_k(tables.data), tables.first))
-    for path in sorted(tables.directory.glob(f"{STAGE}*/manifest.json")):
-        facts = read_facts(path.parent)
+    for path in neighbor_stages(tables.directory):
+        facts = read_facts(path)
         same = {**facts.config, "neighbors_stored": k} == wanted
         if same and facts.inputs["chunks"] == tables.chunks.fingerprint:
-            found.append(Found(path.parent, facts.config["neighbors_stored"], 0))
+            found.append(Found(path, facts.config["neighbors_stored"], 0))
     found = sorted((one for one in found if one.stored >= k), key=lambda one: one.stored)
     return (found[0] if k else found[-1]) if found else None
 

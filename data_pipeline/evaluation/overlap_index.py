@@ -1,6 +1,6 @@
 """What a set of documents shares with one training document after another: 13-grams of words, and runs of words.
 
-An inverted index of the set's grams is held in memory, 28 bytes a word of the set; training documents pass by it once.
+An inverted index of the set's grams is held in memory, about 30 bytes a word of the set; training documents pass by it once.
 Words and grams are those of near duplicates (`data_pipeline.documents.near_duplicates`): lower case, without punctuation; a
 text of fewer than 13 words is one gram.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
-from data_pipeline.documents.near_duplicates import GRAM, gram_sequence, word_hashes
+from data_pipeline.documents.near_duplicates import GRAM, MULTIPLIER, WORD, gram_sequence, word_hashes
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,16 @@ class OverlapIndex:
         again = (self._sorted[1:] == self._sorted[:-1]) & (self._owner[1:] == self._owner[:-1])
         self._counts = np.concatenate([[True], ~again])
         self._sizes = np.bincount(self._owner[self._counts], minlength=len(grams))
-        self.longest = np.zeros(len(grams), np.int64)  # words of each document's longest run so far
 
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def compare(self, text: str) -> Shared:
-        """What a training text shares with the set. Runs are searched only where they can be longer than any before."""
+    def compare(self, text: str, longest: Int64[np.ndarray, "D"]) -> Shared:
+        """What a training text shares with the set.
+
+        Args:
+          longest: words of each document's longest run so far, changed in place: only longer ones are searched.
+        """
         words = word_hashes(text)
         grams = np.unique(gram_sequence(words))
         places = self._places(grams)
@@ -63,10 +66,10 @@ class OverlapIndex:
         documents, shared = np.unique(self._owner[counted], return_counts=True)
         sizes = self._sizes[documents]
         runs = np.zeros(len(documents), np.int64)
-        for document, start, stop in self._runs(self._order[places], self._owner[places]):
-            length = common_run(self._words[start:stop], words, floor=int(self.longest[document]))
-            if length > self.longest[document]:
-                self.longest[document] = length
+        for document, start, stop in self._runs(self._order[places], self._owner[places], longest):
+            length = common_run(self._words[start:stop], words, floor=int(longest[document]))
+            if length > longest[document]:
+                longest[document] = length
                 runs[np.searchsorted(documents, document)] = length
         return Shared(documents.astype(np.int64), shared / sizes, shared / (sizes + len(grams) - shared), runs)
 
@@ -78,7 +81,7 @@ class OverlapIndex:
         ends = np.cumsum(sizes)
         return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - (ends - sizes), sizes)
 
-    def _runs(self, positions, owners) -> Iterator[tuple[int, int, int]]:
+    def _runs(self, positions, owners, longest) -> Iterator[tuple[int, int, int]]:
         """(document, first word, end) of each stretch of shared grams that is longer than the document's longest run."""
         order = np.argsort(positions)
         positions, owners = positions[order], owners[order]
@@ -89,7 +92,7 @@ class OverlapIndex:
             word = int(positions[first] - self._first[document] + self._first_word[document])
             length = min(GRAM, int(self._first_word[document + 1] - self._first_word[document]))
             end = word + stop - first + length - 1
-            if end - word > self.longest[document]:
+            if end - word > longest[document]:
                 yield document, word, end
 
 
@@ -101,17 +104,30 @@ def common_run(one: UInt64[np.ndarray, "A"], other: UInt64[np.ndarray, "B"], flo
     low, high = floor, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
-        if np.isin(gram_sequence(one, middle), gram_sequence(other, middle)).any():
+        if np.isin(windows(one, middle), windows(other, middle)).any():
             low = middle
         else:
             high = middle - 1
     return low
 
 
+def windows(words: UInt64[np.ndarray, "N"], length: int) -> UInt64[np.ndarray, "G"]:
+    """A hash of each run of `length` words, from those of half the length: in log2(length) steps, however long the run."""
+    found, size = words, 1
+    while 2 * size <= length:
+        found, size = _pair(found[:-size], found[size:]), 2 * size
+    rest = length - size  # two windows that overlap cover one that is no power of two
+    return _pair(found[: len(found) - rest], found[rest:]) if rest else found
+
+
+def _pair(left, right) -> UInt64[np.ndarray, "G"]:
+    mixed = (left ^ (left >> np.uint64(31))) * MULTIPLIER + right
+    return (mixed ^ (mixed >> np.uint64(29))) * MULTIPLIER
+
+
 def compare_slow(document: str, training: str) -> tuple[float, float, int]:
     """(containment, Jaccard, words of the longest run of 13 or more) of one pair, by sets of tuples of words and by trying
     every pair of places; the reference that tests compare with. A run counts where the texts share a gram."""
-    from data_pipeline.documents.near_duplicates import WORD
 
     def tuples(text: str) -> tuple[list[str], set[tuple[str, ...]]]:
         words = WORD.findall(text.lower()) or [text]

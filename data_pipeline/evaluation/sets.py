@@ -11,11 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.database.provenance import Provenance
 from data_pipeline.documents.stage import read_documents_manifest, read_records
+from data_pipeline.evaluation import contamination
 from data_pipeline.evaluation.neighbors import SetNeighbors, open_neighbors
 from data_pipeline.evaluation.tables import HELD_OUT, Tables, check_name, open_tables, set_directory, set_names
 from data_pipeline.stages.run import StageError, fingerprint
@@ -77,10 +78,11 @@ class StoredSet:
       subsets: Int32["D"], numbers into `subset_names`.
       document_ids: Int64["D"].
       facts: plain JSON for a report.
+      tables: what it is read from.
     """
 
     def __init__(self, tables: Tables):
-        self._tables, chunks = tables, tables.chunks
+        self.tables, chunks = tables, tables.chunks
         self.name, self.protocol, self.chunk_length = tables.name, tables.protocol, chunks.chunk_length
         self.fingerprint = fingerprint([tables.protocol, tables.first, chunks.fingerprint])
         self.subset_names: tuple[str, ...] = chunks.subset_names
@@ -97,20 +99,20 @@ class StoredSet:
 
     @property
     def facts(self) -> dict:
-        size = tables_bytes(self._tables)
+        size = tables_bytes(self.tables)
         return {
             "documents": len(self),
             "bytes": int(size.sum()),
             "chunks": int(self.edges[-1]),
             "protocol": self.protocol,
-            "dropped": dropped(self._tables),
+            "dropped": dropped(self.tables),
         }
 
     def tokens(self, rows: Int64[np.ndarray, "*shape"]) -> Int32[np.ndarray, "*shape M"]:
         """Tokens of chunks; -1 after a document's end, and for row -1."""
         rows = np.asarray(rows)
         there = rows != PADDING
-        found = self._tables.chunks.tokens[np.where(there, rows, 0) + self._tables.first]
+        found = self.tables.chunks.tokens[np.where(there, rows, 0) + self.tables.first]
         return np.where(there[..., None], found, PADDING).astype(np.int32)
 
     def documents(self, start: int, stop: int) -> list[Facts]:
@@ -118,21 +120,21 @@ class StoredSet:
         return list(self._read(start, stop))
 
     def _read(self, start: int, stop: int) -> Iterator[Facts]:
-        first = self._tables.first_document
-        for record in read_records(self._tables.documents.lines(first + start, first + stop)):
+        first = self.tables.first_document
+        for record in read_records(self.tables.documents.lines(first + start, first + stop)):
             scored = tuple(tuple(pair) for pair in record.get("scored", ()))
             yield Facts(record["name"], len(record["text"].encode()), record.get("words", 0), scored)
 
     def document(self, row: int):
         """The document (`data_pipeline.documents.stage.Document`) of a chunk."""
-        return self._provenance().document(self._tables.first + row)
+        return self._provenance().document(self.tables.first + row)
 
     def pieces(self, row: int) -> list[bytes]:
         """The bytes of each token of a chunk, empty ones for BOS and EOS; joined they are the chunk's text."""
-        return self._provenance().pieces(self._tables.first + row)
+        return self._provenance().pieces(self.tables.first + row)
 
     def _open_provenance(self) -> Provenance:
-        tables = self._tables
+        tables = self.tables
         return Provenance(tables.base / "documents", tables.data / "tokenizer", tables.chunks)
 
     def neighbors(
@@ -149,7 +151,19 @@ class StoredSet:
         Raises:
           StageError: none are stored, with the command that makes them; or a database that does not fit.
         """
-        return open_neighbors(self._tables, k, share, database, frozenset(without))
+        return open_neighbors(self.tables, k, share, database, frozenset(without))
+
+    def contaminated(self, threshold: float) -> Bool[np.ndarray, "D"]:
+        """Documents of which at least this share of 13-grams stands in one training document.
+
+        Raises:
+          StageError: the set was not compared with all training documents, with the command that does.
+        """
+        return contamination.contaminated(self.tables, threshold)
+
+    def overlapping_documents(self, threshold: float) -> frozenset[int]:
+        """Ids of the training documents that hold at least this share of the 13-grams of a document of the set."""
+        return contamination.overlapping_documents(self.tables, threshold)
 
 
 def tables_bytes(tables: Tables) -> Int64[np.ndarray, "D"]:

@@ -1,0 +1,145 @@
+"""What `retro database info` and `verify` say of the evaluation sets beside a database, and how damage is made good."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from data_pipeline.database.check_content import check_table
+from data_pipeline.database.check_files import ALL, Damage, check_stage
+from data_pipeline.database.database import Database
+from data_pipeline.encoder.bert import FrozenEncoder
+from data_pipeline.evaluation.contamination import STAGE as CONTAMINATION
+from data_pipeline.evaluation.contamination import overlap_counts
+from data_pipeline.evaluation.join import join, join_held_out, join_neighbors
+from data_pipeline.evaluation.neighbors import neighbor_stages
+from data_pipeline.evaluation.searched import INDEXES
+from data_pipeline.evaluation.sets import FINISHED, finished_source, list_sets
+from data_pipeline.evaluation.tables import FOLDER, HELD_OUT, open_tables, set_directory, set_names
+from data_pipeline.search.neighbors import STAGE as NEIGHBORS
+from data_pipeline.stages.run import StageError, read_facts, read_plan
+from data_pipeline.tokens import Tokenizer
+from retro_jax.config import RunConfig
+
+IN_ORDER = ("documents", "chunks", "embeddings")
+
+
+def describe_sets(data: Path) -> list[str]:
+    """A line for each set: documents, bytes, protocol, what of it is in training documents, and a line for its neighbors."""
+    lines, version = [], Database(data).version
+    finished = list_sets(data)
+    for name in [*set_names(data), *([HELD_OUT] if set_directory(data, HELD_OUT).exists() else [])]:
+        if name != HELD_OUT and name not in finished:
+            lines.append(f"evaluation set {name}: not finished; run its `retro join` again")
+            continue
+        tables = open_tables(data, name)
+        sizes = tables.documents.bytes[tables.first_document :]
+        try:
+            counts = overlap_counts(tables)
+            overlap = f"{counts['contaminated']:,} contaminated, {counts['copies']:,} training documents to the byte"
+        except StageError:
+            overlap = "not compared with all training documents"
+        chunks = len(tables.chunks) - tables.first
+        lines.append(
+            f"evaluation set {name}: {len(sizes):,} documents, {sizes.sum() / 1e6:,.2f} MB, {chunks:,} chunks, protocol "
+            f"{tables.protocol}; {overlap}"
+        )
+        lines += [f"  {line}" for line in _neighbors(tables.directory, version)]
+    return lines
+
+
+def _neighbors(directory: Path, version: str) -> Iterator[str]:
+    for path in neighbor_stages(directory):
+        facts = read_facts(path).config
+        now = "this database" if facts["database"] == version else f"database version {facts['database']}"
+        without = ", some documents left out" if "without" in facts else ""
+        yield f"{path.name}: {facts['neighbors_stored']} from a share of {facts['share']:g} of {now}{without}"
+
+
+def _stages(data: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, stages in order) of every set and of the indexes of shares, relative to DATA."""
+    for name in [*set_names(data), HELD_OUT]:
+        directory = set_directory(data, name)
+        own = [] if name == HELD_OUT else list(IN_ORDER)
+        found = [path.name for kind in (NEIGHBORS, CONTAMINATION) for path in sorted(directory.glob(f"{kind}*"))]
+        if own or found:
+            yield f"{FOLDER}/{name}", [*own, *(name for name in found if ".damaged-" not in name)]
+    indexes = sorted(path.name for path in (data / FOLDER / INDEXES).glob("share-*") if ".damaged-" not in path.name)
+    if indexes:
+        yield f"{FOLDER}/{INDEXES}", indexes
+
+
+def check_set_files(data: Path) -> list[Damage]:
+    """`check_stage` of every stage of every set; stages are named by their folders."""
+    damages = []
+    for folder, stages in _stages(Path(data)):
+        fingerprints: dict[str, str] = {}
+        for stage in stages:
+            found, made = check_stage(
+                data, f"{folder}/{stage}", fingerprints if folder != f"{FOLDER}/{HELD_OUT}" else {}
+            )
+            damages += found
+            if made and stage in IN_ORDER:
+                fingerprints[stage] = made
+    return damages
+
+
+def check_set_content(data: Path, encoder: FrozenEncoder, *, everything: bool = False) -> tuple[list[Damage], dict]:
+    """Rows of the chunks of each set are its documents, and a sample is embedded again; see `check_content`."""
+    data, damages, facts = Path(data), [], {"chunks": 0, "embedded_again": 0}
+    reader = Tokenizer(data / "tokenizer")
+    for name in list_sets(data):
+        directory = set_directory(data, name)
+        damages += check_table(directory, f"{FOLDER}/{name}", reader, encoder, facts, everything)
+    return damages, {"sets": len(list_sets(data)), "set_chunks": facts["chunks"]} if facts["chunks"] else {}
+
+
+def repair_sets(data: Path, run: RunConfig, take_out: Callable, known: Sequence[Damage] = ()) -> None:
+    """Redoes what is damaged of the sets, from the text that they were joined from.
+
+    Neighbors from an earlier version of the database or from another one, and indexes of shares, are moved aside: `retro join`
+    makes them again where they are asked for.
+
+    Args:
+      take_out: (data, stage, its damages) takes them out of the stage's books.
+      known: damages to redo besides those of the files, and with them all that was made from them.
+    """
+    data, version = Path(data), Database(data).version
+    damages = [*check_set_files(data), *known]
+    for folder, stages in list(_stages(data)):
+        mine = [damage for damage in damages if damage.stage.startswith(f"{folder}/")]
+        wrong = [stages.index(damage.stage.rpartition("/")[2]) for damage in mine if damage in known]
+        again = stages[min(wrong) + 1 :] if wrong else []
+        mine += [Damage(f"{folder}/{stage}", ALL, "it was made from wrong content") for stage in again]
+        wanted = [*_wanted(data / folder, stages, version)]
+        for stage in dict.fromkeys(damage.stage for damage in mine):
+            found = [damage for damage in mine if damage.stage == stage]
+            if not _is_redone(data / stage, version):
+                found.append(Damage(stage, ALL, "it is made again where it is asked for"))
+            take_out(data, stage, found)
+        if mine and not folder.endswith(INDEXES):
+            _remake(data, run, folder.rpartition("/")[2], wanted)
+
+
+def _is_redone(directory: Path, version: str) -> bool:
+    if directory.name.startswith("share-"):
+        return False
+    if not directory.name.startswith(NEIGHBORS):
+        return True
+    plan = read_plan(directory)
+    return plan is not None and plan["config"]["database"] == version and "without" not in plan["config"]
+
+
+def _wanted(directory: Path, stages: Sequence[str], version: str) -> Iterator[tuple[int, float]]:
+    """(k, share) of the neighbors stages that are redone."""
+    for stage in stages:
+        if stage.startswith(NEIGHBORS) and _is_redone(directory / stage, version):
+            facts = read_plan(directory / stage)["config"]
+            yield facts["neighbors_stored"], facts["share"]
+
+
+def _remake(data: Path, run: RunConfig, name: str, wanted: Sequence[tuple[int, float]]) -> None:
+    if name == HELD_OUT:
+        join_held_out(data)
+    elif (set_directory(data, name) / FINISHED).exists():
+        join(run, data, name, finished_source(data, name))
+    for k, share in wanted:
+        join_neighbors(data, name, k, share)
