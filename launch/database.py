@@ -224,6 +224,7 @@ def _add(invocation: Invocation) -> None:
 
     run, data = invocation.run, directory_of(invocation)
     with BuildLock(data):
+        require_training(invocation.given, run.data.sources)
         new = new_sources(data, run.data.sources)
         require_new(invocation.given, new)
         counts = add(data, run, new, encoder_directory(run.data))
@@ -231,6 +232,17 @@ def _add(invocation: Invocation) -> None:
         f"added {counts['documents']:,} documents ({counts['chunks']:,} chunks), {counts['copies']:,} of them copies of what "
         f"is there and left out; evaluate and sample see them from now on. {Database(data).describe()}"
     )
+
+
+def require_training(given: Iterable[str], sources: Mapping) -> None:
+    """Raises ValueError where the command line names an evaluation set, which never enters a database."""
+    for key in given:
+        name = key.split(".")[2] if key.startswith("data.sources.") else None
+        if name in sources and sources[name].role == "evaluation":
+            raise ValueError(
+                f"--config.{key}: the source '{name}' is an evaluation set and never enters the database. Join it: retro join "
+                f"--set={name} --path=...; or leave its role out."
+            )
 
 
 def require_new(given: Iterable[str], new: Mapping) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import joined_set
 import numpy as np
@@ -80,11 +81,18 @@ def test_wrong_content_under_right_checksums_is_found_and_made_again(root, capsy
 
 
 def test_neighbors_of_an_earlier_version_are_said_to_be(root, capsys, tmp_path):
-    import shutil
-
     shutil.copytree(root, tmp_path / "run")
     data = tmp_path / "run" / "data"
     changes.remove(data, [int(open_set(data, "pile").neighbors().table.document_ids[0])])
     assert main(["info", f"--workdir={tmp_path / 'run'}"]) == 0
     assert re.search(r"  neighbors: 4 from a share of 1 of database version \w{16}", capsys.readouterr().out)
     assert main(["verify", f"--workdir={tmp_path / 'run'}"]) == 0
+
+
+def test_an_evaluation_set_is_not_added_to_the_database(root, capsys):
+    """Its text would be searched while it is scored."""
+    before = contents(root / "data")
+    source = (f"path={root / 'val.jsonl'}", "role=evaluation")
+    assert main(["add", f"--workdir={root}", *(f"--config.data.sources.news.{key}" for key in source)]) == 2
+    assert "the source 'news' is an evaluation set and never enters the database" in capsys.readouterr().err
+    assert contents(root / "data") == before

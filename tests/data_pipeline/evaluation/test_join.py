@@ -1,6 +1,7 @@
 """`join`: a set beside a finished database, made by the build's own stages, and not a byte of the database changes."""
 
 import errno
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from data_pipeline.evaluation.sets import list_sets, open_set
 from data_pipeline.pipeline import build
 from data_pipeline.search.neighbors import NeighborTable
 from data_pipeline.stages import run as manifests
+from data_pipeline.stages.engine import using
 from data_pipeline.stages.run import StageError
 
 KEPT = [text for text, _ in TEXTS if text is not None]
@@ -74,6 +76,24 @@ def test_a_join_killed_at_every_shard_ends_with_the_same_bytes(root, run, whole,
         except (KeyboardInterrupt, StageError):
             assert list_sets(data) == []
     assert calls[0] > 8
+    assert contents(data / "evaluation" / "pile") == whole
+
+
+class OtherProcess:
+    """An engine that sends every shard and what it opens through pickle, as a cluster does."""
+
+    def map(self, function, shards):
+        for number, shard in enumerate(shards):
+            sent = pickle.loads(pickle.dumps(shard))
+            yield number, function(sent, None if sent.resource is None else sent.resource.get())
+
+
+def test_a_join_in_other_processes_gives_the_same_bytes(root, run, whole):
+    """Shards hold paths and numbers alone; a table or an index that travels as a whole would not fit a message."""
+    data = root / "elsewhere"
+    shutil.copytree(root / "data", data, ignore=shutil.ignore_patterns("evaluation"))
+    with using(OtherProcess()):
+        join(run, data, "pile", pile(root / "val.jsonl"))
     assert contents(data / "evaluation" / "pile") == whole
 
 
