@@ -55,7 +55,7 @@ def evaluate_directory(run, workdir) -> str:
 
     from data_pipeline.evaluation.sets import open_sets
     from retro_jax.core.lock import lock_directory
-    from retro_jax.evaluate.evaluate import evaluate
+    from retro_jax.evaluate.evaluation import evaluate
     from retro_jax.evaluate.summary import table_text
     from retro_jax.parallel.agreement import on_first
     from retro_jax.parallel.preemption import Preemption

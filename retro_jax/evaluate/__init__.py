@@ -1,6 +1,8 @@
-"""Evaluation: bits of every held-out token under every condition, sums with intervals, curves by overlap, and the report.
+"""Evaluation: bits of every token of a set of text under every condition, sums with intervals, and the report.
 
-Read conditions, metrics, scoring, overlap, summary, results, plots and tables, report. likelihood answers benchmarks. figures/ draws SVG, templates/ has the pages. It imports config, core, data, models, and what a run directory holds.
+Read sets, conditions, metrics, protocols/, blocks, scorers, scoring, scores, overlap, summary, passages, evaluation; then results,
+export, plots and tables, report, comparison; likelihood answers benchmarks. figures/ draws SVG, templates/ has the pages. It imports config, core, data, models,
+parallel, and what a run directory holds.
 """
 
 from retro_jax.core.lazy import public
@@ -10,10 +12,10 @@ __getattr__, __dir__, __all__ = public(
     {
         "Condition": "conditions",
         "Metric": "metrics",
-        "score": "scoring",
+        "Protocol": "protocols",
+        "TextSet": "sets",
+        "evaluate": "evaluation",
+        "compare": "comparison",
         "likelihoods": "likelihood",
-        "summarize": "summary",
-        "make_report": "report",
-        "make_plots": "plots",
     },
 )

@@ -17,7 +17,7 @@ from launch.arguments import parse
 from launch.hosts import cost
 from launch.reads import READS, check_reads, is_read
 from retro_jax.config import ModelConfig, RunConfig, at_run_time, declarations
-from retro_jax.config.settings import Choice, Named, Number, Rising, Text
+from retro_jax.config.settings import Choice, Named, Names, Number, Numbers, Rising, Text
 
 CONFIG = "--config=configs/quickstart.py:smoke"
 LEAVES = [one for one in declarations(RunConfig) if one.setting.range is not None and one.key != "data.sources"]
@@ -40,7 +40,7 @@ def verbs():
     yield "quickstart", quickstart.VERB, quickstart.main, []
 
 
-ALL = {name: (verb, main, first) for name, verb, main, first in verbs()}
+ALL = {name: (verb, main, first) for name, verb, main, first in verbs() if verb.needs_config}
 
 
 def test_every_verb_is_in_the_table():
@@ -74,8 +74,10 @@ def a_value_outside(one) -> str:
             return "nonsense"
         case Text() as range:
             return "a\0b"
-        case Rising():
+        case Rising() | Numbers():
             return "(1,1)"
+        case Names():
+            return "('a','a')"
         case Named():
             return "-1.0"
     raise AssertionError(one.key)
@@ -206,8 +208,9 @@ def test_every_flag_of_a_verb_is_known_here():
         "build": {"engine", "accelerator", "address", "plan", "plan_tokens", "plan_nodes", "plan_accelerator", "json"},
         "train": {"hosts", "coordinator", "processes", "process", "join_timeout", "profile", "restart"},
         "join": {"set", "path", "protocol", "neighbors", "share", "database", "engine", "accelerator", "address"},
+        "evaluate": {"hosts", "coordinator", "processes", "process", "join_timeout"},
         "sample": {"prompt", "retrieval"},
-        "preflight": {"topology", "no-compile", "json"},
+        "preflight": {"topology", "step", "no-compile", "json"},
         "database verify": {"repair", "all"},
         "database remove": {"documents", "source"},
     }

@@ -20,7 +20,6 @@ BUILD_ALONE = (
     "safetensors",
     "pypi-simple",
     "zstandard",
-    "pyarrow",
     "datasketch",
 )
 

@@ -31,7 +31,10 @@ IMPORT_SITES = {
     "tokenizers": "data_pipeline/encoder/tokenizer.py",
     "safetensors": "data_pipeline/encoder/weights.py",
     "pypi_simple": "data_pipeline/packages/catalogue.py",
-    "pyarrow": "data_pipeline/formats/records.py",
+    "pyarrow": (
+        "data_pipeline/formats/records.py",
+        "retro_jax/evaluate/scores.py",
+    ),  # reading of others', tables of ours
     "fsspec": "data_pipeline/formats/files.py",
     "datasketch": "data_pipeline/documents/near_duplicates.py",
     "ray": "data_pipeline/stages/ray.py",

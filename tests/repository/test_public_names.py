@@ -18,6 +18,7 @@ PROMISED = {
     "retro_jax": ["RunConfig", "presets", "models", "train", "evaluate", "generate"],
     "retro_jax.models": ["Retro", "initialize", "token_nll"],
     "retro_jax.train": ["train", "load"],
+    "retro_jax.evaluate": ["evaluate", "compare", "Condition", "Metric", "Protocol"],
     "retro_jax.generate": ["sample"],
     "data_pipeline": ["build", "Database", "Retriever", "Tokenizer", "FrozenEncoder"],
 }
@@ -33,6 +34,14 @@ def test_a_folder_says_what_it_is_for_and_its_public_names_are_documented(packag
         found = getattr(module, name)
         assert inspect.getdoc(found), f"{package}.{name} has no docstring"
         assert name in dir(module)
+
+
+def test_a_public_function_is_no_module_of_its_name():
+    """Importing a module of that name would put it in the function's place."""
+    for package, names in PROMISED.items():
+        folder = ROOT / package.replace(".", "/")
+        shadowed = [name for name in names if name[0].islower() and (folder / f"{name}.py").exists()]
+        assert not shadowed, package
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -68,16 +68,17 @@ def test_every_key_that_is_a_path_is_covered(home):
     run = RunConfig(
         data=DataConfig(directory="~/d", tokenizer="~/t", encoder="file:///e"),
         train=TrainConfig(initialize_from="~/i"),
-        evaluate=EvaluateConfig(retro="~/r", baseline="file:///b"),
+        evaluate=EvaluateConfig(retro="~/r", baseline="file:///b", tried_databases=("~/o", "/p")),
     )
     plain = with_local_paths(run)
     values = {key: getattr(getattr(plain, section), key) for section, keys in LOCAL_KEYS.items() for key in keys}
     expected = {key: str(home / key[0]) for key in ("directory", "tokenizer", "initialize_from", "retro")}
-    assert values == {**expected, "encoder": "/e", "baseline": "/b"}
+    assert values == {**expected, "encoder": "/e", "baseline": "/b", "tried_databases": (str(home / "o"), "/p")}
     assert with_local_paths(plain) is plain
     for section, keys in LOCAL_KEYS.items():
         for key in keys:
-            wrong = replace(RunConfig(), **{section: replace(getattr(RunConfig(), section), **{key: "s3://b/x"})})
+            url = ("s3://b/x",) if isinstance(values[key], tuple) else "s3://b/x"
+            wrong = replace(RunConfig(), **{section: replace(getattr(RunConfig(), section), **{key: url})})
             with pytest.raises(ValueError, match=rf"config\.{section}\.{key}='s3://b/x' is a URL"):
                 with_local_paths(wrong)
 

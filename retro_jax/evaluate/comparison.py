@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from retro_jax.core.files import DamagedFile, atomic_path, read_json
-from retro_jax.evaluate.evaluate import FORMAT
+from retro_jax.evaluate.evaluation import FORMAT
 from retro_jax.evaluate.metrics import METRICS
 from retro_jax.evaluate.scores import Scores
 from retro_jax.evaluate.summary import paired_difference
