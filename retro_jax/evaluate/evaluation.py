@@ -31,6 +31,7 @@ from retro_jax.evaluate.scorers import Scorer
 from retro_jax.evaluate.scoring import Task, open_condition, open_text, score_block, score_set
 from retro_jax.evaluate.sets import TextSet
 from retro_jax.evaluate.summary import add_up, summarize
+from retro_jax.models.kernels.known import check_attention
 from retro_jax.parallel.agreement import on_first
 from retro_jax.parallel.sharding import check_batch, make_mesh
 from retro_jax.run_directory.checkpoints import load_fingerprints, load_params, read_config
@@ -108,7 +109,7 @@ class Evaluation:
     def _identity(self, name: str) -> dict:
         """What identifies a model: its checkpoint's files and the settings of the forward pass."""
         path = self.runs[name] / "checkpoints" / str(self.steps[name])
-        same = {key: getattr(self.model, key) for key in ("compute_dtype", "scan", "loss_block")}
+        same = {key: getattr(self.model, key) for key in RUNTIME if key != "neighbors"}
         return {"checkpoint": file_sha256(whole_path(path)), **same}
 
     def made_from(self) -> dict:
@@ -226,6 +227,7 @@ def _model(run: RunConfig, trained: RunConfig, directory: Path) -> ModelConfig:
             f"{directory} holds a model without retrieval layers; name a RETRO model with --config.evaluate.retro."
         )
     model = at_run_time(trained.model, run.model, directory)
+    check_attention(model, jax.default_backend())
     if not model.neighbors:
         raise ValueError(
             "config.model.neighbors=0 leaves nothing to evaluate: On would be Off. Take 1 or more; the condition 'off' is "

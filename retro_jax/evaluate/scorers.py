@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from retro_jax.config import ModelConfig
 from retro_jax.models.loss import first_choice, token_nll
 from retro_jax.models.retro import merge
+from retro_jax.parallel.on_mesh import OnMesh
 from retro_jax.parallel.sharding import Mesh, batch_sharding, make_mesh, pin_stream, replicated
 
 # (inputs of `blocks.Block.inputs`, neighbor tokens or None) -> what `Scorer.fetch` turns into bits and hits.
@@ -67,7 +68,7 @@ def token_bits(
 ) -> tuple[Float[Array, "B T"], Int[Array, "B T"]]:
     """The function that `Scorer` compiles; `retro preflight --step=evaluate` compiles it too."""
     model, targets = merge(config, params), inputs["targets"]
-    hidden = model.hidden(inputs["tokens"], inputs["segments"], neighbors, partial(pin_stream, mesh=mesh))
+    hidden = model.hidden(inputs["tokens"], inputs["segments"], neighbors, OnMesh(mesh))
     hidden = pin_stream(hidden, mesh)
     bits = token_nll(hidden, model.readout, targets, config.loss_block) / math.log(2)
     if not greedy:
