@@ -5,7 +5,7 @@
     build(run, "runs/mine")      # documents, tokenizer, chunks, embeddings, index, neighbors, joined shards
 
 Read it in the order of the data: pipeline, stages (known.py has their list), formats, packages, sources, documents, tokens,
-chunks, encoder, search, joined; then database, plan and inputs. It imports retro_jax, and never launch.
+chunks, encoder, search, joined; then database, evaluation, plan and inputs. It imports retro_jax, and never launch.
 """
 
 from retro_jax.core.lazy import public
@@ -18,5 +18,7 @@ __getattr__, __dir__, __all__ = public(
         "Retriever": "database.retriever",
         "Tokenizer": "tokens",
         "FrozenEncoder": "encoder.bert",
+        "join": "evaluation.join",
+        "open_sets": "evaluation.sets",
     },
 )

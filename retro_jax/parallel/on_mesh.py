@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
 
-from retro_jax.parallel.sharding import BATCH_AXES, RULES, pin_stream
+from retro_jax.parallel.sharding import BATCH_AXES, RULES, Mesh, PartitionSpec, pin_stream
 
 
 @dataclass(frozen=True)

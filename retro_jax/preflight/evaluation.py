@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from retro_jax.config import RunConfig
+from retro_jax.models.counts import parameter_totals
 from retro_jax.models.retro import abstract_model
 from retro_jax.parallel.sharding import check_batch, mesh_sizes
 from retro_jax.preflight.compile import GIB, check_compiler, compile_step
-from retro_jax.preflight.estimate import activation_bytes, held, parameter_totals
+from retro_jax.preflight.estimate import activation_bytes, held
 from retro_jax.presets.recipes import recipe_for
 from retro_jax.presets.topologies import Topology
 

@@ -262,7 +262,7 @@ def test_the_example_of_every_verb_parses(verb, capsys):
     text = capsys.readouterr().out
     example = next(line for line in text.splitlines() if line.strip().startswith(f"retro {verb} "))
     words = shlex.split(example)[2:]
-    if module.VERB.reads_build and "--config" not in example:  # the config is that of a finished build
+    if module.VERB.reads_build and "--config=" not in example:  # the config is that of a finished build
         words.append("--config=configs/quickstart.py:smoke")
     assert parse(module.VERB, words).run
 

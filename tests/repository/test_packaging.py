@@ -32,8 +32,8 @@ IMPORT_SITES = {
     "safetensors": "data_pipeline/encoder/weights.py",
     "pypi_simple": "data_pipeline/packages/catalogue.py",
     "pyarrow": (
-        "data_pipeline/formats/records.py",
         "retro_jax/evaluate/scores.py",
+        "data_pipeline/formats/records.py",
     ),  # reading of others', tables of ours
     "fsspec": "data_pipeline/formats/files.py",
     "datasketch": "data_pipeline/documents/near_duplicates.py",

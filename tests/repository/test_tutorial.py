@@ -98,7 +98,7 @@ def test_only_public_names_are_used():
 @pytest.mark.parametrize(
     ("mistake", "named"),
     [
-        ("rx.evaluate.scoring.score", "rx.evaluate.scoring"),
+        ("rx.evaluate.scoring.score_set", "rx.evaluate.scoring"),
         ("from retro_jax.models.retro import params_of", "retro_jax.models.retro.params_of"),
         ("import retro_jax.models.retro", "retro_jax.models.retro"),
         ("database._open()", "database._open"),
