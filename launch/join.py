@@ -27,6 +27,12 @@ def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "database", "", "data directory of another database of the same encoder and tokenizer", flag_values=values
     )
+    flags.DEFINE_float(
+        "without",
+        0.0,
+        "leave out training documents that hold this share of the 13-grams of a document of the set; 0: none",
+        flag_values=values,
+    )
     engine.define_flags(values)
 
 
@@ -46,7 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _join(invocation: Invocation) -> None:
-    from data_pipeline.evaluation.join import describe_overlap, describe_set, join, join_held_out, join_neighbors
+    from data_pipeline.evaluation.join import (
+        check_asked,
+        describe_overlap,
+        describe_set,
+        join,
+        join_held_out,
+        join_neighbors,
+    )
+    from data_pipeline.evaluation.sets import open_set
     from data_pipeline.evaluation.tables import HELD_OUT
     from data_pipeline.stages.lock import BuildLock
 
@@ -54,15 +68,19 @@ def _join(invocation: Invocation) -> None:
     engine.check_flags(values)
     data = database_directory(invocation.data_directory, run.data.database_fraction)
     name, source = values.set, set_source(invocation, data)
+    check_asked(data, values.neighbors, values.share, values.database, values.without)
     with BuildLock(data) as lock, engine.chosen_engine(values, lock):
         if source is not None:
             print(describe_set(name, join(run, data, name, source)))
         else:
             print(describe_overlap(name, join_held_out(data)))
-        if name == HELD_OUT or values.neighbors or values.share != 1 or values.database:
-            found = join_neighbors(data, name, values.neighbors, values.share, values.database)
+        if name == HELD_OUT or values.neighbors or values.share != 1 or values.database or values.without:
+            without = open_set(data, name).overlapping_documents(values.without) if values.without else frozenset()
+            found = join_neighbors(data, name, values.neighbors, values.share, values.database, without)
+            left_out = f"; {len(without):,} documents are left out" if values.without else ""
             print(
-                f"{name}: {found.stored} neighbors of each chunk from {found.facts['chunks']:,} chunks ({found.directory})"
+                f"{name}: {found.stored} neighbors of each chunk from {found.facts['chunks']:,} chunks{left_out} "
+                f"({found.directory})"
             )
 
 

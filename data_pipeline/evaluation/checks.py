@@ -24,9 +24,10 @@ IN_ORDER = ("documents", "chunks", "embeddings")
 
 def describe_sets(data: Path) -> list[str]:
     """A line for each set: documents, bytes, protocol, what of it is in training documents, and a line for its neighbors."""
-    lines, version = [], Database(data).version
-    finished = list_sets(data)
-    for name in [*set_names(data), *([HELD_OUT] if set_directory(data, HELD_OUT).exists() else [])]:
+    lines, finished = [], list_sets(data)
+    names = [*set_names(data), *([HELD_OUT] if set_directory(data, HELD_OUT).exists() else [])]
+    version = Database(data).version if names else ""
+    for name in names:
         if name != HELD_OUT and name not in finished:
             lines.append(f"evaluation set {name}: not finished; run its `retro join` again")
             continue
@@ -102,9 +103,9 @@ def repair_sets(data: Path, run: RunConfig, take_out: Callable, known: Sequence[
       take_out: (data, stage, its damages) takes them out of the stage's books.
       known: damages to redo besides those of the files, and with them all that was made from them.
     """
-    data, version = Path(data), Database(data).version
-    damages = [*check_set_files(data), *known]
-    for folder, stages in list(_stages(data)):
+    data, damages = Path(data), [*check_set_files(data), *known]
+    version = Database(data).version if damages else ""
+    for folder, stages in list(_stages(data)) if damages else ():
         mine = [damage for damage in damages if damage.stage.startswith(f"{folder}/")]
         wrong = [stages.index(damage.stage.rpartition("/")[2]) for damage in mine if damage in known]
         again = stages[min(wrong) + 1 :] if wrong else []

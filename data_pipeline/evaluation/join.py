@@ -14,11 +14,11 @@ from data_pipeline.chunks import build_chunks
 from data_pipeline.encoder.bert import encoder_directory
 from data_pipeline.encoder.stage import STAGE as EMBEDDINGS
 from data_pipeline.encoder.stage import build_embeddings, open_encoder
-from data_pipeline.evaluation.contamination import SHOWN, build_contamination, overlap_counts
+from data_pipeline.evaluation.contamination import SHOWN, build_contamination, check_threshold, overlap_counts
 from data_pipeline.evaluation.documents import build_set_documents, set_facts
 from data_pipeline.evaluation.entries import check_records, list_set
 from data_pipeline.evaluation.neighbors import SetNeighbors, make_neighbors
-from data_pipeline.evaluation.searched import View, open_database
+from data_pipeline.evaluation.searched import View, open_database, require_same
 from data_pipeline.evaluation.sets import FINISHED
 from data_pipeline.evaluation.tables import HELD_OUT, check_set, open_tables, set_directory
 from data_pipeline.sources.readers import source_digest
@@ -101,12 +101,22 @@ def join_neighbors(
     Raises:
       StageError, ValueError: no such set, a share or k that cannot be meant, a database that does not fit.
     """
-    if k < 0:
-        raise ValueError(f"k counts neighbors and cannot be {k}; take 1 or more, or 0 for as many as the build stored.")
+    check_asked(data, k, share, database)
     tables, view = open_tables(Path(data), name), View(share, frozenset(without))
     opened = open_database(tables.data, database)
     found = make_neighbors(tables, opened, view, k)
     return SetNeighbors(tables, opened, view, found, k)
+
+
+def check_asked(data: Path, k: int, share: float, database: str, threshold: float = 0.0) -> None:
+    """Raises ValueError where neighbors that are asked for cannot be meant, StageError for a database that does not fit."""
+    if k < 0:
+        raise ValueError(f"k counts neighbors and cannot be {k}; take 1 or more, or 0 for as many as the build stored.")
+    View(share)
+    if threshold:
+        check_threshold(threshold)
+    if database:
+        require_same(Path(data), Path(database))
 
 
 def join_held_out(data: Path) -> Mapping:

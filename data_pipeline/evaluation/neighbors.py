@@ -123,7 +123,7 @@ def _missing(tables: Tables, database: Database, view: View, k: int, other: str)
     workdir = tables.data.parent if tables.data.name == "data" else "RUN"
     flags = [f"--workdir={workdir}", f"--set={tables.name}"]
     flags += [f"--neighbors={k}"] * bool(k) + [f"--share={view.share:g}"] * (view.share < 1)
-    flags += [f"--database={other}"] * bool(other)
+    flags += [f"--database={other}"] * bool(other) + ["--without=THRESHOLD"] * bool(view.without)
     number = f"{k} neighbors" if k else "neighbors"
     without = f" without {len(view.without):,} documents" if view.without else ""
     return (

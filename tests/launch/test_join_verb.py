@@ -1,5 +1,8 @@
 """`retro join` from the command line: its flags, what it prints and what it refuses."""
 
+import re
+import shutil
+
 import joined_set
 import pytest
 from joined_set import contents, pile, write_records
@@ -39,6 +42,11 @@ def test_a_set_is_joined_and_named_again_without_its_path(root, capsys):
     assert open_set(root / "data", "pile").neighbors(k=5, share=0.5).stored == 5
     assert main([f"--workdir={root}", "--set=held_out", "--neighbors=7"]) == 0
     assert open_set(root / "data", "held_out").neighbors(k=7).stored == 7
+    assert main([f"--workdir={root}", "--set=held_out", "--without=0.01"]) == 0
+    found = open_set(root / "data", "held_out")
+    gone = found.overlapping_documents(0.01)
+    assert f"; {len(gone)} documents are left out" in capsys.readouterr().out
+    assert found.neighbors(without=gone).facts["left_out_documents"] == len(gone)
     assert contents(root / "data", without="evaluation") == before
     assert pile(root / "val.jsonl").subset_key in (root / "data" / "evaluation" / "pile" / "set.json").read_text()
 
@@ -58,6 +66,7 @@ def test_a_set_is_joined_and_named_again_without_its_path(root, capsys):
         (["--set=new", "--path=README.md", "--protocol=no"], "There is no protocol 'no'"),
         (["--set=new", "--path=README.md", "--config.data.sources.new.max_document_bytes=9"], "selects training text"),
         (["--set=held_out", "--share=2"], r"must lie in \(0, 1\], but is 2.0"),
+        (["--set=held_out", "--without=1.5"], r"threshold of containment must lie in \(0, 1\], but is 1.5"),
         (["--set=held_out", "--neighbors=-2"], "k counts neighbors and cannot be -2"),
         (["--set=held_out", "--address=a:1"], "are of --engine=ray"),
         (["--set=held_out", "--database=/nowhere"], "/nowhere"),
@@ -65,8 +74,7 @@ def test_a_set_is_joined_and_named_again_without_its_path(root, capsys):
     ],
 )
 def test_flags_that_cannot_be_meant_are_refused_and_nothing_is_written(root, capsys, flags, words):
-    import re
-
+    shutil.rmtree(root / "data" / "evaluation", ignore_errors=True)  # so that nothing was made before
     before = contents(root / "data")
     assert main([f"--workdir={root}", *flags]) == 2
     assert re.search(words, capsys.readouterr().err)

@@ -207,7 +207,10 @@ def test_every_flag_of_a_verb_is_known_here():
     known = {
         "build": {"engine", "accelerator", "address", "plan", "plan_tokens", "plan_nodes", "plan_accelerator", "json"},
         "train": {"hosts", "coordinator", "processes", "process", "join_timeout", "profile", "restart"},
-        "join": {"set", "path", "protocol", "neighbors", "share", "database", "engine", "accelerator", "address"},
+        "join": {
+            *("set", "path", "protocol", "neighbors", "share", "database", "without"),
+            *("engine", "accelerator", "address"),
+        },
         "evaluate": {"hosts", "coordinator", "processes", "process", "join_timeout"},
         "sample": {"prompt", "retrieval"},
         "preflight": {"topology", "step", "no-compile", "json"},
