@@ -86,15 +86,23 @@ def search_missing(run, data, names) -> None:
     Raises:
       ValueError, StageError: a database of another encoder or tokenizer.
     """
+    from data_pipeline.evaluation.contamination import build_contamination
     from data_pipeline.evaluation.join import join_neighbors
+    from data_pipeline.evaluation.sets import open_set
+    from data_pipeline.evaluation.tables import open_tables
 
     settings = run.evaluate
     wanted = [(run.model.neighbors, 1.0, ""), *((k, 1.0, "") for k in settings.tried_neighbors)]
     wanted += [(run.model.neighbors, share, "") for share in settings.tried_shares]
     wanted += [(run.model.neighbors, 1.0, database) for database in settings.tried_databases]
     for name in names:
+        if settings.contaminated or settings.clean_database:
+            build_contamination(open_tables(data, name))
+        without = frozenset()
+        if settings.clean_database:
+            without = open_set(data, name).overlapping_documents(settings.clean_database)
         for k, share, database in [(0, 1.0, ""), *wanted]:
-            join_neighbors(data, name, k, share, database)
+            join_neighbors(data, name, k, share, database, without)
 
 
 if __name__ == "__main__":

@@ -38,3 +38,8 @@ class EvaluateConfig:
         between(0, 1),
         "Documents of which this share of 13-grams stands in one training document are not counted; 0: all are.",
     )
+    clean_database: float = setting(
+        0.0,
+        between(0, 1),
+        "Training documents that hold this share of the 13-grams of a document of the set are not searched; 0: all are.",
+    )

@@ -104,6 +104,7 @@ class Evaluation:
             overlap_neighbors=settings.overlap_neighbors,
             models={name: self._identity(name) for name in self.runs},
             greedy=rule.greedy,
+            without=text.overlapping_documents(settings.clean_database) if settings.clean_database else frozenset(),
         )
 
     def _identity(self, name: str) -> dict:
@@ -159,6 +160,8 @@ class Evaluation:
         if settings.contaminated:
             gone = task.text.contaminated(settings.contaminated)
             keep, left_out = ~gone, {"contaminated_documents": int(gone.sum()), "of": len(gone)}
+        if task.without:
+            left_out["documents_not_searched"] = len(task.without)
         totals = add_up(text, scored, task.text.subset_names, keep)
         return {
             "protocol": task.text.protocol,

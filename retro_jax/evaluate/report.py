@@ -75,8 +75,11 @@ def _section(name: str, found: Mapping, results: Mapping, plots: Mapping[str, st
 
 
 def _left_out(found: Mapping) -> str:
-    count = found["facts"].get("contaminated_documents")
-    return "" if count is None else f"; {count:,} documents are left out as contaminated"
+    counts = {
+        "contaminated_documents": "documents are left out as contaminated",
+        "documents_not_searched": "training documents are not searched",
+    }
+    return "".join(f"; {found['facts'][key]:,} {words}" for key, words in counts.items() if key in found["facts"])
 
 
 def _subtitle(results: Mapping) -> str:

@@ -40,6 +40,7 @@ class Task:
       overlap_neighbors: stored neighbors that r(C) looks at (paper 2.6).
       models: what identifies each model ("retro", "baseline"), plain JSON.
       greedy: whether the scorers look for the model's first choice.
+      without: ids of documents that are left out of every database.
     """
 
     text: TextSet
@@ -52,6 +53,7 @@ class Task:
     overlap_neighbors: int
     models: Mapping[str, Mapping]
     greedy: bool = False
+    without: frozenset[int] = frozenset()
     _opened: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # neighbors by what was asked
 
     def ranges(self) -> list[tuple[int, int]]:
@@ -72,7 +74,7 @@ class Task:
 
     def _open(self, *what) -> Neighbors:
         if what not in self._opened:
-            self._opened[what] = self.text.neighbors(*what)
+            self._opened[what] = self.text.neighbors(*what, **({"without": self.without} if self.without else {}))
         return self._opened[what]
 
 

@@ -94,12 +94,18 @@ class TextSet(Protocol):
         """The bytes of each token of a chunk of the set."""
         ...
 
-    def neighbors(self, k: int = 0, share: float = 1.0, database: str = "") -> Neighbors:
-        """Up to k neighbors (0: as stored) from a nested share of the database, or from another one.
+    def neighbors(
+        self, k: int = 0, share: float = 1.0, database: str = "", without: frozenset[int] = frozenset()
+    ) -> Neighbors:
+        """Up to k neighbors (0: as stored) from a nested share of the database, or from another one, or `without` documents.
 
         Raises:
           ValueError: there are none, with the command that makes them.
         """
+        ...
+
+    def overlapping_documents(self, threshold: float) -> frozenset[int]:
+        """Ids of training documents that hold this share of the 13-grams of one document of the set."""
         ...
 
     def contaminated(self, threshold: float) -> Bool[np.ndarray, "D"]:
