@@ -16,7 +16,7 @@ from launch.evaluate import main as evaluate_main
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory, on_one_device):
     return make_run(tmp_path_factory.mktemp("changed"), "retro", "baseline")
 
 

@@ -12,7 +12,7 @@ from launch.evaluate import main as evaluate_main
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, on_one_device):
     """Two evaluations of one set, the second with one neighbor in place of two."""
     root = tmp_path_factory.mktemp("compare")
     for name, more in (("one", []), ("two", ["--config.model.neighbors=1"])):

@@ -29,7 +29,7 @@ VOID = {"meta", "br"}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory, on_one_device):
     root = tmp_path_factory.mktemp("report")
     build(root)
     save_runs(root, "baseline", "retro")
