@@ -23,8 +23,11 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 quickstart: setup ## text to report in one command; SMOKE=1 for the three-minute form
 	@$(BIN)/python -m launch.quickstart --config=configs/quickstart.py$(if $(SMOKE),:smoke) --workdir=runs/quickstart$(if $(SMOKE),-smoke)
 
-test: setup ## the whole suite
-	@$(BIN)/python -m pytest -n 2
+test: setup ## the whole suite; compilations are kept in .cache for the next run
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: setup ## the tests that take a moment each: all but those of tests/slow_tests.txt
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --fast
 
 test-slow: setup ## tests that take minutes
 	@$(BIN)/python -m pytest -m "slow and not slurm and not ray"

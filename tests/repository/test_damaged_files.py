@@ -15,7 +15,6 @@ import pytest
 from finished_run import Answer, FinishedRun
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from training_fixture import compiled_once  # noqa: F401
 
 from data_pipeline.stages.known import STAGES
 from retro_jax.run_directory.checkpoints import load_params
@@ -70,7 +69,7 @@ KINDS = (flip, truncate, empty, remove, folder, zeros, append, other_json)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, compiled_once):  # noqa: F811
+def finished(tmp_path_factory):
     finished = FinishedRun(tmp_path_factory.mktemp("finished"))
     finished.expected = {}
     for verb in VERBS:

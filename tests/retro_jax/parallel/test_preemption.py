@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from processes import differences, finish, log_path, start_run, wait_for
-from training_fixture import BASELINE, MODEL, build_data, compiled_once, make_run
+from training_fixture import BASELINE, MODEL, build_data, make_run
 
 from launch import quickstart
 from retro_jax.config import MeshConfig
@@ -25,9 +25,6 @@ from retro_jax.train.retrieval_check import RetrievalCheck
 MESH = MeshConfig(data=-1)
 SMALL = dataclasses.replace(MODEL, layers=1, retrieval_layers=(1,))
 RUN = {"steps": 6, "checkpoint_every": 4, "retrieval_check_every": 3, "mesh": MESH}
-
-
-pytestmark = pytest.mark.usefixtures(compiled_once.__name__)
 
 
 @pytest.fixture(scope="module")

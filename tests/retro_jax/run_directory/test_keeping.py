@@ -5,7 +5,7 @@ import json
 
 import pytest
 from made_up_checkpoints import write_whole
-from training_fixture import BASELINE, MODEL, build_data, compiled_once, make_run
+from training_fixture import BASELINE, MODEL, build_data, make_run
 
 from launch.arguments import parse
 from launch.train import VERB
@@ -16,7 +16,6 @@ from retro_jax.run_directory.whole import prune, steps, whole_path
 from retro_jax.train.loop import train
 from retro_jax.train.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures(compiled_once.__name__)
 METRICS = {3: 0.5, 6: 0.2, 9: 0.4, 12: 0.3, 15: 0.9}  # a loss by step
 
 

@@ -7,7 +7,7 @@ import types
 
 import jax.numpy as jnp
 import pytest
-from training_fixture import BASELINE, build_data, compiled_once, make_run
+from training_fixture import BASELINE, build_data, make_run
 
 from retro_jax.config import DataConfig, MeshConfig, to_dict
 from retro_jax.core.lock import lock_directory
@@ -21,8 +21,6 @@ from retro_jax.train.metrics import read_metrics
 SMALL = dataclasses.replace(BASELINE, layers=1)
 MESH = MeshConfig(data=-1)
 RUN = {"steps": 4, "checkpoint_every": 2, "warmup_steps": 1, "mesh": MESH}
-
-pytestmark = pytest.mark.usefixtures(compiled_once.__name__)
 
 
 @pytest.fixture(scope="module")

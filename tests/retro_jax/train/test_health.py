@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from processes import differences
-from training_fixture import BASELINE, build_data, compiled_once, make_run
+from training_fixture import BASELINE, build_data, make_run
 
 from retro_jax.config import MeshConfig, completed, to_dict
 from retro_jax.core.storage import storage_fault
@@ -35,9 +35,6 @@ from retro_jax.train.wandb import plain_id
 SMALL = dataclasses.replace(BASELINE, layers=1)
 MESH = MeshConfig(data=-1)
 RUN = {"steps": 12, "checkpoint_every": 3, "spike_window": 3, "spike_factor": 2.0, "mesh": MESH}
-
-
-pytestmark = pytest.mark.usefixtures(compiled_once.__name__)
 
 
 @pytest.fixture(scope="module")

@@ -55,8 +55,6 @@ def run_child(workdir, data, kill_at=-1):
     if not (workdir / "data").exists():
         (workdir / "data").symlink_to(data)
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(FIXTURES)}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(workdir.parent / "cache")
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     command = [sys.executable, "-c", CHILD, str(workdir), str(kill_at)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
