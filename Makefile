@@ -89,7 +89,7 @@ config-page: setup ## docs/config.md from the declarations of the settings
 lint: setup ## formatting and style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-lock: ## make requirements.lock anew from pyproject.toml (needs uv)
+lock: ## rewrites requirements.lock from pyproject.toml (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra build --extra test --no-header pyproject.toml -o requirements.lock
 
 .venv-peer/.ready: benchmarks/peer/requirements.txt

@@ -8,7 +8,7 @@ One process a side, all started and warmed up (compilation is not counted here, 
 (A B C A B C). Against plain PyTorch the time is from word pieces to vectors, the same pieces on both sides, sorted by
 length as each likes it best; against sentence-transformers it is from text to vectors, each with its own tokenizing and
 sorting, and the two must give the same vectors: every cosine over 0.999, or the run ends with an error. GFLOP/s count
-the products of the real pieces, not of padding, and stand beside the rate of a plain matrix product of the same width
+the products of the real pieces, not of padding, and are shown beside the rate of a plain matmul of the same width
 in the same process. On 2 cores it takes some ten minutes.
 """
 

@@ -118,7 +118,7 @@ def fate(phase: str, turn: int, what: str, delay: float = 0.0, victim: int = 0) 
 
 
 def newest(workdir: Path) -> int:
-    """The newest whole checkpoint; 0 where a run starts anew."""
+    """The newest whole checkpoint; 0 if the run restarts."""
     return newest_whole(workdir / "checkpoints") or 0
 
 
@@ -196,7 +196,7 @@ def signalled(name: str, expected: Sequence[int]) -> Callable[[Place], dict]:
 
 
 def side_file(place: Place) -> dict:
-    """A side file of a killed run is damaged: the run goes on, or is refused by the file's name and goes on when told how."""
+    """Damages a side file of a killed run: it continues, or stops with the file's name and continues after the remedy."""
     before = place.killed()
     chosen, how = place.draw.choice(SIDE_FILES), place.draw.choice(DAMAGE)
     older = max(before["saved"] - EVERY, EVERY)
@@ -211,7 +211,7 @@ def side_file(place: Place) -> dict:
 
 
 def checkpoints_gone(place: Place) -> dict:
-    """No whole checkpoint is left of a run that had some: it stops, and starts anew only when told to."""
+    """Damages all checkpoints of a run: it stops, and restarts only with --restart."""
     before = place.killed()
     if place.draw.random() < 0.5:
         shutil.rmtree(place.workdir / "checkpoints")

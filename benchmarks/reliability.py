@@ -84,7 +84,7 @@ def ended(running: Sequence[subprocess.Popen]) -> list[int]:
 
 
 def kill_once(directory: Path, data: Path, whole: Path, number: int, seed: int) -> dict:
-    """One trial: start, kill, look, resume, compare. A run that ends before its kill is drawn anew."""
+    """One trial: start, kill, look, resume, compare. A run that ends before its kill is drawn again."""
     moment, processes = list(MOMENTS)[number % len(MOMENTS)], 1 + number // len(MOMENTS) % 2
     workdir, codes, attempt = directory / f"trial-{number}", [0], 0
     while -signal.SIGKILL not in codes:
@@ -114,7 +114,7 @@ def kill_once(directory: Path, data: Path, whole: Path, number: int, seed: int) 
 
 
 def refuse_once(directory: Path, data: Path, whole: Path, fault: str) -> dict:
-    """Storage fails when the third save begins, the first being whole: how the run ends, what is left, and that it goes on once storage is mended."""
+    """Makes storage fail when the third save begins; checks how the run ends and that it continues once storage works."""
     workdir = directory / f"storage-{fault}"  # the log stands beside it, on another file system
     workdir.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "retro-test", workdir], check=True)
@@ -188,7 +188,7 @@ by jax's own abort (134) when process 0, which holds jax's coordinator, is the o
 ## Other mishaps
 
 {len(mishaps)} more runs in one process met something else than a kill (benchmarks/mishaps.py). A trial is good where the run
-ends with the bits of the undisturbed run, nothing but what the kind allows is lost, and what cannot go on is refused in
+ends with the bits of the undisturbed run, nothing but what the kind allows is lost, and a run that cannot continue is refused in
 words that name the file. "Refused" counts the trials of the last sort. A run that meets damage or a stray was killed
 before, at a random step, so that steps since its last checkpoint are done again.
 
@@ -200,7 +200,7 @@ before, at a random step, so that steps since its last checkpoint are done again
 
 The file system of the run (a tmpfs) is filled to the last byte, or its directory of checkpoints is mounted read-only, when
 the third save begins. Training
-goes on to its last step, the last checkpoint cannot be saved, and the command ends with an error and not with 0; once
+continues to its last step, the last checkpoint cannot be saved, and the command ends with an error and not with 0; once
 there is space again, or the right to write, the same command ends with the bits of the undisturbed run.
 
 | storage | exit code | newest whole checkpoint then | identical after resuming | checkpoints not whole at the end |

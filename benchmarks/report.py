@@ -113,7 +113,7 @@ def embedding(result: dict) -> str:
         f"{result['threads']} threads a side, {result['allocator']} allocator, {result['date']}"
         f"{_loads(result)}. Sides take turns; the time is from word pieces to vectors, or from text to vectors with each "
         f"side's own tokenizing and sorting{', ' + _versions({'versions': versions}) if versions else ''}. The last "
-        "column is the share of the rate of one plain matrix product.",
+        "column is the share of the rate of one plain matmul.",
         "",
         "| side | chunks/s, median | seconds, median (minimum) | GFLOP/s | of a plain product |",
         "|---|---|---|---|---|",

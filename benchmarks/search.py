@@ -101,7 +101,7 @@ def compare(folder: Path, recall: "Recall", options: argparse.Namespace) -> dict
         loads.append(os.getloadavg()[0])
         for name, side in sides.items():
             for way in WAYS:
-                # Two of the names are one index, and each is set anew.
+                # Two of the names share an index, and each is tuned.
                 answer = side.run(do=way, index=held(name), setting=facts[name]["setting"], count=options.single)
                 answers[way][name].append(answer["seconds"])
                 if turn == 0 and way == "batch":

@@ -110,7 +110,7 @@ def describe(facts: dict, every: list[dict], measured: list[dict]) -> dict:
 
 
 def machine() -> dict:
-    """Enough of /proc to read the figures by: processor, the flags that decide matrix products, memory."""
+    """Describes the machine from /proc: processor, its flags for matmuls, memory."""
     lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     facts = {name.strip(): value.strip() for name, _, value in lines}
     flags = facts.get("flags", "").split()

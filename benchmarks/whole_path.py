@@ -6,7 +6,7 @@
 
 Half of the text is of the wiki package and half of legal, one file a document; both sides read the same files, cut them
 into chunks of 64 of their own tokens and find 10 neighbors a chunk with the same BERT and the same threads. The sides
-take turns, each turn a new process, so each pays anew for what it compiles (its imports are not counted). Ours runs
+take turns, each turn a new process, so each compiles again (imports are not counted). Ours runs
 twice: as it is, with products of bfloat16 numbers, and in float32 as the peer does. The recall of each side's neighbors
 is measured afterwards against every distance of its own embeddings, under its own rule of which documents count. With
 5 MB and 2 cores a turn of all three takes about ten minutes.

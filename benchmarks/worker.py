@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 # What glibc may be told: keep freed memory instead of returning it to the kernel, in one arena. A step allocates and
-# frees the same gigabyte of activations each time, and without this each step pays for its page faults anew.
+# frees the same gigabyte of activations each time, and without this each step repeats the page faults.
 ALLOCATORS = {
     "default": {},
     "tuned": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_ARENA_MAX": "1"},

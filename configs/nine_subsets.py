@@ -1,4 +1,4 @@
-"""Nine subsets of real text from pinned packages, 86 MB in all; what docs/measured/database.md is made of.
+"""Nine subsets of real text from pinned packages, 86 MB in all; docs/measured/database.md measures them.
 
     retro build --config=configs/nine_subsets.py:10 --workdir=runs/nine-10
 

@@ -1,11 +1,11 @@
-"""Your own text: a file, a folder or a glob, here or in an object store (gs://, s3://), as one subset.
+"""Your own text: a file, a folder or a glob, local or in an object store (gs://, s3://), as one subset.
 
     retro build --config=configs/own_text.py:PATH --workdir=runs/mine
     retro train --config=configs/own_text.py:PATH --workdir=runs/mine
 
 `:PATH,172m` takes a size of the paper (172m, 425m, 1b5, 7b5); `:PATH,smoke` the smallest form. Without a word, a model
 for a laptop (configs/quickstart.py without its text) and a vocabulary of 4,096.
-Read are .txt, .jsonl, .ndjson and .json (a value a line or one array), these also as .gz, .zst, .xz and .bz2, .parquet,
+It reads .txt, .jsonl, .ndjson and .json (a value a line or one array), these also as .gz, .zst, .xz and .bz2, .parquet,
 .arrow, a Hugging Face data set folder, and a TFDS data set directory of ArrayRecord files; the build says which files it
 leaves out, and .sources.own.format=text reads other endings. Records hold the text under "text" (--config.data.sources.own.text_key) and, if you
 like, a subset name (.subset_key; the Pile: meta.pile_set_name) and an id (.id_key). A store's URL needs its package
@@ -14,7 +14,7 @@ Cleaning drops training documents near a held-out one, as the paper does (--conf
 them); .sources.own.evaluation_titles=wiki.test.tokens those of Wikitext; WORKDIR/data/documents/dropped.jsonl lists both.
 State the license of your text: --config.data.sources.own.license="...".
 Hardware: any; megabytes of text train on 2 CPU cores in minutes. Expected: a gain from retrieval only where your
-documents share text or facts; `retro evaluate` reports it beside its controls.
+documents share text; `retro evaluate` reports it beside its controls.
 """
 
 from retro_jax.config import SourceConfig, default_config, to_dict

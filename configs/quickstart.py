@@ -1,9 +1,9 @@
-"""The quickstart: encyclopedia and license texts to a trained RETRO, a baseline and a report on a laptop.
+"""The quickstart: from encyclopedia and license texts to a trained RETRO, a baseline and a report on a laptop.
 
     make quickstart              # or: python -m launch.quickstart --config=configs/quickstart.py --workdir=runs/quickstart
     make quickstart SMOKE=1      # :smoke, the same path in under 3 minutes
 
-Hardware: 2 CPU cores, 8 GiB of memory; about 8 minutes. Expected: retrieval on lies below off and below random
+Hardware: 2 CPU cores, 8 GiB of memory; about 8 minutes. Expected: On is below Off and below random
 neighbors on `legal`, where two thirds of the text recur elsewhere; on `wiki`, where almost none does, no gain is promised.
 """
 

@@ -1,4 +1,4 @@
-"""Retrofit (paper 4.2, C.3): a trained baseline, frozen, learns to retrieve. Sizes 172m, 425m, 1b5, 7b5; `,smoke`.
+"""Retrofit (paper 4.2, C.3): adds retrieval to a trained, frozen baseline. Sizes 172m, 425m, 1b5, 7b5; `,smoke`.
 
     retro train --config=configs/retrofit.py:172m --workdir=runs/172m-retrofit \
         --config.train.initialize_from=runs/132m --config.data.directory=runs/172m/data
@@ -6,7 +6,7 @@
 Only the neighbor encoder and the chunked cross-attention train (under 10% of the weights at 7.5B), on 6 million
 sequences at batch 256: 3% of pre-training, 23,438 steps. `--config.train.trainable=all` trains everything.
 Hardware: as configs/retro.py. `:172m,smoke` retrofits `configs/baseline.py:132m,smoke` in a minute on 2 CPU cores.
-Expected: retrieval off stays the baseline bit for bit; on ends close to training from scratch (paper Figure 5).
+Expected: Off equals the baseline bit for bit; On ends close to training from scratch (paper Figure 5).
 """
 
 from retro_jax.presets.sizes import BASELINE_OF, RETRO, RETROFIT_SEQUENCES, paper_config, split_argument

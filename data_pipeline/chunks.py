@@ -1,11 +1,11 @@
-"""Stage 3, chunks: documents as BOS + text + EOS, each cut from its own start into rows of M tokens (paper 2.2, 2.3).
+"""Stage 3, chunks: cuts each document (BOS + text + EOS) from its start into rows of M tokens (paper 2.2, 2.3).
 
     chunks-00000.tokens.npy        int32 [N_s, M], padded with -1 after a document's end
     chunks-00000.document_ids.npy  int64 [N_s]
     chunks-00000.subsets.npy       int32 [N_s], numbers into the manifest's counts["subsets"]
 
 A chunk's id is its row number over all shards. Rows of training documents come first: they are the database. A shard
-holds whole documents of one split, so it is made from a range of documents alone; how the rows fall into shards
+holds whole documents of one split, so it is made from a range of documents alone; the division into shards
 changes no id.
 """
 
@@ -26,7 +26,7 @@ from retro_jax.data.rows import ShardedRows, first_rows
 STAGE = "chunks"
 COLUMNS = ("tokens", "document_ids", "subsets")
 BATCH_BYTES = 4_000_000  # of text that is encoded at once
-BYTES_PER_TOKEN = 3  # a guess from which shards get their sizes; nothing else depends on it
+BYTES_PER_TOKEN = 3  # a guess that sets the size of shards; nothing else depends on it
 
 
 def cut(
@@ -35,7 +35,7 @@ def cut(
     """Cuts each document, as BOS + its tokens + EOS, from its own start into rows of `chunk_length`.
 
     Returns:
-      The rows in order, the rest of a document's last one -1; and how many rows each document has.
+      The rows in order, each document's last one padded with -1; and the number of rows of each document.
     """
     lengths = np.array([len(tokens) + 2 for tokens in documents], np.int64)
     rows = -(-lengths // chunk_length)
@@ -59,7 +59,7 @@ def build_chunks(directory: Path, config: DataConfig, chunk_length: int, documen
     Raises:
       StageError: a tokenizer whose tokens do not add up to the bytes of a document.
     """
-    from data_pipeline.tokens import Tokenizer  # SentencePiece; readers of finished chunks do without
+    from data_pipeline.tokens import Tokenizer  # SentencePiece; reading finished chunks does not need it
 
     source, reader = read_documents_manifest(documents), Tokenizer(tokenizer)
     names = sorted(
@@ -85,14 +85,14 @@ def build_chunks(directory: Path, config: DataConfig, chunk_length: int, documen
 
 
 def stage_config(config: DataConfig, chunk_length: int) -> dict:
-    """What the stage depends on beside its input; part of its plan."""
+    """The settings that the stage depends on; part of its plan."""
     return {"chunk_length": chunk_length, "shard_chunks": config.shard_chunks}
 
 
 def document_ranges(
     text_bytes: Int[np.ndarray, "D"], trained: int, chunk_length: int, shard_chunks: int
 ) -> list[tuple[int, int]]:
-    """Ranges [start, stop) of documents that make about `shard_chunks` chunks each, none over the border of the splits."""
+    """Ranges [start, stop) of documents that make about `shard_chunks` chunks each, none across the border of the splits."""
     guess = -(-(text_bytes // BYTES_PER_TOKEN + 2) // chunk_length)
     ranges, start, size = [], 0, 0
     for document, chunks in enumerate(guess.tolist()):
@@ -188,9 +188,9 @@ class ChunkTable:
 def values(
     tokens: Int[np.ndarray, "N M"], document_ids: Int[np.ndarray, "N"], ids: Int[np.ndarray, "*shape"]
 ) -> Int[np.ndarray, "*shape R"]:
-    """[N, F] of the chunks `ids`: each and the next one of its document, -1 where there is none (paper 2.3).
+    """[N, F] of the chunks `ids`: each chunk and the next one of its document, -1 where missing (paper 2.3).
 
-    F never is another document's text and never starts over at the table's end; an id of -1 (a missing neighbor)
+    F is never another document's text and never wraps around at the table's end; an id of -1 (a missing neighbor)
     gives a row of -1 and indexes nothing.
 
     Raises:
@@ -198,10 +198,10 @@ def values(
     """
     ids, (chunks, length) = np.asarray(ids), tokens.shape
     if not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"Chunk ids are integers, but {ids.dtype} was given.")
+        raise ValueError(f"Chunk ids must be integers, but {ids.dtype} was given.")
     if ids.size and (ids.min() < PADDING or ids.max() >= chunks):
         wrong = ids.min() if ids.min() < PADDING else ids.max()
-        raise ValueError(f"{wrong} is no chunk id: they run from 0 to {chunks - 1}, and -1 is a missing one.")
+        raise ValueError(f"{wrong} is not a chunk id: ids run from 0 to {chunks - 1}, and -1 is a missing one.")
     there = ids != PADDING
     chosen = ids[there].astype(np.int64)
     following = np.minimum(chosen + 1, chunks - 1)

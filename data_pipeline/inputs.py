@@ -1,8 +1,8 @@
-"""What `retro build` reads and where it writes, looked at before the first stage: a mistake is told in the first second.
+"""Checks all inputs and outputs of `retro build` before the first stage, so that mistakes are reported within a second.
 
 Everything that the config names is opened by the code of the stage that reads it: sources and lists of titles, tokenizer,
-encoder (headers of its weights alone). Nothing is fetched and no store is asked; a package that is not here yet is none
-of the mistakes.
+encoder (headers of its weights alone). Nothing is downloaded and no store is read; a package that is not downloaded yet
+is not an error.
 """
 
 import importlib.util
@@ -22,13 +22,13 @@ NEEDED = ("sentencepiece", "tokenizers", "safetensors", "datasketch", "zstandard
 
 
 def check_inputs(run: RunConfig, data: Path) -> None:
-    """Opens what the config names.
+    """Opens all inputs that the config names.
 
     Args:
       data: the directory of the stages.
 
     Raises:
-      ValueError, StageError: what the stage would say that reads it.
+      ValueError, StageError: as the stage that reads it.
     """
     from data_pipeline.documents.stage import check_settings
     from data_pipeline.encoder.stage import check_settings as check_embeddings
@@ -60,11 +60,11 @@ def check_inputs(run: RunConfig, data: Path) -> None:
 
 
 def _check_writable(data: Path) -> None:
-    """The directory, or the first above it that is there, is one that can be written to."""
+    """Raises StageError unless the directory, or its first existing parent, is writable."""
     data = Path(data).absolute()
     there = next(path for path in (data, *data.parents) if path.exists() or path.is_symlink())
     if not there.is_dir():
-        raise StageError(f"{data} cannot be made: {there} is no directory. Give another --workdir.")
+        raise StageError(f"{data} cannot be made: {there} is not a directory. Give another --workdir.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise StageError(f"{data} cannot be written: {there} is read-only. Give another --workdir, or allow writing.")
 

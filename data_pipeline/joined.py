@@ -1,6 +1,6 @@
-"""Stage 7, joined shards: sequences of whole chunks beside the text of their neighbors, a TFDS data set of ArrayRecord files.
+"""Stage 7, joined shards: sequences of chunks with the text of their neighbors, a TFDS data set of ArrayRecord files.
 
-The schema, and which chunks make a sequence, are in `retro_jax.data.joined`, which readers share. TensorFlow itself is
+The schema and the packing of chunks into sequences are in `retro_jax.data.joined`, which reading shares. TensorFlow is
 never needed.
 """
 
@@ -16,7 +16,7 @@ from retro_jax.core.dimensions import PADDING, check_ids
 from retro_jax.data.joined import NAME, STAGE, features, pack
 
 VERSION = "1.0.0"
-OTHER_TOKENIZER = "The chunks are of a larger vocabulary: set --config.model.vocabulary to that of their tokenizer."
+OTHER_TOKENIZER = "The chunks have a larger vocabulary: set --config.model.vocabulary to that of their tokenizer."
 
 
 def join(ids: Int[np.ndarray, "C"], scored: Bool[np.ndarray, "C"], split: str, subset: str, table, neighbors) -> dict:
@@ -36,7 +36,7 @@ def join(ids: Int[np.ndarray, "C"], scored: Bool[np.ndarray, "C"], split: str, s
     if split != "train":
         counts = counts & (after != PADDING) & scored[:, None]
     real = ids != PADDING
-    rows = np.where(real, ids, 0)  # row 0 is read in place of padding and overwritten
+    rows = np.where(real, ids, 0)  # row 0 is read for padding and overwritten
     document_ids = np.where(real, table.document_ids[rows], PADDING)
     neighbor_ids = np.where(real[:, None], neighbors.ids[rows], PADDING)
     distances = np.where(neighbor_ids != PADDING, neighbors.distances[rows], np.inf)
@@ -58,7 +58,7 @@ def _check_neighbors(ids, document_ids, neighbor_ids, table) -> None:
     outside = found & ((neighbor_ids < 0) | (neighbor_ids >= table.database_chunks))
     same = table.document_ids[np.where(found & ~outside, neighbor_ids, 0)] == document_ids[:, None]
     for wrong, reason in (
-        (outside, f"is outside of the database (chunks 0 to {table.database_chunks - 1})"),
+        (outside, f"is outside the database (chunks 0 to {table.database_chunks - 1})"),
         (same & found & ~outside, "is of the chunk's own document"),
     ):
         if wrong.any():
@@ -79,7 +79,7 @@ def build_joined(
     shard_sequences: int,
     inputs: Mapping[str, str],
 ) -> Manifest:
-    """Writes the data set; resumable shard by shard, the same bytes however often it was interrupted.
+    """Writes the data set; resumable shard by shard, with the same bytes after any interruption.
 
     Args:
       table: the ChunkTable.
@@ -96,7 +96,7 @@ def build_joined(
     length = table.chunk_length
     check_lengths(sequence_length, length)
     if not table.database_chunks:
-        raise StageError("No document is left to train on; add text or lower config.data.validation_fraction.")
+        raise StageError("No document remains to train on; add text or lower config.data.validation_fraction.")
     packings = {split: made for split, made in pack(table, sequence_length // length).items() if len(made.chunk_ids)}
     stored = neighbors.ids.shape[1]
     config = stage_config(sequence_length, length, stored, vocabulary, shard_sequences)
@@ -181,7 +181,7 @@ def _metadata_shard(directory: Path, schema, sizes: Mapping[str, Sequence[int]])
             )
             for split, lengths in sizes.items()
         ]
-        # The check of the data is the one part of this call that needs TensorFlow.
+        # The data check is the only part of this call that needs TensorFlow.
         tfds.folder_dataset.write_metadata(
             data_dir=temporary, features=features(*schema), split_infos=splits, version=VERSION, check_data=False
         )

@@ -1,17 +1,17 @@
-"""What a build will take, from rates measured on samples of its text: `retro build --plan`.
+"""Estimates time and memory of a build from rates measured on samples of its text: `retro build --plan`.
 
-Some text goes through the real documents, tokenizer and chunks, which says how many chunks there will be; some thousand
-chunks of two numbers go through the rest, which tells what a stage costs once from what it costs for each chunk. From
-there the work of all stages grows with the text, but for
+A sample of text goes through the real documents, tokenizer and chunks, which gives the number of chunks; a few thousand
+chunks, in two samples, go through the rest, which separates a stage's fixed cost from its cost per chunk. From
+there the work of all stages grows with the text, except
 
-    documents  a tenth of the work, choosing what stays, is of one process whatever the cluster
-    tokenizer  trained on so much text and no more
+    documents  a tenth of the work, selection, runs in one process on any cluster
+    tokenizer  trained on a bounded amount of text
     neighbors  each chunk is searched in every index shard, in leaves of sqrt(S) of its S keys each: as many as reach the recall
                target on the larger sample, times S^0.2; in all keys where the search is exact. What a key takes is measured
                by searching nearly all leaves of the larger sample and one of them. Beyond one shard the work is quadratic
                in the text
 
-A plan is an extrapolation by these laws, not a measurement. What cleaning will drop is not known to it.
+A plan is an extrapolation by these laws, not a measurement. It does not know what cleaning will drop.
 """
 
 import json
@@ -41,7 +41,7 @@ LEAVES_GROW = 0.2  # 9, 10, 13, 24 leaves for 3, 11, 35, 360 thousand keys of ni
 
 @dataclass(frozen=True)
 class Sample:
-    """What a build of some text took."""
+    """The measured build of a sample."""
 
     text_bytes: int
     tokens: int
@@ -53,7 +53,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the samples took: `text` up to the chunks, `small` and `large` all stages."""
+    """The measured samples: `text` up to the chunks, `small` and `large` all stages."""
 
     text: Sample
     small: Sample
@@ -88,7 +88,7 @@ def source_bytes(run: RunConfig) -> dict[str, float]:
 
 
 def sample_run(run: RunConfig, sizes: Mapping[str, float], wanted: float, folder: Path, tokenizer: str) -> RunConfig:
-    """The config of a build of about `wanted` bytes of text, which are written into `folder`: of each source its share.
+    """The config of a build of about `wanted` bytes, a share of each source, written into `folder`.
 
     Args:
       sizes: how much each source counts; bytes, or the same for all.
@@ -127,7 +127,7 @@ def sample_run(run: RunConfig, sizes: Mapping[str, float], wanted: float, folder
 
 
 def text_wanted(run: RunConfig, total: float) -> float:
-    """Bytes of the sample that is only cut into chunks."""
+    """Bytes of the sample that only goes up to the chunks."""
     return min(total, training_bytes(run.model.vocabulary), TEXT_BYTES)
 
 
@@ -170,7 +170,7 @@ def _search_seconds(searcher, queries) -> float:
 
 
 def chip_hours(tokens: float, encoder: Path, peak_flops: float) -> float:
-    """Hours of one chip at its published rate for the matrix products of embedding: no real run is faster."""
+    """Hours of one chip at its published rate for the matmuls of embedding: a lower bound."""
     shape = read_directory(encoder).shape
     products = shape.layers * shape.width * (4 * shape.width + 2 * shape.feed_forward)
     return 2 * products * tokens / peak_flops / 3600
@@ -225,7 +225,7 @@ def plan(rates: Rates, tokens: float, nodes: int) -> dict:
 
 
 def _line(stage: str, small: Sample, large: Sample) -> tuple[float, float]:
-    """Seconds once and for each chunk; where the larger sample was not slower, all of its time goes to its chunks."""
+    """Fixed seconds and seconds per chunk; if the larger sample was not slower, all of its time counts per chunk."""
     each = (large.seconds[stage] - small.seconds[stage]) / max(1, large.chunks - small.chunks)
     if each <= 0:
         each = large.seconds[stage] / large.chunks

@@ -1,4 +1,4 @@
-"""Stage 2, tokenizer: SentencePiece trained on the training split, or given; either way it loses nothing.
+"""Stage 2, tokenizer: a SentencePiece model, trained on the training split or given, that loses no byte.
 
     tokenizer.model   the SentencePiece model
     token_bytes.npy   int32 [V]: the UTF-8 bytes that each token stands for
@@ -63,12 +63,12 @@ def build_tokenizer(directory: Path, config: DataConfig, vocabulary: int, docume
 
 
 def stage_config(config: DataConfig, vocabulary: int) -> dict:
-    """What the stage depends on beside its input; part of its plan."""
+    """The settings that the stage depends on; part of its plan."""
     return {"vocabulary": vocabulary, **({} if config.tokenizer else {"training_bytes": training_bytes(vocabulary)})}
 
 
 def given_inputs(config: DataConfig) -> dict[str, str]:
-    """The stage's input where the config gives a model; empty where one is trained. StageError where it is no file."""
+    """The stage's input where the config gives a model; empty where one is trained. StageError if it is not a file."""
     if not config.tokenizer:
         return {}
     given = Path(config.tokenizer).expanduser()
@@ -81,7 +81,7 @@ def read_given(config: DataConfig, vocabulary: int) -> bytes:
     """The model that the config gives.
 
     Raises:
-      StageError: no such file, no SentencePiece model, or one that `build_tokenizer` does not take.
+      StageError: a missing file, not a SentencePiece model, or one that `build_tokenizer` refuses.
     """
     given_inputs(config)
     proto = Path(config.tokenizer).expanduser().read_bytes()
@@ -111,7 +111,7 @@ class Tokenizer:
         self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
 
     def __reduce__(self):
-        """To another process it goes as its path."""
+        """Pickles as its path."""
         return Tokenizer, (self.directory,)
 
     def encode(self, text: str) -> list[int]:
@@ -132,16 +132,16 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "N"]) -> str:
-        """The text of token ids; control tokens are nothing, and a character cut by the ends of `ids` is U+FFFD.
+        """The text of token ids; control tokens give nothing, and a character cut by the ends of `ids` is U+FFFD.
 
         Raises:
-          ValueError: an id that is no token (padding, -1, must be taken out before).
+          ValueError: an id that is not a token (remove padding, -1, first).
         """
         ids = [int(token) for token in ids]
         for token in ids:
             if not 0 <= token < self.vocabulary:
                 raise ValueError(
-                    f"{token} is no token: ids run from 0 to {self.vocabulary - 1}. Take padding (-1) out first."
+                    f"{token} is not a token: ids run from 0 to {self.vocabulary - 1}. Remove padding (-1) first."
                 )
         return b"".join(self._pieces[token] for token in ids).decode("utf-8", errors="replace")
 
@@ -220,7 +220,7 @@ def training_blocks(documents: Path, limit: int) -> Iterator[str]:
 
 
 def _blocks(document: Document) -> Iterator[str]:
-    """The text in order, whole lines together up to BLOCK characters; only a longer line is cut."""
+    """Yields the text in blocks of whole lines up to BLOCK characters; only a longer line is cut."""
     block = ""
     for line in document.text.splitlines(keepends=True):
         if len(block) + len(line) > BLOCK and block:

@@ -1,4 +1,4 @@
-"""`retro VERB ...`: finds the verb and hands the rest of the command line to `launch/VERB.py`."""
+"""`retro VERB ...`: passes the rest of the command line to `launch/VERB.py`."""
 
 import difflib
 import importlib
@@ -12,7 +12,7 @@ VERBS = {
     "join": "text that is only scored, as an evaluation set beside a finished database",
     "database": "info, verify, add and remove on a finished database",
     "train": "trains a RETRO model, a baseline or a retrofit on joined shards",
-    "preflight": "does it fit, what will it cost: the training step, compiled for a slice that is not there",
+    "preflight": "checks that a training step fits on a slice, and estimates its cost, without the slice",
     "evaluate": "bits per byte by subset: baseline, retrieval off, on, random neighbors, empty database",
     "compare": "results of several work directories side by side, with paired intervals",
     "sample": "continues a prompt, retrieves after every full chunk and says from which documents",
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     verbs = "\n".join(f"  {name:<10}{summary}" for name, summary in VERBS.items())
-    return f"retro VERB --config=FILE.py[:ARGUMENTS] --workdir=DIR\n\n{verbs}\n\nretro VERB --help shows an example that works."
+    return f"retro VERB --config=FILE.py[:ARGUMENTS] --workdir=DIR\n\n{verbs}\n\nretro VERB --help shows a working example."
 
 
 if __name__ == "__main__":

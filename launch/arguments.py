@@ -1,8 +1,8 @@
-"""The command line as a checked config: verbs, their flags and overrides.
+"""Parses the command line of a verb into a checked config.
 
     invocation = parse(VERB, ["--config=configs/retro.py:172m,smoke", "--workdir=runs/x", "--config.train.steps=100"])
 
-Nothing here imports jax, so mistakes answer at once.
+Nothing here imports jax, so usage errors are reported at once.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from retro_jax.config.local_paths import with_local_paths
 from retro_jax.core.paths import local_folder, require_writable
 from retro_jax.run_directory.plain_path import require_path
 
-KEPT = "What was finished is kept, and nothing is half-written: the same command continues where it stopped."
+KEPT = "Finished files are kept and none is half-written: the same command continues where it stopped."
 NOTHING_KEPT = "Nothing was changed; the same command starts from the beginning."
 SWITCHES = {f"config.{one.key}" for one in declarations(RunConfig) if one.kind is bool}
 
@@ -34,7 +34,7 @@ class Verb:
 
     name: str
     summary: str
-    example: str  # arguments that work when pasted after `retro NAME` at the repository root
+    example: str  # arguments that work after `retro NAME` at the repository root
     define_flags: Callable[[flags.FlagValues], None] | None = None  # flags besides --config and --workdir
     needs_workdir: bool = True
     needs_config: bool = True
@@ -42,7 +42,7 @@ class Verb:
     writes: bool = True  # into WORKDIR
     reads_run: bool = False  # --config may be left out: it is that of the run in WORKDIR
     reads_build: bool = False  # --config may be left out: it is that of the build in WORKDIR
-    interrupted: str = KEPT  # what is said where a signal stops it
+    interrupted: str = KEPT  # the message after a signal
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Invocation:
 
 
 def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
-    """The command line as a checked config.
+    """Parses the command line.
 
     Raises:
       ValueError, absl.flags.Error: an unknown flag or key, with the nearest known one; a key that the verb does not read;
@@ -81,7 +81,7 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
     for key in keys:
         new = key[:2] == ["data", "sources"] and len(key) == 4 and (key[3] in ("path", "package") or key[2] in named)
         if new and key[2] not in config.data.sources:
-            config.data.sources[key[2]] = to_dict(SourceConfig())  # a source of the command line alone
+            config.data.sources[key[2]] = to_dict(SourceConfig())  # a source that only the command line names
     for key in keys:
         check_key(["config", *key], config)
     given = tuple(dict.fromkeys(".".join(key) for key in keys))
@@ -109,7 +109,7 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
 
 
 def _kept_config(verb: Verb, words: Sequence[str]) -> ConfigDict:
-    """The config of the run or build in WORKDIR, for a verb that can do without --config."""
+    """The config of the run or build in WORKDIR, for a verb that does not need --config."""
     values = flag_values(verb)
     flags.DEFINE_string("config", None, "", flag_values=values)
     values(["retro", *(word for word in words if not override_of(word))])  # refuses unknown flags
@@ -127,18 +127,18 @@ def flag_values(verb: Verb) -> flags.FlagValues:
 
 
 def flag_name(word: str) -> str | None:
-    """The name in "--name" or "--name=value"; None of what is no flag."""
+    """The name in "--name" or "--name=value"; None for other words."""
     return word.lstrip("-").partition("=")[0] if word.startswith("-") else None
 
 
 def override_of(word: str) -> str | None:
-    """The config key that a flag sets ("train.steps"); None of other words."""
+    """The config key that a flag sets ("train.steps"); None for other words."""
     name = flag_name(word) or ""
     return next((name.removeprefix(start) for start in ("config.", "noconfig.") if name.startswith(start)), None)
 
 
 def one_word_flags(verb: Verb, argv: Sequence[str]) -> list[str]:
-    """The command line with every flag of two words as one: `--config FILE` is `--config=FILE`.
+    """Joins flags of two words: `--config FILE` becomes `--config=FILE`.
 
     Raises:
       ValueError: a flag without its value.
@@ -165,7 +165,7 @@ def one_word_flags(verb: Verb, argv: Sequence[str]) -> list[str]:
 
 
 def check_repeats(words: Sequence[str]) -> None:
-    """Raises ValueError where --config or --workdir is given twice. Of a key given twice the last counts, as is usual."""
+    """Raises ValueError where --config or --workdir is given twice. Of a key given twice the last value counts, as usual."""
     seen: dict[str | None, str] = {}
     for word in words:
         name = flag_name(word)

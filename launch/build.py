@@ -1,4 +1,4 @@
-"""`retro build`: runs the stages of the data pipeline in order, each only as far as it is missing."""
+"""`retro build`: runs the stages of the data pipeline in order and makes only what is missing."""
 
 import json
 import math
@@ -21,13 +21,17 @@ def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "plan_accelerator", "", "embedding on this chip at its published rate, e.g. h100", flag_values=values
     )
-    flags.DEFINE_boolean("json", False, "the plan as JSON", flag_values=values)
+    flags.DEFINE_integer("plan_nodes", 1, "number of machines like this one", flag_values=values)
+    flags.DEFINE_string(
+        "plan_accelerator", "", "estimate embedding on this chip at its published rate, e.g. h100", flag_values=values
+    )
+    flags.DEFINE_boolean("json", False, "print the plan as JSON", flag_values=values)
 
 
 VERB = Verb(
     "build",
     "makes from text: documents, tokenizer, chunks, embeddings, index, neighbors and joined shards, under WORKDIR/data; "
-    "does only what is missing",
+    "makes only what is missing",
     "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke",
     define_flags=_flags,
 )

@@ -1,4 +1,4 @@
-"""What the verbs share: flags, configs, help, and how an error reaches the user.
+"""Runs a verb: flags, configs, help, exit codes and error messages.
 
     VERB = Verb("train", "trains a model ...", "--config=configs/retro.py:172m,smoke --workdir=runs/172m-smoke")
 
@@ -6,11 +6,11 @@
         return run_verb(VERB, execute, argv)  # execute(Invocation) does the work
 
 Exit codes: 0 done, 2 a mistake that the message explains, 3 the disk is full, 75 stopped from outside (SIGTERM, SIGHUP,
-another host lost; saved, run the same command again), 130 interrupted by Ctrl-C (saved as well, but a person wanted it to
+another host lost; saved, run the same command again), 130 interrupted by Ctrl-C (saved too, but a person wanted it to
 stop), 141 the reader of the output went away. A verb whose work is files (build, train, evaluate, database add) ends with 0
-when they are complete, also where nothing could be printed; one that was asked for a text (sample, preflight, database
+when they are complete, even if nothing could be printed; one whose result is text (sample, preflight, database
 info, build --plan, --help) does not. RETRO_TRACEBACK=1 shows where an error was raised. Nothing here imports jax, so help
-and mistakes answer at once.
+and usage errors are reported at once.
 """
 
 import errno
@@ -76,7 +76,7 @@ def _run(verb: Verb, execute: Callable[[Invocation], None], argv: list[str]) -> 
 
 
 def _end(error: BaseException, verb: Verb) -> int:
-    """Says why a verb ended before its time and returns the exit code; raises what only a mistake of ours can cause."""
+    """Reports why a verb ended early and returns the exit code; re-raises errors that only a bug of ours can cause."""
     name = f"retro {verb.name}"
     match error:
         case OutputLost():
@@ -98,20 +98,20 @@ def _end(error: BaseException, verb: Verb) -> int:
 
 
 def _stay_on_the_way_out() -> None:
-    """A scheduler that asks twice must not kill a process that has saved and ends: the exit code would be lost."""
+    """Ignores further signals, because a scheduler's second one must not kill a process that has saved: its exit code would be lost."""
     for number in SIGNALS:
         if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, lambda number, frame: None)
 
 
 def explain(error: BaseException, verb: Verb) -> tuple[int, str | None]:
-    """Exit code and message of an error; no message for what only a mistake of ours can cause."""
+    """Exit code and message of an error; no message for errors that only a bug of ours can cause."""
     chain = list(_causes(error))
     for cause in chain:
         if _disk_full(cause):
             said = str(error).splitlines()[0]
             if isinstance(error, ValueError) and not is_foreign(error):
-                return DISK_FULL, f"the disk is full: {said}"  # our own words say what is kept
+                return DISK_FULL, f"the disk is full: {said}"  # our own message says what is kept
             return DISK_FULL, (
                 f"the disk is full: {_room(cause) or said} What was finished is whole and nothing "
                 f"was removed: make room, then run the same command again; it continues where it stopped."
@@ -123,16 +123,16 @@ def explain(error: BaseException, verb: Verb) -> tuple[int, str | None]:
 
 
 def _disk_full(error: BaseException) -> bool:
-    """By error number; by message where a library (tensorstore, NumPy's short writes) gives no more."""
+    """Recognizes a full disk by error number, or by message where a library (tensorstore, NumPy) gives none."""
     short_write = isinstance(error, OSError) and " requested and " in str(error)
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
     return full or short_write
 
 
 def _room(error: BaseException) -> str:
-    """What is left where the error says it was; empty where it does not say."""
+    """The free space at the error's path; empty if it names none."""
     where = getattr(error, "filename", None)
-    return f"{shutil.disk_usage(_existing(Path(where))).free / 2**20:,.0f} MiB are left at {where}." if where else ""
+    return f"{shutil.disk_usage(_existing(Path(where))).free / 2**20:,.0f} MiB are free at {where}." if where else ""
 
 
 def _causes(error: BaseException | None):

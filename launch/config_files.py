@@ -1,4 +1,4 @@
-"""Config files, and the configs that finished builds and runs keep."""
+"""Loads config files, and the configs stored by finished builds and runs."""
 
 import difflib
 import importlib.util
@@ -15,7 +15,7 @@ from retro_jax.run_directory.places import model_directory
 
 
 def load_config(specification: str) -> ConfigDict:
-    """The ConfigDict that FILE.py of `FILE.py:ARGUMENTS` makes of the arguments, with the defaults of keys it leaves out.
+    """Loads `FILE.py:ARGUMENTS` as a ConfigDict, with the defaults of missing keys.
 
     Raises:
       ValueError: no such file (with the nearest there is), a file that fails (with the line), no `get_config` in it, one
@@ -52,7 +52,7 @@ def _known_files(folder: Path) -> str:
 
 
 def _get_config(path: Path, get_config, argument: str) -> ConfigDict:
-    """What `get_config` returns, with every key there, known and of the right type."""
+    """Calls `get_config` and checks its result: every key present, known and of the right type."""
     words = (argument,)
     try:
         inspect.signature(get_config).bind(argument)
@@ -78,7 +78,7 @@ def _get_config(path: Path, get_config, argument: str) -> ConfigDict:
 
 
 def _fill(config: ConfigDict, values: dict) -> None:
-    """Adds the keys that are left out. What is there stays as it is, references to other fields too."""
+    """Adds missing keys. Existing ones do not change, references to other fields too."""
     with config.unlocked(), config.ignore_type():
         for key, value in values.items():
             if key not in config:
@@ -110,7 +110,7 @@ def _guarded(path: Path, work):
 def config_of_run(workdir: Path) -> ConfigDict:
     """The config that the model in WORKDIR/retro, or in WORKDIR itself, was trained with.
 
-    Its data directory is left to WORKDIR where WORKDIR has one: a run that was moved finds its own.
+    WORKDIR's own data directory comes first, so that a run that was moved finds its data.
 
     Raises:
       ValueError: no model was trained there.
@@ -143,6 +143,6 @@ def config_of_build(workdir: Path) -> ConfigDict:
 
 def _read_config(path: Path) -> ConfigDict:
     remedy = (
-        "Give --config, that of the run or build; the `retro train` or `retro build` that made the file writes it anew."
+        "Give --config, that of the run or build; the `retro train` or `retro build` that made the file rewrites it."
     )
     return as_config_dict(read_config_file(path, remedy))

@@ -1,4 +1,4 @@
-"""`retro database info | verify | add | remove`: what a finished database holds, whether it is whole, and its changes."""
+"""`retro database info | verify | add | remove`: describes, checks and changes a finished database."""
 
 import json
 import sys
@@ -17,18 +17,18 @@ WORKDIR = "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke"
 
 
 def _verify_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_boolean("repair", False, "redo what is damaged, and nothing else", flag_values=values)
+    flags.DEFINE_boolean("repair", False, "redo the damaged shards, and nothing else", flag_values=values)
     flags.DEFINE_boolean(
         "all",
         False,
-        "embed, search exactly and look up in the joined shards every chunk, not a sample; takes as long as the build",
+        "check every chunk (embedding, exact search, joined shards), not a sample; takes as long as the build",
         flag_values=values,
     )
 
 
 def _remove_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("documents", "", "ids of documents: ID,ID,... or @FILE with one a line", flag_values=values)
-    flags.DEFINE_list("source", [], "names of subsets to remove as a whole", flag_values=values)
+    flags.DEFINE_list("source", [], "names of subsets to remove entirely", flag_values=values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def usage() -> str:
 
 
 def directory_of(invocation: Invocation) -> Path:
-    """The data directory; of a share of the database its own."""
+    """The data directory; a share of the database has its own."""
     from data_pipeline.pipeline import database_directory
 
     return database_directory(invocation.data_directory, invocation.run.data.database_fraction)
@@ -120,14 +120,14 @@ def _verify(invocation: Invocation) -> None:
     if damages:
         lines = "\n  ".join(str(damage) for damage in damages)
         raise StageError(
-            f"{data} is damaged:\n  {lines}\nWhat was made from a damaged stage is judged when that is mended. "
+            f"{data} is damaged:\n  {lines}\nLater stages were not checked; repair this one first, then verify again. "
             "`retro database verify --repair` with the same flags redoes this alone."
         )
-    deliver(f"{data} is whole: {json.dumps(facts)}")
+    deliver(f"{data} is intact: {json.dumps(facts)}")
 
 
 def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> None:
-    """Stage by stage in order: redoes what is damaged, so that the next one is judged by a whole one.
+    """Repairs the stages in order, so that each is checked against intact ones.
 
     Args:
       known: damages to redo besides those of the files.
@@ -149,17 +149,17 @@ def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> No
 
 
 def take_out(data: Path, stage: str, damages: Sequence) -> None:
-    """`set_up_repair`, and what it does is said."""
+    """Runs `set_up_repair` and logs what it does."""
     from data_pipeline.database.check_files import set_up_repair
 
     for line in dict.fromkeys(map(str, damages)):
         print(f"repair: {line}", file=sys.stderr, flush=True)
     if moved := set_up_repair(data, stage, damages):
-        print(f"repair: what was there is kept in {moved}", file=sys.stderr, flush=True)
+        print(f"repair: the old files are kept in {moved}", file=sys.stderr, flush=True)
 
 
 def redo_additions(invocation: Invocation, data: Path, known: Sequence = ()) -> None:
-    """Redoes what is damaged of the additions; with `known` as in `repair_files` also what was made from that."""
+    """Repairs the additions; with `known`, as in `repair_files`, also the stages made from them."""
     from data_pipeline.database.changes import addition_directories, make_addition
     from data_pipeline.database.check_files import ALL, Damage, check_files
     from data_pipeline.encoder.bert import encoder_directory
@@ -196,7 +196,7 @@ def read_ids(text: str) -> list[int]:
     """Document ids of `ID,ID` or `@FILE`.
 
     Raises:
-      ValueError: something that is no number.
+      ValueError: an entry that is not a number.
     """
     words = [word for word in text.split(",") if word.strip()]
     if text.startswith("@"):
@@ -246,7 +246,7 @@ def require_training(given: Iterable[str], sources: Mapping) -> None:
 
 
 def require_new(given: Iterable[str], new: Mapping) -> None:
-    """Raises ValueError where the command line changes a source that is in the database: it would not be read again."""
+    """Raises ValueError where the command line changes a source of the database, which would not be read again."""
     for key in given:
         name = key.split(".")[2] if key.startswith("data.sources.") else None
         if name is not None and name not in new:
@@ -275,9 +275,9 @@ ACTIONS = {
             "continuations; says what is damaged and which shards to redo",
             WORKDIR,
             _verify_flags,
-            writes=False,  # but for --repair, which then meets the system's own refusal
+            writes=False,  # except for --repair, which then gets the system's own error
             reads_build=True,
-            interrupted="Shards that were repaired stay; the same command checks from the start.",
+            interrupted="Repaired shards stay; the same command checks from the start.",
         ),
         _verify,
     ),
@@ -294,7 +294,7 @@ ACTIONS = {
     "remove": (
         Verb(
             "database remove",
-            "documents or sources that no search returns any more",
+            "removes documents or sources from all searches",
             f"{WORKDIR} --source=legal",
             _remove_flags,
             reads_build=True,

@@ -1,8 +1,8 @@
-"""Words for an error that nobody of us raised: which file, which value, what to do.
+"""Explains errors raised by libraries and the system: which file, which value, what to do.
 
-`raise` statements of this repository carry their own words. What a library or the system raises is put into words here:
-errors of files by their number, some by what a library says; any other names the library, the place that called it and the paths
-that were at hand there. An error that only a mistake of ours can cause has no words and keeps its traceback.
+`raise` statements of this repository have their own messages. Errors of libraries and the system are explained here:
+errors of files by their number, some by a library's text; any other names the library, the place that called it and the paths
+among its variables. An error that only a bug of ours can cause gets no explanation and keeps its traceback.
 """
 
 import dis
@@ -20,7 +20,7 @@ EXTRAS = {
     **dict.fromkeys(("zstandard", "pyarrow", "fsspec", "datasketch"), "build"),
     **{"ray": "ray", "wandb": "wandb", "libtpu": "tpu", "s3fs": "store"},
 }
-# What Python raises where a program is wrong; a user cannot mend it, so the traceback stays.
+# Errors of a bug in the program, which a user cannot correct, so the traceback stays.
 OURS = (
     *(TypeError, AttributeError, NameError, LookupError, AssertionError, ArithmeticError, RecursionError),
     *(NotImplementedError, SystemError, StopIteration, BufferError),
@@ -31,13 +31,13 @@ OF_FILES = {
     errno.ENAMETOOLONG: "{path} is a longer name than the file system takes (255 bytes a part as a rule). Give a shorter one.",
     errno.EMFILE: "too many files are open at once ({path}). Raise the limit, `ulimit -n 65536`, and run the same command again.",
     errno.ENFILE: "too many files are open on this machine ({path}). Close other programs and run the same command again.",
-    errno.ELOOP: "{path} is a symbolic link that leads back to itself. Mend it with `ln -sfn TARGET LINK`.",
+    errno.ELOOP: "{path} is a symbolic link that leads back to itself. Correct it with `ln -sfn TARGET LINK`.",
     errno.EISDIR: "{path} is a folder where a file is needed. Move it away, or give another path.",
     errno.EXDEV: "{path} lies on two file systems. Give one directory on one of them.",
     errno.ENOMEM: "memory ran out ({path}). Close other programs, or make batches and shards smaller.",
 }
 STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.ENOTCONN)
-OF_LIBRARIES = (  # (what a library says, what it means and what to do)
+OF_LIBRARIES = (  # (a library's text, its meaning and remedy)
     (
         r"Unable to initialize backend|not in the list of known backends|Unknown backend",
         "jax cannot start the devices it was asked for (JAX_PLATFORMS={JAX_PLATFORMS}). Leave JAX_PLATFORMS out to take what "
@@ -56,7 +56,7 @@ OF_LIBRARIES = (  # (what a library says, what it means and what to do)
 
 
 def words(error: BaseException) -> str | None:
-    """What the user is told of an error of a library or the system; None where only a mistake of ours can cause it."""
+    """The message for an error of a library or the system; None if only a bug of ours can cause it."""
     if isinstance(error, ImportError):
         return _of_package(error)
     if isinstance(error, AssertionError) and _module(error) == "jax._src.xla_bridge":  # a platform without its plugin
@@ -79,7 +79,7 @@ def words(error: BaseException) -> str | None:
     library, caller, paths = _origin(error.__traceback__)
     at = f" with {' and '.join(paths)}" if paths else ""
     return (
-        f"{library} could not go on{at}: {_first_line(error) or type(error).__name__}. This is its own message "
+        f"{library} failed{at}: {_first_line(error) or type(error).__name__}. This is its own message "
         f"({type(error).__name__}, called from {caller}); RETRO_TRACEBACK=1 shows the whole way."
     )
 
@@ -119,7 +119,7 @@ def _last(traceback: TracebackType | None) -> TracebackType | None:
 
 
 def _origin(traceback: TracebackType | None) -> tuple[str, str, list[str]]:
-    """The library, the last place of ours on the way there, and the paths among that place's variables."""
+    """The library, our last place in the call stack, and the paths among its variables."""
     library, caller, paths = "Python", "launch", []
     while traceback is not None:
         frame = traceback.tb_frame
@@ -158,7 +158,7 @@ def _of_file(error: OSError) -> str:
         return f"{error.strerror}: {path}. Check who owns it with `ls -ld`, or give another path."
     if error.errno in STORAGE:
         return (
-            f"the storage does not answer ({error.strerror}): {path}. What was finished is whole: mend the storage, then run "
+            f"the storage does not answer ({error.strerror}): {path}. Finished files are complete: correct the storage, then run "
             "the same command again."
         )
     return f"{error.strerror or error}: {path}. Check the path."

@@ -1,4 +1,4 @@
-"""What `retro build --plan` does: builds samples of the config's text in a temporary directory, and extrapolates."""
+"""`retro build --plan`: builds samples of the config's text in a temporary directory and extrapolates."""
 
 import math
 import sys
@@ -16,7 +16,7 @@ from retro_jax.presets.topologies import CHIPS
 
 
 def make_plan(run: RunConfig, tokens: float, nodes: int, accelerator: str) -> dict:
-    """`data_pipeline.plan.plan` from samples that are built now.
+    """Builds samples and runs `data_pipeline.plan.plan` on them.
 
     Args:
       tokens: of the corpus; 0 takes the text of the config's sources.
@@ -51,7 +51,7 @@ def measure(run: RunConfig, tokens: float = 0) -> tuple[Rates, float]:
         text, _ = _make(short, until="chunks")
         model = run.data.tokenizer or str(Path(short.data.directory) / "tokenizer" / "tokenizer.model")
         keys = text.keys * (tokens / text.tokens if tokens else total / text.text_bytes)
-        below = run.data.exact_below if keys < run.data.exact_below else 0  # the search that the whole will have
+        below = run.data.exact_below if keys < run.data.exact_below else 0  # the search that the full corpus will have
         run = replace(run, model=short.model, data=replace(run.data, exact_below=below))
         samples = []
         for chunks in CHUNKS:

@@ -25,7 +25,7 @@ def _flags(values: flags.FlagValues) -> None:
 
 VERB = Verb(
     "preflight",
-    "does the training step fit on a slice that is not there, and what will it cost",
+    "checks that a training step fits on a slice, and estimates its cost, without the slice",
     "--config=configs/retro.py:7b5 --topology=v5p:8x8x4 --no-compile",
     _flags,
     needs_workdir=False,

@@ -1,9 +1,9 @@
-"""The whole path in one command: build, baseline, RETRO, evaluation, report.
+"""The quickstart in one command: build, baseline, RETRO, evaluation, report.
 
     python -m launch.quickstart --config=configs/quickstart.py --workdir=runs/quickstart
 
 Each step is a process of its own, so that its memory is free for the next and each runs as a user would run it. A step
-that is complete is passed over; a stopped one continues where it was.
+that is complete is skipped; a stopped one continues where it was.
 """
 
 import json
@@ -82,7 +82,7 @@ def quickstart(invocation: Invocation, argv: Sequence[str]) -> int:
 
 
 def steps(run: RunConfig, workdir: Path, argv: Sequence[str]) -> list[Step]:
-    """What to run. Each step gets the flags of this call (all but --workdir) that its verb reads."""
+    """The steps to run. Each gets the flags of this call (all but --workdir) that its verb reads."""
     data = f"--config.data.directory={run.data.directory or workdir / 'data'}"
     baseline, retro = workdir / "baseline", workdir / "retro"
     decoder = ["--config.model.retrieval_layers=()", "--config.train.retrieval_check_every=0"]
@@ -111,22 +111,22 @@ def handed_on(verb: str, argv: Sequence[str], changes: Sequence[str]) -> list[st
 
 
 def is_trained(step: Step) -> bool:
-    """Whether the run directory holds the last checkpoint, whole, of this very config.
+    """Whether the run directory has the whole last checkpoint of this config.
 
-    The verb would find out as well, but only after seconds of imports and set-up.
+    The verb would check this too, but only after seconds of imports and set-up.
     """
     invocation = parse(TRAIN, step.arguments)
     try:
         found = read_object(invocation.workdir / "config.json")
     except ValueError:
-        return False  # the verb mends it
+        return False  # the verb repairs it
     if found != json.loads(json.dumps(to_dict(invocation.run))):
         return False
     return find_fault(invocation.workdir / "checkpoints" / str(invocation.run.train.steps)) is None
 
 
 def run_step(step: Step) -> int:
-    """The exit code of the step's process, as a shell would give it. A signal is handed on, and the step ends by itself:
+    """The exit code of the step's process, as a shell would give it. A signal is passed on, and the step ends by itself:
     it saves, which may take longer than this process would wait for it otherwise."""
     started: list[subprocess.Popen] = []
 
@@ -153,14 +153,14 @@ def in_foreground() -> bool:
 
 
 def closing(workdir: Path, elapsed: float) -> str:
-    """Whether the promised effect was seen, what it took, and where to look; `evaluate` has printed the table."""
+    """Prints whether the expected effect was measured, the time it took, and where the report is."""
     results = read_json(workdir / "results.json", "Run the same command again.", keys=("verdict", "seconds"))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    seen = "WAS seen" if results["verdict"]["seen"] else "was NOT seen"
+    seen = "WAS seen" if results["verdict"]["seen"] else "was NOT measured"
     return "\n".join(
         [
             "",
-            f"The promised effect (On below Off and below random neighbors, each by more than its interval, on the subset "
+            f"The expected effect (On below Off and below random neighbors, each by more than its interval, on the subset "
             f"with the highest overlap, '{results['verdict']['subset']}') {seen}.",
             f"This call took {elapsed:.0f} s, all stages and runs together {sum(results['seconds'].values()):.0f} s; the "
             f"largest process had {peak:.2f} GiB.",
@@ -170,7 +170,7 @@ def closing(workdir: Path, elapsed: float) -> str:
 
 
 def _retro() -> str:
-    """The console command as this shell finds it: by its path where the virtual environment is not activated."""
+    """The console command for this shell: with its path if the virtual environment is not activated."""
     beside = Path(sys.executable).with_name("retro")
     if not beside.exists():
         return "python -m launch"

@@ -1,7 +1,7 @@
-"""Which settings each verb reads. What a verb does not read is refused on its command line instead of being ignored.
+"""The settings that each verb reads. Others are an error on its command line instead of being ignored.
 
-A config file holds the settings of all verbs, so what it says beyond these is for the others. A key stands for all keys
-below it. tests/launch/test_reads.py holds this table against what the verbs read while they run.
+A config file holds the settings of all verbs, so settings beyond these are for the others. A key includes all keys
+below it. tests/launch/test_reads.py compares this table with the reads of running verbs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from dataclasses import fields
 
 from retro_jax.config import ModelConfig
 
-# Of the retrieval layers whether there are any: a baseline's data need no neighbors.
+# Whether there are retrieval layers: a baseline's data need no neighbors.
 BUILD = ("data", "model.vocabulary", "model.sequence_length", "model.chunk_length", "model.retrieval_layers")
 TRAIN = ("model", "train", "data.directory")
 # A trained model keeps its parameters: keys of the model that they depend on must say what the run's config says, the
@@ -29,7 +29,7 @@ READS: dict[str, tuple[str, ...]] = {
     "join": (*PLACE, "data.sources", "data.encoder", "data.max_document_memory", "data.shard_chunks"),
     "database info": PLACE,
     "database verify": (*PLACE, "data.encoder"),
-    "database verify --repair": BUILD,  # what it redoes it makes as the build did
+    "database verify --repair": BUILD,  # repairs run the build's own stages
     "database add": (
         *PLACE,
         "data.sources",
@@ -51,7 +51,7 @@ READS: dict[str, tuple[str, ...]] = {
 
 
 def is_read(key: str, reads: Sequence[str]) -> bool:
-    """Whether a key ("train.steps") is among `reads` or below one of them."""
+    """Whether a key ("train.steps") is in `reads` or below one of them."""
     return any(key == one or key.startswith(f"{one}.") for one in reads)
 
 

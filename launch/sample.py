@@ -1,4 +1,4 @@
-"""`retro sample`: continues a prompt, retrieves after every full chunk and says from which documents."""
+"""`retro sample`: continues a prompt, retrieves after every full chunk and lists the documents used."""
 
 import sys
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 VERB = Verb(
     "sample",
-    "continues a prompt with the model trained in WORKDIR; retrieves after every full chunk and says which documents "
-    "it used",
+    "continues a prompt with the model trained in WORKDIR; retrieves after every full chunk and lists the documents "
+    "used",
     '--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke --prompt="Permission is hereby granted"',
     define_flags=_define_flags,
     writes=False,
@@ -145,7 +145,7 @@ def open_model(run: RunConfig, workdir: Path, retrieval: bool, verb: str) -> Ope
 
 
 def check_neighbors(neighbors: int, stored: int, data: Path) -> None:
-    """Raises ValueError where a model is to read more neighbors than the search was measured for."""
+    """Raises ValueError where a model asks for more neighbors than the search was measured for."""
     if neighbors > stored:
         raise ValueError(
             f"config.model.neighbors={neighbors}, but the database in {data} finds {stored} neighbors a chunk; its recall "
@@ -155,7 +155,7 @@ def check_neighbors(neighbors: int, stored: int, data: Path) -> None:
 
 
 def describe(drawn, tokenizer, chunk_length: int, retrieval: bool) -> str:
-    """The text, a line between, and what each full chunk retrieved."""
+    """The text, an empty line, and the neighbors of each full chunk."""
     lines = [drawn.prompt + drawn.continuation, ""]
     if not retrieval:
         return "\n".join([*lines, "(retrieval off: no document was used)"])

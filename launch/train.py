@@ -19,7 +19,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
         "restart",
         False,
-        "begin at step 0 where no whole checkpoint of a run is left (nothing is deleted)",
+        "begin at step 0 if no whole checkpoint of the run is left (nothing is deleted)",
         flag_values=values,
     )
     flags.DEFINE_string("profile", "", "START:STOP, steps to trace into WORKDIR/profile", flag_values=values)

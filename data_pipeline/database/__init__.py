@@ -1,4 +1,4 @@
-"""A finished database: asking it, changing it, and checking it.
+"""A finished database: searching it, changing it, and checking it.
 
 Read database, retriever, changes, check_files, check_content, provenance. It imports the stages it reads.
 """

@@ -1,11 +1,11 @@
-"""What was removed from a finished database and what was added to it, beside the stages of the build, which stay as they are.
+"""Removals from and additions to a finished database, stored beside the stages of the build, which do not change.
 
-    removed.json          {"documents": [ids], "subsets": [names]}: what no search returns any more
-    removed.copy.json     the same again: what was removed must not come back because one file is lost or damaged
-    additions/00000/      documents, chunks, embeddings and index of text that came later, made by the build's own stages
+    removed.json          {"documents": [ids], "subsets": [names]} that no search returns
+    removed.copy.json     a copy, because removed documents must not return when one file is lost or damaged
+    additions/00000/      documents, chunks, embeddings and index of text added later, made by the build's own stages
 
-Both count at once wherever `data_pipeline.database.database` is asked. Chunk ids never change: those of an addition follow on all
-that were there before.
+Both take effect at once in `data_pipeline.database.database`. Chunk ids never change: those of an addition follow all
+earlier ones.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,12 +24,12 @@ from retro_jax.config.file import read_config_file
 from retro_jax.core.files import DamagedFile, read_json
 
 REMOVED, COPY, ADDITIONS, CONFIG = "removed.json", "removed.copy.json", "additions", "config.json"
-FINISHED = "finished.json"  # its counts, written behind the last stage; from that stage on the addition counts
+FINISHED = "finished.json"  # its counts, written after the last stage; from that stage on the addition is used
 
 
 @dataclass(frozen=True)
 class Removed:
-    """Tombstones."""
+    """The removed documents and subsets."""
 
     documents: frozenset[int] = frozenset()
     subsets: frozenset[str] = frozenset()
@@ -42,17 +42,17 @@ class Removed:
 
 
 def read_removed(data: Path) -> Removed:
-    """What either of the two files lists.
+    """The union of the two files' lists.
 
     Raises:
-      StageError: a damaged file and no whole one beside it. That is not taken for an empty list.
+      StageError: a damaged file without an intact copy. It is not read as an empty list.
     """
     found, faults = [], []
     for path in (Path(data) / REMOVED, Path(data) / COPY):
         if not path.exists():
             continue
         try:
-            facts = read_json(path, "What the other copy lists stays removed.", keys=("documents", "subsets"))
+            facts = read_json(path, "The documents of the other copy stay removed.", keys=("documents", "subsets"))
             found.append(Removed(frozenset(facts["documents"]), frozenset(facts["subsets"])))
         except (DamagedFile, TypeError) as error:
             faults.append(str(error))
@@ -62,7 +62,7 @@ def read_removed(data: Path) -> Removed:
             f"and {COPY} away and run `retro database remove` again with what it listed."
         )
     if len(found) == 1 and (faults or not (Path(data) / REMOVED).exists()):
-        note(faults[0] if faults else f"{data}/{REMOVED} is missing. What {COPY} lists stays removed.")
+        note(faults[0] if faults else f"{data}/{REMOVED} is missing. The documents that {COPY} lists stays removed.")
     return Removed(
         frozenset().union(*(one.documents for one in found)), frozenset().union(*(one.subsets for one in found))
     )
@@ -75,13 +75,13 @@ def addition_directories(data: Path) -> list[Path]:
 
 
 def remove(data: Path, documents: Iterable[int] = (), subsets: Iterable[str] = ()) -> dict[str, int]:
-    """Writes tombstones (atomically; what was removed before stays removed).
+    """Removes documents and subsets (atomically; earlier removals stay).
 
     Returns:
-      How many documents and chunks of the database are removed now in all.
+      The numbers of documents and chunks of the database that are removed in all.
 
     Raises:
-      StageError: a document or subset that the database does not hold; nothing is written then.
+      StageError: a document or subset that the database does not have; then nothing is written.
     """
     data, before = Path(data), read_removed(data)
     documents, subsets = frozenset(documents), frozenset(subsets)
@@ -116,14 +116,14 @@ def _write(data: Path, removed: Removed) -> None:
 def add(data: Path, run: RunConfig, sources: Mapping[str, SourceConfig], encoder: Path) -> dict[str, int]:
     """Makes new documents, chunks, embeddings and an index of them, with the tokenizer and encoder of the build.
 
-    A document whose text is in the database or held out already is made and removed at once, so that it is never returned:
-    what was removed does not come back, and no held-out text enters. An interrupted addition continues when asked again.
+    A document whose text is already in the database or held out is added and removed at once, so that it is never returned:
+    removed text does not return, and no held-out text enters. An interrupted addition continues at the next call.
 
     Returns:
       Counts: "documents", "copies" of them, "chunks".
 
     Raises:
-      StageError: no source that is new, or an encoder other than that of the build.
+      StageError: no new source, or an encoder other than that of the build.
     """
     from data_pipeline.encoder.stage import open_encoder
     from data_pipeline.inputs import check_source
@@ -136,7 +136,7 @@ def add(data: Path, run: RunConfig, sources: Mapping[str, SourceConfig], encoder
         )
     for name, source in sources.items():
         check_source(name, source, run.data.max_document_memory)
-    open_encoder(data / "embeddings", encoder)  # a mistake is told before anything is written
+    open_encoder(data / "embeddings", encoder)  # mistakes are reported before anything is written
     earlier = addition_directories(data)
     numbers = (data / ADDITIONS / f"{number:05d}" for number in range(len(earlier) + 1))
     directory = next(path for path in numbers if path not in earlier)
@@ -146,7 +146,7 @@ def add(data: Path, run: RunConfig, sources: Mapping[str, SourceConfig], encoder
 
 
 def make_addition(data: Path, directory: Path, encoder: Path) -> dict[str, int]:
-    """Makes what is missing of an addition whose config is written; see `add`."""
+    """Makes the missing stages of an addition whose config is written; see `add`."""
     from data_pipeline.encoder.stage import STAGE as EMBEDDINGS
     from data_pipeline.encoder.stage import build_embeddings, open_encoder
     from data_pipeline.search.stage import build_index
@@ -156,8 +156,8 @@ def make_addition(data: Path, directory: Path, encoder: Path) -> dict[str, int]:
     base = read_manifest(data / "chunks", "chunks", verify=False)
     stored = read_manifest(data / "embeddings", EMBEDDINGS, verify=False).config["embedding_dtype"]
     open_encoder(data / "embeddings", encoder)  # refuses another encoder
-    config = replace(config, embedding_dtype=stored, database_fraction=1.0, index_shards=0)  # all of it, however small
-    earlier = [path for path in addition_directories(data) if path < directory]  # a later copy goes for this one
+    config = replace(config, embedding_dtype=stored, database_fraction=1.0, index_shards=0)  # all of it, even if small
+    earlier = [path for path in addition_directories(data) if path < directory]  # a later copy is dropped for this one
     others = [path / "documents" for path in (data, *earlier)]
     at = {stage: directory / stage for stage in made_with_additions()}
     count = build_documents(at["documents"], config).counts["documents"]
@@ -174,7 +174,7 @@ def make_addition(data: Path, directory: Path, encoder: Path) -> dict[str, int]:
 
 
 def new_sources(data: Path, sources: Mapping[str, SourceConfig]) -> dict[str, SourceConfig]:
-    """Those of a config that neither the build nor a finished addition read."""
+    """The sources of a config that neither the build nor a finished addition has read."""
     old: set[str] = set()
     for directory in (Path(data), *addition_directories(data)):
         old |= set(read_documents_manifest(directory / "documents").config["sources"])
@@ -182,7 +182,7 @@ def new_sources(data: Path, sources: Mapping[str, SourceConfig]) -> dict[str, So
 
 
 def _copies(documents: Path, others: Iterable[Path]) -> frozenset[int]:
-    """Ids of documents whose text is among others'.
+    """Ids of documents whose text is also that of another document.
 
     Raises:
       StageError: an id that another document has: of one subset and path, with another text.

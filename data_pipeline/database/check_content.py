@@ -1,7 +1,7 @@
-"""Checks of what a finished database holds, beyond its checksums: see `data_pipeline.database.check_files`.
+"""Checks the content of a finished database, beyond its checksums: see `data_pipeline.database.check_files`.
 
-Every check goes over the rows once, block by block, and gives damages; none changes anything. Embedding, exact search
-and reading the joined shards take as long as the build did, so they look at a sample, or not, unless all is asked for.
+Every check goes over the rows once, block by block, and returns damages; none changes anything. Embedding, exact search
+and reading the joined shards take as long as the build did, so by default they check a sample or are skipped.
 """
 
 from collections.abc import Iterator
@@ -29,18 +29,18 @@ from retro_jax.data.joined import NAME, open_split, pack
 ROWS, QUERIES = 8192, 1024  # looked at, searched together
 SAMPLE = 200  # queries searched exactly
 EMBEDDED = 64  # chunks embedded again
-LEAST_COSINE = 0.999  # with what was stored: other hardware rounds otherwise, float16 keeps 3 digits
+LEAST_COSINE = 0.999  # with the stored vector: other hardware rounds differently, float16 keeps 3 digits
 SLACK = 0.02  # of recall, beside 4 standard errors
 
 
 def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = False) -> tuple[list[Damage], dict]:
-    """All checks of a build whose files are whole.
+    """Runs all checks of a build whose files are intact.
 
     Args:
       everything: every chunk is embedded again, searched exactly, and looked up in the joined shards.
 
     Returns:
-      Damages, and what was looked at: numbers for the report.
+      Damages, and counts of the checked items for the report.
     """
     table = ChunkTable(data / "chunks")
     vectors = EmbeddingTable(data / "embeddings", verify=False)
@@ -86,9 +86,9 @@ def _shard(table: ChunkTable, stage: str, row: int) -> str:
 
 
 def _check_chunks(data: Path, table: ChunkTable, reader: Tokenizer, digests: list[str]) -> Iterator[Damage]:
-    """Every document's rows, read one after the other, are its text, and its rows stand together under its id.
+    """Checks that every document's rows are contiguous, have its id, and decode in order to its text.
 
-    So the row after a chunk in its document is the true next chunk, which `ChunkTable.value` is checked to give.
+    So the row after a chunk in its document is the next chunk; `ChunkTable.value` is checked to return it.
 
     Args:
       digests: the SHA-256 of every document's text is appended here.
@@ -126,7 +126,7 @@ def _check_chunks(data: Path, table: ChunkTable, reader: Tokenizer, digests: lis
 def _check_embeddings(
     table: ChunkTable, vectors: EmbeddingTable, reader: Tokenizer, encoder: FrozenEncoder, count: int
 ) -> Iterator[Damage]:
-    """`count` chunks, spread over all, embedded again."""
+    """Embeds `count` chunks again, spread over all, and compares the vectors."""
     chosen = sample_rows(len(table), count)
     for start in range(0, len(chosen), ROWS):
         rows = chosen[start : start + ROWS]
@@ -143,7 +143,7 @@ def _check_embeddings(
 def _check_neighbors(
     table: ChunkTable, vectors: EmbeddingTable, neighbors: NeighborTable, digests: np.ndarray
 ) -> Iterator[Damage]:
-    """Every stored neighbor: in the database, of another document by id and by text, nearest first, at its distance."""
+    """Checks every stored neighbor: in the database, of another document by id and text, nearest first, at its distance."""
     documents = np.asarray(table.document_ids[:])
     starts = range(0, len(table), ROWS)
     for start in progress(starts, description="verify neighbors", unit="block"):
@@ -169,7 +169,7 @@ def _check_neighbors(
 
 
 def _in_order(ids, distances, *, by_distance: bool) -> np.ndarray:
-    """Bool [N]: distances rise, equals by rising id (by_distance); no id twice, what is missing last and at +inf."""
+    """Bool [N]: distances rise, ties by rising id (by_distance); no id twice, missing ones last and at +inf."""
     there = ids != PADDING
     if not np.array_equal(np.isfinite(distances), there):
         return (np.isfinite(distances) == there).all(axis=1)
@@ -183,10 +183,10 @@ def _in_order(ids, distances, *, by_distance: bool) -> np.ndarray:
 def _check_search(
     data: Path, table: ChunkTable, vectors: EmbeddingTable, neighbors: NeighborTable, count: int
 ) -> tuple[list[Damage], dict]:
-    """`count` queries against exact search: equal ids where the index is exact, its recall where it is not.
+    """Compares `count` queries with exact search: equal ids for an exact index, the recall for an approximate one.
 
-    What SCaNN misses is its recall; what it gives is at its true distance and nearest first (`_check_neighbors`), so a
-    row that misses nothing is the row of exact search.
+    SCaNN may miss neighbors; those that it returns are at their true distance and nearest first (`_check_neighbors`), so a
+    row without misses equals that of exact search.
     """
     index = read_manifest(data / "index", "index", verify=False)
     if neighbors.rerank != "none":
@@ -220,10 +220,10 @@ def _check_search(
 
 
 def _check_joined(directory: Path, table: ChunkTable, neighbors: NeighborTable, facts: dict) -> Iterator[Damage]:
-    """Every sequence as a model reads it: its chunks, their stored neighbors, and after each its true next chunk.
+    """Checks every sequence as a model reads it: its chunks, their stored neighbors and continuations.
 
     Args:
-      facts: "joined_chunks" counts what was looked at; held-out chunks stand in two windows.
+      facts: "joined_chunks" counts the checked chunks; held-out chunks occur in two windows.
     """
     manifest = read_manifest(directory, "joined", verify=False)
     size = manifest.config["shard_sequences"]

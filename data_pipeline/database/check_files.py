@@ -1,8 +1,8 @@
-"""Is a finished database what its manifests say, and does it keep its promises? What is damaged, and what redoing it takes.
+"""Verifies the files of a finished database, finds the damaged shards, and prepares their repair.
 
-Files: every checksum, every manifest against the parts it was made of, every stage against those it was made from.
-Content: rows of the chunks are their documents, byte for byte, in order, so that the row after a chunk is its true
-continuation; no neighbor is of its query's document, by id or by text, and every stored distance is that of the vectors;
+Files: every checksum, every manifest against its parts, every stage against its input stages.
+Content (check_content): rows of the chunks decode to their documents, so that the row after a chunk is its
+continuation; no neighbor is of its query's document, by id or by text, and every stored distance fits the vectors;
 a sample is embedded again, and a sample of queries searched exactly.
 """
 
@@ -26,15 +26,15 @@ def stages_of(data: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Damage:
-    """Something wrong in a stage; `shard` is what to redo: its name, MANIFEST, PLAN, or ALL of the stage."""
+    """A damage of a stage; `shard` is what to redo: its name, MANIFEST, PLAN, or ALL of the stage."""
 
     stage: str
     shard: str
     what: str
 
     def __str__(self) -> str:
-        files = {name: f"write {name} anew" for name in (MANIFEST, PLAN)}
-        redo = {**files, ALL: "redo the whole stage"}.get(self.shard, f"redo {self.shard}")
+        files = {name: f"rewrite {name}" for name in (MANIFEST, PLAN)}
+        redo = {**files, ALL: "redo the full stage"}.get(self.shard, f"redo {self.shard}")
         return f"{self.stage}: {self.what} -> {redo}"
 
 
@@ -42,13 +42,13 @@ MANIFEST, PLAN, ALL = "manifest.json", "plan.json", "*"
 
 
 def check_stage(data: Path, stage: str, fingerprints: Mapping[str, str]) -> tuple[list[Damage], str | None]:
-    """Every file of a stage.
+    """Checks every file of a stage.
 
     Args:
-      fingerprints: of the stages before it, where they are whole.
+      fingerprints: of the stages before it, if they are intact.
 
     Returns:
-      The damages, and the fingerprint that the whole stage has (None where that cannot be told).
+      The damages, and the fingerprint of the intact stage (None if unknown).
     """
     directory = Path(data) / stage
     plan, damages = _read(directory / "plan.json", ("stage", "config", "inputs", "shards")), []
@@ -81,7 +81,7 @@ def check_stage(data: Path, stage: str, fingerprints: Mapping[str, str]) -> tupl
     whole = {key: plan[key] for key in ("stage", "config", "inputs")}
     whole |= {"counts": {**manifest["counts"], **counts}, "files": files}
     if not damages and (wrong := [key for key, value in whole.items() if manifest[key] != value]):
-        damages.append(Damage(stage, MANIFEST, f"manifest.json is not that of the shards: other {', '.join(wrong)}"))
+        damages.append(Damage(stage, MANIFEST, f"manifest.json does not fit the shards: other {', '.join(wrong)}"))
     return damages, None if damages else stage_fingerprint(whole)
 
 
@@ -106,7 +106,7 @@ def _check_stages(data: Path, stages, folder: str, fingerprints: dict[str, str])
 
 
 def _read(path: Path, keys: Sequence[str]) -> dict | None:
-    """A JSON object with these keys; None where there is none, or where it was altered."""
+    """A JSON object with these keys; None if it is missing or altered."""
     try:
         return read_json(path, "", keys=keys)
     except DamagedFile:
@@ -114,7 +114,7 @@ def _read(path: Path, keys: Sequence[str]) -> dict | None:
 
 
 def _wrong(directory: Path, file: Mapping) -> str:
-    """What is wrong with a file; empty where nothing is."""
+    """The damage of a file; empty if there is none."""
     path = directory / file["name"]
     if not path.is_file():
         return f"{file['name']} is missing" if not path.exists() else f"{file['name']} is a folder"
@@ -126,12 +126,12 @@ def _wrong(directory: Path, file: Mapping) -> str:
 
 
 def set_up_repair(data: Path, stage: str, damages: list[Damage]) -> str | None:
-    """Takes what is damaged out of a stage's books, so that making the stage redoes that alone.
+    """Removes damaged shards from a stage's records, so that making the stage redoes only these.
 
-    Shard files stay until new ones take their place. A stage that has to be redone as a whole is moved aside, not removed.
+    Shard files stay until new ones replace them. A stage that must be redone in full is moved aside, not deleted.
 
     Returns:
-      Where it was moved.
+      The place it was moved to.
     """
     directory = Path(data) / stage
     if any(damage.shard == ALL for damage in damages):
@@ -150,7 +150,7 @@ def set_up_repair(data: Path, stage: str, damages: list[Damage]) -> str | None:
 
 
 def _take(path: Path) -> None:
-    """Removes a file of the bookkeeping; a folder in its place is moved aside."""
+    """Removes a record file; a folder of that name is moved aside."""
     if path.is_dir():
         path.rename(path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
     path.unlink(missing_ok=True)

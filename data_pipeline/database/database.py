@@ -1,6 +1,6 @@
-"""The database as it is now: the stages of the build, with what was added and without what was removed.
+"""The current database: the build with its additions and without the removed documents.
 
-Evaluation and sampling ask here, so both count at once and without training; training goes on with the shards that it was
+Evaluation and sampling use it, so changes take effect at once without training; training continues with the shards that it was
 started with. Chunk ids: the build's first, held-out ones among them, then each addition's in order.
 """
 
@@ -23,11 +23,11 @@ from retro_jax.data.rows import ShardedRows
 
 
 class KeptSearcher:
-    """A searcher without the keys that were removed: it asks for more until enough others are found."""
+    """A searcher that skips removed keys: it fetches more until enough others are found."""
 
     def __init__(self, searcher: Searcher, kept: Bool[np.ndarray, "N"]):
         self._searcher, self._kept = searcher, kept
-        # Where only a share of the rows is indexed this is a bound: how many of the removed are among them is not known.
+        # If only a share of the rows is indexed this is a bound: it is unknown how many of the removed are among them.
         self._count = min(int(kept.sum()), len(searcher))
 
     def __len__(self) -> int:
@@ -113,7 +113,7 @@ class Database:
             self._words = Lexical(self.data / "lexical")
 
     def __len__(self) -> int:
-        """How many chunks a search may return."""
+        """The number of chunks that a search may return."""
         self._open()
         return sum(len(searcher) for searcher in self._searchers)
 
@@ -139,7 +139,7 @@ class Database:
         """The k nearest chunks of other documents than the query's (-1: of none), re-ranked where the build does so.
 
         Args:
-          tokens: of the queries; words alone are looked at, so BOS and EOS may be there or not.
+          tokens: of the queries; BM25 ignores BOS and EOS.
         """
         self._open()
         candidates = k if self._words is None else RERANKED * k
@@ -147,7 +147,7 @@ class Database:
         return found if self._words is None else self._words.rerank(tokens, *found, self.tokens, k)
 
     def neighbors(self, ids: Int64[np.ndarray, "N"], k: int):
-        """The k nearest now of chunks of the build, as `build_neighbors` found them then."""
+        """The current k nearest of chunks of the build, searched as `build_neighbors` does."""
         if self._vectors is None:
             self._vectors = EmbeddingTable(self.data / "embeddings", verify=False)
         return self.nearest(self._vectors[ids], self.tokens[ids], self.document_ids[ids], k)

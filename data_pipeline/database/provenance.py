@@ -1,7 +1,7 @@
-"""Which document a chunk is of, and which text each of its tokens stands for, without a tokenizer.
+"""The document of a chunk and the text of its tokens, without a tokenizer.
 
-The tokens of a document stand for its UTF-8 bytes one after the other, and how many each stands for is in the tokenizer
-stage's table; so a reader of finished stages needs no SentencePiece to show text.
+The tokens of a document stand for its UTF-8 bytes in order, and the number of bytes of each is in the tokenizer
+stage's table; so showing text needs no SentencePiece.
 """
 
 from functools import lru_cache
@@ -24,7 +24,7 @@ class Provenance:
       document_bytes: Int[np.ndarray, "D"], the UTF-8 bytes of each document's text.
 
     Raises:
-      StageError: documents that are not those the chunks were cut from.
+      StageError: documents other than those of the chunks.
     """
 
     def __init__(self, documents: Path, tokenizer: Path, table: ChunkTable):
@@ -43,7 +43,7 @@ class Provenance:
     def number(self, chunk: int) -> int:
         """The number of the chunk's document, in table order. ValueError where there is no such chunk."""
         if not 0 <= chunk < len(self._table):
-            raise ValueError(f"{chunk} is no chunk: they run from 0 to {len(self._table) - 1}.")
+            raise ValueError(f"{chunk} is not a chunk: ids run from 0 to {len(self._table) - 1}.")
         return int(np.searchsorted(self.first_chunks, chunk, side="right")) - 1
 
     def document(self, chunk: int) -> Document:

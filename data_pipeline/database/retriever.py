@@ -1,8 +1,8 @@
-"""The database as something to ask: text in, neighbors with their texts and documents out.
+"""Retrieval for text: the nearest chunks of a database with their tokens and documents.
 
-The same encoder, index and search as when the neighbors of the training data were made (`data_pipeline.search.neighbors`), so
-that a chunk asked for here gets what the build gave it, its own document included: a prompt is of no document. What was
-added or removed since counts at once (`data_pipeline.database.database`).
+It uses the encoder, index and search of the training data's neighbors (`data_pipeline.search.neighbors`), so
+a stored chunk's text finds the neighbors that the build stored, and its own document, because a prompt has none. Additions
+and removals take effect at once (`data_pipeline.database.database`).
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,13 @@ NO_DOCUMENT = -1
 
 
 def _with_encoder(config: DataConfig, data: Path) -> DataConfig:
-    """The config, with the encoder that the build's own config names where it names none."""
+    """The config; without an encoder it takes the one of the build's config."""
     path = data / "config.json"
     if config.encoder or not path.exists():
         return config
-    remedy = "Give config.data.encoder, or run `retro build` with the config of the build once more: it writes the file anew."
+    remedy = (
+        "Give config.data.encoder, or run `retro build` with the config of the build once more: it rewrites the file."
+    )
     return replace(config, encoder=read_config_file(path, remedy).data.encoder)
 
 
@@ -39,7 +41,7 @@ class Retriever:
     """Retrieval from the stages under a data directory, with the encoder of the config or else of the build.
 
     Raises:
-      StageError: stages that are missing or not made from one another, or another encoder than the one of the build.
+      StageError: stages that are missing or of different builds, or another encoder than the build's.
     """
 
     def __init__(self, data: Path, config: DataConfig):
@@ -73,6 +75,6 @@ class Retriever:
         return self.database.value(ids)
 
     def sources(self, ids: Int64[np.ndarray, "K"]) -> list[tuple[str, str]]:
-        """(subset, document name) of each that is there."""
+        """(subset, document name) of each id but -1."""
         documents = [self.database.document(int(id)) for id in ids if id != PADDING]
         return [(document.subset, document.name) for document in documents]

@@ -1,4 +1,4 @@
-"""Stage 1: every text once, with its subset, id, license and split; copies and near duplicates of held-out text are dropped.
+"""Stage 1: the documents with subset, id, license and split, without copies and near duplicates of held-out text.
 
 Read stage, cleaning, selection, near_duplicates, titles, spill. It imports formats, sources and stages.
 """

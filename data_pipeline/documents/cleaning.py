@@ -1,4 +1,4 @@
-"""What stays of the documents read: over all units together, on the rows of facts that reading left.
+"""Selects the documents to keep, over all units, from the metadata rows that reading wrote.
 
 kept.npy        int64 [D, 4]: of each document that stays, in its final order, the number of the unit it was read in,
                 where its line begins there, the line's bytes, the bytes of its text

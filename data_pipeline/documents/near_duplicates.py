@@ -1,7 +1,7 @@
 """Near duplicates by 13-gram MinHash (paper 2.1): signatures, training documents near a held-out one, and statistics.
 
 A gram is 13 words in a row, in lower case and without punctuation; scripts that write no spaces count letter by letter.
-Signatures only propose pairs; whether a document goes is decided by the exact Jaccard index of the two texts' grams.
+Signatures only propose pairs; the exact Jaccard index of the two texts' grams decides whether a document is dropped.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ def _word_hash(word: str) -> int:
 
 
 def exact_jaccard(one: UInt64[np.ndarray, "A"], other: UInt64[np.ndarray, "B"]) -> float:
-    """Of two texts' grams: what they share over what they have together."""
+    """The Jaccard index of two texts' grams."""
     shared = len(np.intersect1d(one, other, assume_unique=True))
     return shared / (len(one) + len(other) - shared)
 
@@ -139,10 +139,10 @@ def near_held_out(
 def near_copies(
     signatures: UInt32[np.ndarray, "N P"], rows: Int[np.ndarray, "D"], threshold: float
 ) -> tuple[Bool[np.ndarray, "D"], Int[np.ndarray, "S 2"]]:
-    """Which of the rows have another whose estimated index reaches the threshold, and a sample of compared pairs.
+    """The rows with another row whose estimated index reaches the threshold, and a sample of compared pairs.
 
     Band after band: 8 bytes a document and band are in memory. At most REACH others of a document's band are compared,
-    so where a band holds long runs of copies the first are a lower bound; copies themselves are all found.
+    so for long runs of copies the count of near duplicates is a lower bound; exact copies are all found.
     """
     bands, length = band_shape(threshold)
     near = np.zeros(len(rows), bool)
@@ -177,7 +177,7 @@ def _smallest(pairs: Int[np.ndarray, "S 2"]) -> Int[np.ndarray, "S 2"]:
 def compare_with_exact(
     signatures: UInt32[np.ndarray, "N P"], pairs: Int[np.ndarray, "S 2"], read: Callable[[int], str]
 ) -> dict:
-    """Errors of the estimate over the pairs, beside the error that 128 permutations must have: sqrt(J (1 - J) / 128)."""
+    """Errors of the estimate over the pairs, with the expected error of 128 permutations: sqrt(J (1 - J) / 128)."""
     if not len(pairs):
         return {"pairs": 0}
     exact = np.array([exact_jaccard(grams(read(int(a))), grams(read(int(b)))) for a, b in pairs])

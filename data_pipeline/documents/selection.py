@@ -1,4 +1,4 @@
-"""Which of the documents read stay: copies, titles, near duplicates and budgets, over one row of facts a document.
+"""Rules of selection: copies, titles, near duplicates and budgets, over one metadata row a document.
 
 A row takes 56 bytes of memory whatever the document's size; texts are read again only where two are compared.
 """
@@ -21,7 +21,7 @@ FACT = np.dtype(
         ("subset", "<u4"),
         ("source", "<u2"),
         ("validation", "?"),
-        ("title", "?"),  # it is an evaluation article by its title
+        ("title", "?"),  # its title is that of an evaluation article
     ]
 )
 SPLITS = ("train", "validation")
@@ -29,14 +29,14 @@ REASONS = ("language", "unreadable", "null", "short", "long", "duplicate", "titl
 
 
 class Selection:
-    """What is decided of each document; every document is kept or has one reason."""
+    """The decision on each document: kept, or dropped for one reason."""
 
     def __init__(self, facts: np.ndarray, sources: Mapping[str, SourceConfig]):
         self.facts, self._sources = facts, sources
         self._reasons = np.zeros(len(facts), np.uint8)  # 0 is kept, else 1 + the number of the reason
 
     def rows(self, *, validation: bool) -> Int[np.ndarray, "K"]:
-        """Rows still kept of a split."""
+        """The kept rows of a split."""
         return np.flatnonzero((self._reasons == 0) & (self.facts["validation"] == validation))
 
     def kept(self) -> Bool[np.ndarray, "D"]:
@@ -49,19 +49,19 @@ class Selection:
         return self._reasons == 1 + REASONS.index(reason)
 
     def drop_copies(self) -> None:
-        """Of equal texts, over all subsets and both splits, the lowest id stays; of one id, the first read."""
+        """Drops copies: of equal texts, over all subsets and splits, the lowest id stays; of one id, the first read."""
         digest = self.facts["digest"]
         order = np.lexsort((self.facts["id"], digest[:, 1], digest[:, 0]))
         again = (digest[order[1:]] == digest[order[:-1]]).all(axis=1)
         self.drop(order[1:][again], "duplicate")
 
     def drop_titles(self) -> None:
-        """Training documents that are evaluation articles by their titles."""
+        """Drops training documents with the title of an evaluation article."""
         rows = self.rows(validation=False)
         self.drop(rows[self.facts["title"][rows]], "title")
 
     def drop_over_budget(self, *, validation: bool) -> None:
-        """What no longer fits a source's budget, taken in the order of a hash; a document that fits still comes in."""
+        """Drops documents beyond a source's budget, in hash order; a later document that fits is kept."""
         rows = self.rows(validation=validation)
         rows = rows[np.argsort(self.facts["order"][rows], kind="stable")]
         for number, source in enumerate(self._sources.values()):

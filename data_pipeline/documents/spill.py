@@ -1,4 +1,4 @@
-"""What reading leaves for selection: the lines of a unit's documents, a row of facts each, and their signatures.
+"""The files between reading and selection: the lines of a unit's documents, their metadata rows and signatures.
 
 Written and read in order, with one document in memory; a document is found again by its row over all units.
 """
@@ -50,7 +50,7 @@ class SpillWriter:
 
 
 class Spill:
-    """All units together.
+    """The files of all units, read as one.
 
     Attributes:
       facts: FACT [D], in the order read; `subset` is a number of `subsets`.
@@ -65,7 +65,7 @@ class Spill:
         self._first = np.cumsum([0, *sizes])
         for (_, facts, _, subsets), start, stop in zip(self._paths, self._first[:-1], self._first[1:], strict=True):
             part = np.fromfile(facts, FACT)
-            local = read_json(subsets, "Run the same `retro build` again: it reads that unit anew.", kind=list)
+            local = read_json(subsets, "Run the same `retro build` again: it reads that unit again.", kind=list)
             self.subsets += [name for name in local if name not in self.subsets]
             part["subset"] = np.array([self.subsets.index(name) for name in local], np.uint32)[part["subset"]]
             self.facts[start:stop] = part
@@ -88,7 +88,7 @@ class Spill:
         return self._record(row)["text"]
 
     def facts_of(self, row: int) -> dict:
-        """Of a document: id, subset and name."""
+        """Describes a document: id, subset and name."""
         record = self._record(row)
         return {key: record[key] for key in ("id", "subset", "name")}
 

@@ -1,17 +1,17 @@
-"""Stage 1, documents: every text of every source once, with its subset, its id, its license and its split.
+"""Stage 1, documents: the texts of all sources with subset, id, license and split; copies are dropped.
 
     part-00000.jsonl   a document a line, the training split first, each split in the order of the ids over all parts
     lines-00000.npy    int64 [N, 2]: where each line of the part begins, and the UTF-8 bytes of its text
     dropped.jsonl      what cleaning took from the training split, and why (empty without cleaning)
 
 The id of a document is a hash of its subset and its key (a path, a title; of a record its own id, or else the text itself), its split a hash
-of the id, and budgets take documents in the order of a third hash: neither changes when the sources are re-ordered or
-other documents come or go. Every document read is kept or counted under the reason it was dropped for.
+of the id, and budgets take documents in the order of a third hash: none changes when the sources are re-ordered or
+other documents are added or removed. Every document read is kept, or counted under the reason for dropping it.
 
 The manifest's counts say of each source which files were read and which were left out, by ending or reason.
 
-Sources are read unit by unit into `.read/`, each unit a shard of its own that a later run finds again; what stays is
-decided on rows of facts (`cleaning.py`); then part after part is copied together, each a shard too, and `.read/` goes.
+Sources are read unit by unit into `.read/`, each unit a shard that a later run reuses; selection works
+on metadata rows (`cleaning.py`); then the parts are written, each a shard too, and `.read/` is deleted.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ def build_documents(directory: Path, config: DataConfig, *, to_train: bool = Fal
     """Reads all sources of the config into `directory`.
 
     Args:
-      to_train: refuse text that leaves nothing for the training split, before the directory is used up by it.
+      to_train: raise an error for text that leaves nothing for the training split, before the stage is written.
 
     Raises:
       StageError: input that cannot be read as the config says, no document left, or two documents of one id.
@@ -113,7 +113,7 @@ def _parts(
     work: Path,
     to_train: bool,
 ) -> list[Shard]:
-    """Reads what is not read yet and decides what stays; the shards that copy it together."""
+    """Reads the missing units and selects documents; returns the shards that write the parts."""
     units = []
     for number, (name, source) in enumerate(sources.items()):
         if listing := listings[name]:
@@ -146,7 +146,7 @@ def _places(work: Path) -> Int[np.ndarray, "D 4"]:
 
 
 def part_ranges(lengths: Int[np.ndarray, "D"], part_bytes: int) -> list[tuple[int, int]]:
-    """Ranges [start, stop) of documents: another part with the first line that begins behind a multiple of `part_bytes`."""
+    """Ranges [start, stop) of documents: a new part begins at the first line after a multiple of `part_bytes`."""
     starts = np.cumsum(lengths) - lengths
     firsts = np.flatnonzero(np.diff(starts // part_bytes, prepend=-1)).tolist()
     return list(zip(firsts, [*firsts[1:], len(lengths)], strict=True))
@@ -195,7 +195,7 @@ def source_facts(source: SourceConfig) -> dict:
     for key in ("path", "role", "protocol"):  # the protocol is that of an evaluation set, which says it itself
         del facts[key]
     if not facts["id_key"]:
-        del facts["id_key"]  # a build of before that key is the same
+        del facts["id_key"]  # so that builds from before this key stay valid
     facts["evaluation_titles"] = bool(facts["evaluation_titles"])
     return facts
 
@@ -228,7 +228,7 @@ class DocumentTable:
     def lines(self, start: int = 0, stop: int | None = None) -> list[tuple[Path, int, int]]:
         """Where the lines of documents `start` to `stop` are: (file, the first's offset, how many)."""
         if start < 0:
-            raise ValueError(f"Documents are numbered from 0, but {start} was asked for.")
+            raise ValueError(f"Documents are numbered from 0, but document {start} was asked for.")
         stop, found = len(self._lines) if stop is None else min(stop, len(self._lines)), []
         while start < stop:
             part = int(np.searchsorted(self._first, start, side="right")) - 1
@@ -255,7 +255,7 @@ def read_records(lines: Sequence[tuple[Path, int, int]]) -> Iterator[dict]:
                     yield json.loads(line)
                 except ValueError as error:
                     where = f"{path}, byte {file.tell() - len(line):,}"
-                    raise StageError(f"{where}: this line is not JSON of ours ({error}). {REPAIR}") from None
+                    raise StageError(f"{where}: this line is not valid ({error}). {REPAIR}") from None
 
 
 def read_documents_manifest(directory: Path) -> Manifest:
@@ -265,7 +265,7 @@ def read_documents_manifest(directory: Path) -> Manifest:
 def _read_unit(
     config: DataConfig, number: int, name: str, source: SourceConfig, unit, stem: str, temporary: Path
 ) -> dict:
-    """One shard of reading: the lines and facts of the documents that pass alone; counts of all."""
+    """Reads one unit: writes lines and metadata of the documents that pass, and counts all."""
     titles = frozenset()
     if source.evaluation_titles:
         titles = read_titles(source.evaluation_titles, f"config.data.sources.{name}.evaluation_titles")

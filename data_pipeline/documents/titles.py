@@ -1,4 +1,4 @@
-"""The paper's rule for Wikitext (2.6): articles of the evaluation set are no training documents, found by their titles."""
+"""The paper's rule for Wikitext (2.6): articles of the evaluation set, found by title, are removed from training."""
 
 import re
 import unicodedata
@@ -15,7 +15,7 @@ def read_titles(path: str, where: str) -> frozenset[str]:
     """Normal forms of the titles in Wikitext's own text (wiki.valid.tokens), or in a file of a title a line.
 
     Raises:
-      StageError: nothing is there, or it is not UTF-8.
+      StageError: the file is missing or not UTF-8.
     """
     titles: set[str] = set()
     for file in list_files(path, where, any_ending=True).files:
@@ -34,7 +34,7 @@ def normal_title(title: str) -> str:
 
 
 def title_of(title: str, text: str) -> str:
-    """The normal form of a document's title: the one given, or its first line with something on it."""
+    """The normal form of a document's title: the one given, or its first non-empty line."""
     return normal_title(title or next((line for line in text[:2000].splitlines() if line.strip()), ""))
 
 

@@ -1,8 +1,8 @@
-"""The frozen encoder: a BERT in plain JAX functions that turns the text of a chunk into one vector (paper 2.3).
+"""The frozen encoder: a BERT in plain JAX functions that embeds the text of a chunk (paper 2.3).
 
 It reads a Hugging Face directory, or one of sentence-transformers, and gives the vector that sentence-transformers gives:
 for most the mean of the last layer over all tokens, [CLS] and [SEP] among them (`encoder_directory.py` reads which
-settings there are). There is one way from text to vector, so a query and a key of the same text are the same bytes
+settings exist). Queries and keys take the same path, so those of one text have the same bytes
 (paper 2.3: one frozen BERT is used for both).
 
 A text is padded to the nearest of `LENGTHS` and batches of one length have the same number of rows: few programs are
@@ -33,7 +33,7 @@ LENGTHS = (16, 32, 40, 48, 56, 64, 72, 80, 96, 128, 192, 256, 384, 512, 768, 102
 FULL_ROWS = 512  # length up to which a batch has all its rows; attention over longer texts takes too much memory
 OPTIONAL_FILES = ("modules.json", "1_Pooling/config.json")
 AHEAD = 16  # batches handed to the device before the first result is awaited
-NEAREST = 128  # distance from which MPNet's relative positions are one
+NEAREST = 128  # distance from which on MPNet's relative positions are equal
 ACTIVATIONS = {
     **dict.fromkeys(("gelu", "gelu_python"), partial(jax.nn.gelu, approximate=False)),
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), partial(jax.nn.gelu, approximate=True)),
@@ -43,7 +43,7 @@ ACTIVATIONS = {
 
 
 def encoder_directory(config: DataConfig) -> Path:
-    """The Hugging Face directory that `config.encoder` names, or that of the packaged default, fetched where missing."""
+    """The Hugging Face directory that `config.encoder` names, or that of the packaged default, downloaded if missing."""
     if config.encoder:
         return Path(config.encoder).expanduser()
     from data_pipeline.packages import catalogue as packages
@@ -52,7 +52,7 @@ def encoder_directory(config: DataConfig) -> Path:
 
 
 def check_encoder(directory: Path) -> tuple[EncoderDirectory, EncoderTokenizer]:
-    """Opens everything of an encoder but its weights, of which the headers are read.
+    """Opens all files of an encoder; of the weights only the headers.
 
     Raises:
       StageError: a missing or broken file, a setting that is not known here (by name), tensors of other sizes than
@@ -78,7 +78,7 @@ class FrozenEncoder:
 
         Args:
           batch: texts a batch. On a CPU 16 texts of 64 pieces keep all activations in the caches.
-          compute_dtype: "float32", or "bfloat16" for the operands of matrix products; sums, normalization and the
+          compute_dtype: "float32", or "bfloat16" for the operands of matmuls; sums, normalization and the
             stream stay float32 in both.
 
         Raises:
@@ -99,7 +99,7 @@ class FrozenEncoder:
         self.fingerprint = encoder_fingerprint(found, self._tokenizer.settings, compute_dtype)
 
     def require(self, fingerprint: str, where: Path) -> None:
-        """Raises StageError unless this is the encoder that the embeddings in `where` were made with."""
+        """Raises StageError if the embeddings in `where` were made with another encoder."""
         require_fingerprint(
             f"encoder {self.directory} for {where}",
             self.fingerprint,
@@ -109,7 +109,7 @@ class FrozenEncoder:
         )
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Word piece ids, [CLS] and [SEP] included, nothing cut; the only tokenization of keys and queries."""
+        """Word piece ids with [CLS] and [SEP], not truncated; the only tokenization of keys and queries."""
         return self._tokenizer.encode(list(texts))
 
     def embed(self, texts: Sequence[str], *, description: str = "") -> Float32[np.ndarray, "N E"]:
@@ -151,7 +151,7 @@ class FrozenEncoder:
         return vector[: self.width].astype(np.float32)
 
     def _run(self, ids: Sequence[Sequence[int]], normalize: bool, bar=None) -> Float32[np.ndarray, "N E"]:
-        """All numbers of each row's vector; rows of at most `longest` ids."""
+        """Embeds rows of at most `longest` ids; all numbers of each vector."""
         vectors = np.empty((len(ids), len(self.shape.pooling) * self.shape.width), np.float32)
         waiting: list = []
         for length, size, rows in self._batches(ids):
@@ -182,7 +182,7 @@ class FrozenEncoder:
 
 
 def encoder_fingerprint(found: EncoderDirectory, tokenizer: Mapping, compute_dtype: str) -> str:
-    """SHA-256 over what decides a vector: files, and settings where they are not a plain mean of what the files say.
+    """SHA-256 over everything that decides a vector: the files, and settings that differ from the plain mean.
 
     Args:
       tokenizer: the settings of its `EncoderTokenizer`.
@@ -221,7 +221,7 @@ def embed_tokens(
 
 
 def _positions(table: Float[Array, "P D"], tokens, valid: Bool[Array, "B T"], shape: BertShape) -> Float[Array, "..."]:
-    """What is added to each token for its place; `table` begins with the padding's row where places are counted."""
+    """The position vectors of the tokens; `table` begins with the padding's row if positions are counted from it."""
     if shape.padding < 0:
         return table[: tokens.shape[1]]
     real = valid & (tokens != shape.padding)
@@ -239,7 +239,7 @@ def _buckets(length: int, buckets: int) -> Int32[np.ndarray, "T T"]:
 
 
 def _pool(x: Float[Array, "B T D"], valid: Bool[Array, "B T"], lengths, modes: Sequence[str]) -> Float[Array, "B E"]:
-    """sentence-transformers' kinds of pooling; several stand side by side."""
+    """sentence-transformers' kinds of pooling; several are concatenated."""
     count = lengths[:, None]
     inside = jnp.where(valid[..., None], x, 0.0)
     place = jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32)[:, None]

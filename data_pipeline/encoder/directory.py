@@ -1,11 +1,11 @@
-"""What the directory of an encoder says: its kind of model, sizes, pooling and prompt, read as sentence-transformers does.
+"""Reads an encoder directory as sentence-transformers does: model type, sizes, pooling and prompt.
 
-Every setting that decides a vector is applied here or refused by name, and what is applied beyond a plain mean is in
+Every setting that decides a vector is applied here or is an error that names it; settings beyond a plain mean are in
 `EncoderDirectory.settings`, which is part of the encoder's fingerprint. Weights and tokenizer have files of their own
 (`encoder_weights.py`, `encoder_tokenizer.py`); `bert.py` computes the vectors.
 
-Not applied are limits of length (max_seq_length, model_max_length): the library cuts a longer text there without a word,
-and a chunk is embedded whole (`bert.FrozenEncoder.embed_ids`).
+Limits of length (max_seq_length, model_max_length) are not applied: the library truncates a longer text silently,
+and a chunk is embedded in full (`bert.FrozenEncoder.embed_ids`).
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ POOLING = {  # sentence-transformers' names, in the order in which several are c
     "lasttoken": "pooling_mode_lasttoken",
 }
 POOLING_KEYS = {"pooling_mode", "embedding_dimension", "word_embedding_dimension", "include_prompt", *POOLING.values()}
-SENTENCE_CONFIGS = [  # of the module Transformer, the first that is there
+SENTENCE_CONFIGS = [  # of the module Transformer, the first that exists
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 ]
@@ -50,9 +50,9 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Family:
-    """How a model_type differs from BERT in what it calls its sizes and in its positions."""
+    """How a model_type differs from BERT in the names of its sizes and in its positions."""
 
-    tokenizer: str  # the class that the library takes where no file names one
+    tokenizer: str  # the library's class if no file names one
     names: Mapping[str, str] = field(default_factory=dict)  # of keys in config.json, for BERT's
     counted: bool = False  # positions are counted over tokens that are no padding, from the padding's id on
 
@@ -127,7 +127,7 @@ class EncoderDirectory:
 
     @property
     def settings(self) -> dict:
-        """What decides a vector beside the files that every encoder has, where it is not the plain case."""
+        """The settings that decide a vector and differ from the default; part of the fingerprint."""
         found = {
             "model": self.model.relative_to(self.root).as_posix() if self.model != self.root else "",
             "pooling": list(self.shape.pooling) if self.shape.pooling != ("mean",) else [],
@@ -139,7 +139,7 @@ class EncoderDirectory:
 
 
 def read_directory(directory: Path) -> EncoderDirectory:
-    """Reads every setting; no weights.
+    """Reads all settings, without weights.
 
     Raises:
       StageError: a missing or broken file, or a setting that is not known here; the message names file, key and value.
@@ -147,9 +147,9 @@ def read_directory(directory: Path) -> EncoderDirectory:
     root = Path(directory)
     if not root.is_dir():
         raise StageError(
-            f"{root} is no encoder: there is no such directory here (a model of a hub is not fetched; download it). {REMEDY}"
+            f"{root} is not an encoder: this directory does not exist (models of a hub are not downloaded; do so yourself). {REMEDY}"
         )
-    if not (root / "modules.json").is_file():  # the library then takes the mean, and no prompt
+    if not (root / "modules.json").is_file():  # the library then takes the mean without a prompt
         return EncoderDirectory(root, root, read_shape(root))
     folder, pooling, normalize = _read_modules(root)
     shape = read_shape(folder)
@@ -168,7 +168,7 @@ def read_shape(directory: Path) -> BertShape:
     """
     path = Path(directory) / "config.json"
     if not path.is_file():
-        raise StageError(f"{directory} is no encoder: it has no config.json. {REMEDY}")
+        raise StageError(f"{directory} is not an encoder: it has no config.json. {REMEDY}")
     config = read_json(path, dict)
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -220,7 +220,7 @@ def read_shape(directory: Path) -> BertShape:
 
 
 def _check_config(path: Path, config: Mapping) -> None:
-    """Refuses what would make another model of the same sizes."""
+    """Raises StageError for settings that would make another model of the same sizes."""
     wanted = {
         "position_embedding_type": "absolute",
         "is_decoder": False,
@@ -268,7 +268,7 @@ def _read_modules(root: Path) -> tuple[Path, Path, bool]:
     for folder in folders[2:]:
         named = read_json(folder / "config.json", dict) if (folder / "config.json").is_file() else {}
         if other := {key: value for key, value in named.items() if value not in ("sentence_embedding", None)}:
-            raise StageError(f"{folder}/config.json has {other!r:.80}, but what is normalized is the vector. {REMEDY}")
+            raise StageError(f"{folder}/config.json has {other!r:.80}, but only the vector can be normalized. {REMEDY}")
     return folders[0], folders[1] / "config.json", bool(folders[2:])
 
 
@@ -326,7 +326,7 @@ def _read_sentence_config(folder: Path) -> bool:
 
 
 def section(path: Path, facts: Mapping, key: str) -> dict:
-    """The JSON object under a key, empty where nothing is; StageError where something else stands there."""
+    """The JSON object under a key, empty if it is missing; StageError for another type."""
     found = facts.get(key) or {}
     if not isinstance(found, dict):
         raise StageError(f"{path} has {key} {found!r:.60}, but a JSON object is expected. {REMEDY}")

@@ -1,4 +1,4 @@
-"""BERT in plain NumPy, one text at a time, from the Hugging Face tensors: what `bert.py` is compared with."""
+"""BERT in plain NumPy, one text at a time; tests compare `bert.py` with it."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Stage 4, embeddings: one vector for the text of every chunk, as key of the database and as query alike (paper 2.3).
+"""Stage 4, embeddings: one vector for the text of every chunk, used as database key and as query (paper 2.3).
 
     embeddings-00000.npy  [N_s, E], row for row as the shard of chunks
 
@@ -39,7 +39,7 @@ def build_embeddings(
       encoder_directory: a Hugging Face directory (`data_pipeline.encoder.bert`).
 
     Raises:
-      StageError: a tokenizer other than the one that cut the chunks, or a directory that is no encoder.
+      StageError: a tokenizer other than that of the chunks, or a directory that is not an encoder.
       ValueError: config.data.embedding_dtype is not one that is stored.
     """
     check_settings(config)
@@ -49,7 +49,7 @@ def build_embeddings(
         f"tokenizer {tokenizer} for {chunks}",
         reader.fingerprint,
         source.inputs["tokenizer"],
-        "Point to the tokenizer that the chunks were cut with, or build anew in another --workdir.",
+        "Point to the tokenizer of the chunks, or build again in another --workdir.",
     )
     encoder = FrozenEncoder(encoder_directory, batch=config.encoder_batch, compute_dtype=COMPUTE_DTYPE)
     opener = partial(FrozenEncoder, Path(encoder_directory), batch=config.encoder_batch, compute_dtype=COMPUTE_DTYPE)
@@ -71,7 +71,7 @@ def build_embeddings(
 
 
 def check_settings(config: DataConfig) -> None:
-    """Raises ValueError where a setting of the stage cannot be meant."""
+    """Raises ValueError where a setting of the stage is outside its range."""
     if config.embedding_dtype not in ("float32", "float16"):
         raise ValueError(
             f"config.data.embedding_dtype must be float32 or float16, but is {config.embedding_dtype!r}; "
@@ -80,7 +80,7 @@ def check_settings(config: DataConfig) -> None:
 
 
 def stage_config(config: DataConfig, encoder: str) -> dict:
-    """What the stage depends on beside its input; part of its plan.
+    """The settings that the stage depends on; part of its plan.
 
     Args:
       encoder: its fingerprint.

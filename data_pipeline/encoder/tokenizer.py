@@ -1,7 +1,7 @@
-"""The tokenizer of an encoder as the library sets it up: tokenizer.json, and what stands beside it that changes it.
+"""The tokenizer of an encoder as the library sets it up: tokenizer.json and the files that modify it.
 
 The only file that imports tokenizers. A class named in tokenizer_config.json (or that of the kind of model) decides how
-text is normalized and split, whatever tokenizer.json says of that; the generic classes take the file as it is.
+text is normalized and split, even against tokenizer.json; the generic classes use the file unchanged.
 """
 
 import json
@@ -26,7 +26,7 @@ PROBE = "a \U0010ffff"  # the second letter is in no vocabulary
 
 
 def tokenizer_file(directory: Path) -> str:
-    """tokenizer.json, or vocab.txt where that is not there; StageError where neither is."""
+    """tokenizer.json, else vocab.txt; StageError if both are missing."""
     found = next((name for name in (FILE, VOCABULARY) if (Path(directory) / name).is_file()), None)
     if found is None:
         raise StageError(
@@ -41,8 +41,8 @@ class EncoderTokenizer:
     """Text to ids.
 
     Attributes:
-      settings: how text is normalized and split where that is not what tokenizer.json says; part of the fingerprint.
-      first, last: how many special tokens stand before and behind a text.
+      settings: normalization and splitting that differ from tokenizer.json; part of the fingerprint.
+      first, last: the numbers of special tokens before and after a text.
     """
 
     def __init__(self, found: EncoderDirectory):
@@ -71,7 +71,7 @@ class EncoderTokenizer:
         self.first, self.last = self._probe(kind, config)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, special tokens and the default prompt among them; nothing is cut."""
+        """Ids of each text with special tokens and the default prompt, not truncated."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch([self._prompt + text for text in texts])]
 
     def _open(self, changed: dict | None):
@@ -83,13 +83,13 @@ class EncoderTokenizer:
             tokenizer = make.from_str(json.dumps(changed)) if changed else make.from_file(str(self.path))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # the library raises no narrower class, and a panic of its own is no Exception
+        except BaseException as error:  # the library raises no narrower class, and its panics are no Exception
             raise StageError(
                 f"{self.path} cannot be read by tokenizers {tokenizers.__version__} ({error}): it was written by another "
-                f"release of the library, or is damaged. Install that release or a later one, or save the tokenizer anew "
+                f"release of the library, or is damaged. Install that release or a later one, or save the tokenizer again "
                 f"with this one. {REMEDY}"
             ) from None
-        # The file may ask for padding and cutting at 128 pieces; a chunk is embedded whole and padded later.
+        # The file may ask for padding and truncation at 128 pieces; a chunk is embedded in full and padded later.
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
@@ -154,7 +154,7 @@ def _class_name(directory: Path, config: dict, family: str) -> str:
 
 
 def _rules(path: Path, facts: dict, config: dict, kind: str) -> dict:
-    """Normalizer and pre-tokenizer that the class puts in place of the file's."""
+    """The normalizer and pre-tokenizer with which the class replaces the file's."""
     own = {part: facts.get(part) for part in ("normalizer", "pre_tokenizer")}
     model = facts.get("model")
     if not isinstance(model, dict):
@@ -192,7 +192,7 @@ def _rules(path: Path, facts: dict, config: dict, kind: str) -> dict:
 
 
 def _flag(path: Path, config: dict, name: str, default: bool | None) -> bool | None:
-    """A switch of tokenizer_config.json; StageError where it is none."""
+    """A boolean of tokenizer_config.json; StageError for another type."""
     found = config.get(name, default)
     if found is not default and not isinstance(found, bool):
         raise StageError(
@@ -223,13 +223,13 @@ def _check_added(directory: Path, config: dict, tokenizer) -> None:
         there = tokenizer.id_to_token(int(id)) if str(id).isdecimal() else None
         if there != token:
             raise StageError(
-                f"{where} adds the token {token!r} with id {id}, but {FILE} has {there!r} there. Save the tokenizer anew "
+                f"{where} adds the token {token!r} with id {id}, but {FILE} has {there!r} there. Save the tokenizer again "
                 f"(save_pretrained), so that both agree. {REMEDY}"
             )
 
 
 def _from_vocabulary(path: Path, config: dict, kind: str) -> dict:
-    """What tokenizer.json would say for a vocab.txt: a token a line, for the classes of word pieces."""
+    """The tokenizer.json for a vocab.txt (a token a line), for the classes with word pieces."""
     if kind not in WORD_PIECE:
         raise StageError(f"{path} is a list of word pieces, but the class {kind} needs {FILE}. {REMEDY}")
     try:

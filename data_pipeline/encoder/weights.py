@@ -1,4 +1,4 @@
-"""The tensors of an encoder: safetensors files, whole or in parts, under BERT's names whatever the family calls them.
+"""The tensors of an encoder from safetensors files, one or several, renamed to BERT's names.
 
 The only file that imports safetensors. A pickle (pytorch_model.bin) can run code when it is opened, so it is never read.
 """
@@ -43,7 +43,7 @@ BIAS = "encoder.relative_attention_bias.weight"
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor is: its name in its file, and what the file's header says of it."""
+    """The place of a tensor: its file, its name there, and the header's dtype and shape."""
 
     path: Path
     name: str
@@ -57,7 +57,7 @@ def weight_files(directory: Path) -> list[str]:
     """Names of the files that hold the weights, as the library chooses them.
 
     Raises:
-      StageError: none that is read here.
+      StageError: none in a format that is read here.
     """
     directory = Path(directory)
     if (directory / WHOLE).is_file():
@@ -68,7 +68,7 @@ def weight_files(directory: Path) -> list[str]:
             raise StageError(f"{directory / INDEX} has no weight_map of tensors to files beside it. {REMEDY}")
         names = sorted(set(parts))
         if missing := [name for name in names if not (directory / name).is_file()]:
-            raise StageError(f"{directory / INDEX} lists {missing[0]}, which is not there. Fetch it.")
+            raise StageError(f"{directory / INDEX} lists {missing[0]}, which is missing. Fetch it.")
         return names
     if (directory / PICKLE).is_file():
         raise StageError(
@@ -83,7 +83,7 @@ def list_tensors(directory: Path, family: str) -> dict[str, Tensor]:
     """All floating-point tensors by BERT's name for them, from the headers of the files.
 
     Raises:
-      StageError: a file that is truncated or no safetensors file.
+      StageError: a file that is truncated or not a safetensors file.
     """
     found: dict[str, Tensor] = {}
     for name in weight_files(directory):
@@ -95,7 +95,7 @@ def list_tensors(directory: Path, family: str) -> dict[str, Tensor]:
 
 
 def _header(path: Path) -> list[Tensor]:
-    """What a safetensors file says of its tensors; safetensors itself has checked that they fill the file."""
+    """The tensors in the header of a safetensors file; safetensors itself has checked that they fill the file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -175,7 +175,7 @@ def check_tensors(directory: Path, shape: BertShape) -> dict[str, Tensor]:
 
 
 def read_weights(directory: Path, shape: BertShape) -> dict[str, np.ndarray]:
-    """Those tensors as float32, by BERT's names.
+    """Reads these tensors as float32, by BERT's names.
 
     Raises:
       StageError: as `check_tensors`.

@@ -1,4 +1,4 @@
-"""Formats of text: opening files, what their bytes say they are, compression, and records of JSON, tables and TFDS.
+"""File formats: opening files, detecting their content, compression, and records of JSON, tables and TFDS.
 
 Read known first: one entry for each format. It imports stages.
 """

@@ -1,6 +1,6 @@
-"""Compressed files as streams of their plain content, by the ending of their name. A stream that ends early is an error.
+"""Decompression by the ending of a file's name. A stream that ends early is an error.
 
-The libraries' own readers take a truncated zstandard stream, and junk behind a bzip2 or xz stream, for an end.
+The libraries' own readers take a truncated zstandard stream, and junk after a bzip2 or xz stream, as an end.
 """
 
 import bz2
@@ -27,7 +27,7 @@ class Compression:
 
 
 def _zstandard():
-    import zstandard  # of the [build] extra; what only reads finished stages does without
+    import zstandard  # of the [build] extra; not needed to read finished stages
 
     return zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
 
@@ -76,7 +76,7 @@ def open_plain(file: SourceFile) -> io.BufferedReader:
 
 
 class _Frames(io.RawIOBase):
-    """Frame by frame: a file may be several compressed files one behind the other, and each must be whole."""
+    """Decompresses frame by frame: a file may be several compressed files in sequence, each of which must be complete."""
 
     def __init__(self, file: SourceFile, stream: io.BufferedReader, compression: Compression):
         super().__init__()
@@ -132,7 +132,7 @@ class _Frames(io.RawIOBase):
     def _too_large(self) -> StageError:
         return StageError(
             f"{self._file.url} was compressed with a window that does not fit the memory here (up to {WINDOW >> 20:,} MiB "
-            f"for zstd --long=31). Read it on a machine with more memory, or compress it anew with a smaller window."
+            f"for zstd --long=31). Read it on a machine with more memory, or compress it again with a smaller window."
         )
 
     def close(self) -> None:

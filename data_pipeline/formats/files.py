@@ -1,4 +1,4 @@
-"""Files of a source, on this machine or in an object store, by one way: fingerprinted and read (listing.py lists them).
+"""Opens, reads and fingerprints the files of a source, local or in an object store (listing.py lists them).
 
 fsspec opens both; a URL needs the package of its store beside it (gcsfs for gs://, s3fs for s3://). A read that fails
 is tried again from the byte it had reached, a few times; then the build stops, and the same command continues it.
@@ -19,7 +19,7 @@ from retro_jax.core.paths import is_url, local_path
 
 ATTEMPTS = 5  # stores drop connections; the waits between are 2, 4, 8 and 16 seconds
 BLOCK = 1 << 20
-# What stores say of an object's content, the best first; a local file's content is read instead.
+# A store's fields that identify an object's content, the best first; a local file's content is read instead.
 STAMPS = ("md5Hash", "crc32c", "ETag", "etag", "content_md5", "generation", "mtime", "created", "LastModified")
 
 
@@ -76,12 +76,12 @@ def file_system(url: str):
 
 
 def store_files(fs, root: str) -> tuple[str, dict[str, dict]]:
-    """What a store has at an object, folder or glob: (the folder that names are relative to, {path: information}).
+    """Lists an object, folder or glob of a store: (the folder that names are relative to, {path: information}).
 
     fsspec's own `isfile` takes every failure for a no.
 
     Raises:
-      FileNotFoundError: nothing is there, and it is no glob.
+      FileNotFoundError: nothing exists there, and it is not a glob.
     """
     try:
         kind = fs.info(root)["type"]
@@ -112,7 +112,7 @@ def _files_below(fs, folder: str) -> Iterator[tuple[str, dict]]:
 
 
 def attempt(call: Callable, what: str, *, tries: int = ATTEMPTS):
-    """`call()`, again after a failure that may pass; StageError with the way to go on when it does not."""
+    """`call()`, repeated after temporary failures; StageError with the remedy when all attempts fail."""
     for number in range(tries):
         if number:
             time.sleep(2.0**number)
@@ -132,22 +132,22 @@ def attempt(call: Callable, what: str, *, tries: int = ATTEMPTS):
 
 
 def forbidden(what: str, error: PermissionError) -> StageError:
-    """What is said of a file or folder that must not be read."""
+    """The error for a file or folder without read permission."""
     place = f" ({error.filename})" if error.filename else ""
     return StageError(
-        f"{what} cannot be read: permission denied{place}. Give yourself the right to read it, or take it out of the source."
+        f"{what} cannot be read: permission denied{place}. Change its permissions, or remove it from the source."
     )
 
 
 def check_unchanged(file: SourceFile) -> None:
-    """Raises StageError where a file on this machine is another than when it was listed (its fingerprint is of then)."""
+    """Raises StageError where a local file has changed since it was listed and fingerprinted."""
     if not file.changed:
         return
     try:
         now = os.stat(file.url)
     except OSError:
         raise StageError(
-            f"{file.url} went away while it was read. Put it back, and run the same command again."
+            f"{file.url} was deleted while it was read. Restore it, and run the same command again."
         ) from None
     if (now.st_size, now.st_mtime_ns) != (file.bytes, file.changed):
         raise StageError(
@@ -186,7 +186,7 @@ class RetryingFile(io.RawIOBase):
         return len(content)
 
     def _read(self, size: int) -> bytes:
-        stream, self._stream = self._stream, None  # a failure leaves none, so that the next attempt opens it anew
+        stream, self._stream = self._stream, None  # a failure leaves none, so that the next attempt reopens it
         if stream is None:
             stream = self._fs.open(self._path, "rb")
         if stream.tell() != self._at:
@@ -210,7 +210,7 @@ def open_file(file: SourceFile) -> io.BufferedReader:
 
 
 def digest_files(files: list[SourceFile]) -> str:
-    """SHA-256 over names and contents; of a store's object, over what the store says of its content."""
+    """SHA-256 over names and contents; for a store's object, over its name, size and the store's checksum."""
     digest = hashlib.sha256()
     for file in files:
         fs, path = file_system(file.url)

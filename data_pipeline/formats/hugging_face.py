@@ -1,4 +1,4 @@
-"""Folders that the `datasets` library writes: which of their files are the data set, and which only serve it.
+"""Folders written by the `datasets` library: separates the files of the data set from caches and metadata.
 
 `save_to_disk` leaves `state.json` beside the Arrow files and names them in it; later `map` and `shuffle` put files named
 `cache-*.arrow` into the same folder, which hold the same rows again or row numbers alone. `dataset_dict.json` names the
@@ -19,13 +19,13 @@ CACHE = re.compile(r"cache-[0-9a-f]{16}(_\d{5}_of_\d{5})?\.arrow")  # a fingerpr
 
 
 def caches(files: Mapping[str, SourceFile]) -> set[str]:
-    """Names of Arrow files that are no part of the data set beside them.
+    """Names of Arrow files that are not part of the data set.
 
     Args:
       files: every file of the folder by its name, metadata and all.
 
     Raises:
-      StageError: metadata that is damaged, or names a file or a split that is not there, or a selection of rows.
+      StageError: metadata that is damaged, or names a missing file or split, or a selection of rows.
     """
     for name, file in files.items():
         if PurePosixPath(name).name == SPLITS:
@@ -44,7 +44,7 @@ def caches(files: Mapping[str, SourceFile]) -> set[str]:
         folder = PurePosixPath(name).parent
         if state.get("_indices_data_files") or state.get("_indices_files"):
             raise StageError(
-                f"{file.url} says that the data set is a selection of rows of its Arrow files, and these are read as a whole "
+                f"{file.url} says that the data set is a selection of rows of its Arrow files, but Arrow files are read in full "
                 "here. Write the selection itself: data_set.flatten_indices().save_to_disk(FOLDER)."
             )
         for data in _names(file, state, "_data_files"):
@@ -83,6 +83,6 @@ def _names(file: SourceFile, facts: Mapping, key: str) -> list[str]:
 
 def _missing(file: SourceFile, name: str, what: str) -> StageError:
     return StageError(
-        f"{file.url} names the {what} {name!r} as a part of the data set, but it is not there. Fetch or make the data set "
+        f"{file.url} names the {what} {name!r} as a part of the data set, but it is missing. Fetch or make the data set "
         "again."
     )

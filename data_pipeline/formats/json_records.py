@@ -1,6 +1,6 @@
-"""Records of JSON: a value a line, or one array of objects or of strings; plain or compressed.
+"""JSON records: one value per line, or one array of objects or strings; plain or compressed.
 
-Yields (number, where it stands, record) with a bounded part of the file in memory, as `data_pipeline/formats/records.py` does.
+Yields (number, place, record) with a bounded part of the file in memory, as `data_pipeline/formats/records.py` does.
 """
 
 import codecs
@@ -16,11 +16,11 @@ from data_pipeline.formats.sniff import HEAD, MARK, check_text, decode, not_utf8
 from data_pipeline.stages.run import StageError
 
 SPACE = re.compile(r"[ \t\n\r]*")
-NEAR_END = 16  # characters: an error so near to the end of what was read may be of a value that goes on
+NEAR_END = 16  # characters: an error this near to the end of the buffer may be of a value that continues
 
 
 def too_large(where: str, limit: int) -> StageError:
-    """What is said of a document that does not fit config.data.max_document_memory."""
+    """The error for a document over config.data.max_document_memory."""
     return StageError(
         f"{where} is a document of more than config.data.max_document_memory={limit:,} bytes, which is what is held in "
         "memory of one. Split it into documents, or raise the limit."
@@ -66,19 +66,19 @@ def _no_json(file: SourceFile, where: str, text: str, rest: bytes, error: Except
             f"{said} It is a page or a message of a server ({text.strip()[:40]!r}), not data. Fetch it again."
         )
     if rest and (remedy := _over_lines(file, text, rest)):
-        return StageError(f"{where} begins a JSON value that goes on over more lines. {remedy}")
+        return StageError(f"{where} begins a JSON value that spans several lines. {remedy}")
     if last and _unfinished(error, text):
         return StageError(f"{said} It is the last line and has no end, so the file is cut off. Fetch or make it again.")
     return StageError(f"{said} Each line must be one JSON object. Correct this one, or make the file again.")
 
 
 def _unfinished(error: json.JSONDecodeError, text: str) -> bool:
-    """Whether more text could mend the error."""
+    """Whether more text could resolve the error."""
     return error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip()) - NEAR_END
 
 
 def _over_lines(file: SourceFile, text: str, rest: bytes) -> str:
-    """The way to JSON lines from a file that is one object, or several, printed over lines; "" if it is neither."""
+    """The command that turns pretty-printed objects into JSON lines; "" if the file is no such object."""
     try:
         whole = text + rest.decode()
         record, end = json.JSONDecoder().raw_decode(whole, SPACE.match(whole).end())
@@ -90,7 +90,7 @@ def _over_lines(file: SourceFile, text: str, rest: bytes) -> str:
 
 
 def holder(record: Mapping, path: str) -> str:
-    """The way to the documents of an object that holds them in an array; "" if it holds none."""
+    """The command that extracts an array of documents from one object; "" if there is none."""
     for key, value in record.items():
         alone = len(record) == 1  # an array of strings beside other keys is more likely one of tags
         if isinstance(value, list) and value and isinstance(value[0], dict | str if alone else dict):
@@ -125,7 +125,7 @@ class _Array:
         self._take("]")
         if self._next():
             raise StageError(
-                f"{self._file.url} holds more behind the end of its array of {self._number:,} elements. It must be one "
+                f"{self._file.url} holds more after the end of its array of {self._number:,} elements. It must be one "
                 "array, or a JSON object a line."
             )
 
@@ -148,7 +148,7 @@ class _Array:
         self._buffer, self._at = self._buffer[self._at :] + text, 0
 
     def _next(self) -> str:
-        """The next character that is no space, "" at the end."""
+        """The next non-space character, "" at the end."""
         while True:
             self._at = SPACE.match(self._buffer, self._at).end()
             if self._at < len(self._buffer) or self._ended:

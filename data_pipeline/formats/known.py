@@ -1,4 +1,4 @@
-"""Which files are read, and how: one entry for each format, found by the ending of a file's name.
+"""The known formats: one entry for each, chosen by the ending of a file's name.
 
 A new format is one entry of FORMATS, from any module: FORMATS["xml"] = Format((".xml",), read_xml). Endings count in capitals too, and behind those of a compressible format stands
 one of COMPRESSIONS if the file is compressed.
@@ -20,7 +20,7 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tar.gz", ".tar.bz2", ".tar.
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a reader is asked for."""
+    """The arguments of a format's `read`."""
 
     limit: int  # bytes of one document
     columns: Sequence[str]  # of a table
@@ -30,12 +30,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file. `read` yields (number, where it stands, record); a record is a map, or the text itself."""
+    """A file format. `read` yields (number, place, record); a record is a map, or the text itself."""
 
     endings: tuple[str, ...]
     read: Callable[[SourceFile, Wanted], Iterator[tuple[int, str, Mapping | str]]]
     compressible: bool = False
-    one_document: bool = False  # a file is a document, and is known by its path
+    one_document: bool = False  # a file is a document, identified by its path
 
 
 def _whole_text(file: SourceFile, wanted: Wanted) -> Iterator[tuple[int, str, str]]:
@@ -63,7 +63,7 @@ FORMATS = {
 
 
 def endings_of(name: str = "") -> tuple[str, ...]:
-    """Of one format, or of all."""
+    """The endings of one format, or of all."""
     found = []
     for form in [FORMATS[name]] if name else FORMATS.values():
         found += [end + packed for packed in ("", *(COMPRESSIONS if form.compressible else ())) for end in form.endings]
@@ -71,24 +71,24 @@ def endings_of(name: str = "") -> tuple[str, ...]:
 
 
 def known_endings() -> str:
-    """For messages."""
+    """Lists the endings for messages."""
     packed = ", ".join(end for form in FORMATS.values() if form.compressible for end in form.endings)
     plain = ", ".join(end for form in FORMATS.values() if not form.compressible for end in form.endings)
     return f"{packed} (each also compressed: {', '.join(COMPRESSIONS)}), {plain}"
 
 
 def format_of(name: str) -> str:
-    """The format of a file by its name, "" where the ending is not known."""
+    """The format of a file by its name, "" for an unknown ending."""
     return next((form for form in FORMATS if name.lower().endswith(endings_of(form))), "")
 
 
 def is_packed(name: str) -> bool:
-    """Whether the text of a file is larger than the file, as far as its name tells."""
+    """Whether the name says that the file is compressed, so that its text is larger than the file."""
     return name.lower().endswith((*COMPRESSIONS, *FORMATS["parquet"].endings))
 
 
 def ending(name: str) -> str:
-    """What a listing calls a file: its known ending, or its last (with the one before a compression); "" without one."""
+    """The ending under which a listing counts a file: a known one, or the last (with the one before a compression); "" without one."""
     last = NUMBERED.sub("", name.rpartition("/")[2].lower())
     known = [end for end in (*endings_of(), *ARCHIVES) if last.endswith(end)]
     if known:

@@ -1,6 +1,6 @@
-"""Records of tables: Parquet and Arrow files, row by row.
+"""Table records: Parquet and Arrow files, row by row.
 
-Yields (number, where it stands, record) with a bounded part of the file in memory; `where` is for messages and names
+Yields (number, place, record) with a bounded part of the file in memory; `where` is for messages and names
 file and row. A file that is broken is a StageError, never an early end. The only file that imports pyarrow.
 """
 
@@ -45,10 +45,10 @@ def arrow_rows(
         for batch in (table.get_batch(n) for n in range(table.num_record_batches)) if whole else table:
             yield from rows(batch, columns)
         if not whole:
-            if (end := stream.tell()) < file.bytes:  # the library takes zeros within a stream for its end
+            if (end := stream.tell()) < file.bytes:  # the library reads zeros within a stream as its end
                 raise EOFError(f"it ends at byte {end:,} of {file.bytes:,}; what follows would be lost")
             stream.seek(-len(END), io.SEEK_END)
-            if stream.read() != END:  # the library takes a stream cut between two batches for a whole one
+            if stream.read() != END:  # the library reads a stream cut between two batches as complete
                 raise EOFError("it has no end mark")
 
 
@@ -60,7 +60,7 @@ class _Rows:
 
     def __call__(self, batch, columns: list[str]) -> Iterator[tuple[int, str, Mapping]]:
         batch = batch.select(columns)
-        batch.validate(full=True)  # a damaged batch may point outside of its memory
+        batch.validate(full=True)  # a damaged batch may point outside its memory
         for start in range(0, batch.num_rows, ROWS):
             for record in batch.slice(start, ROWS).to_pylist():
                 self.number += 1
@@ -68,7 +68,7 @@ class _Rows:
 
 
 class _reading:
-    """`with _reading(file, kind) as (stream, rows)`: what goes wrong inside is a StageError that names file and row."""
+    """`with _reading(file, kind) as (stream, rows)`: turns errors inside into a StageError that names file and row."""
 
     def __init__(self, file: SourceFile, kind: str):
         self._file, self._kind, self._rows = file, kind, _Rows(file)

@@ -1,7 +1,7 @@
-"""What the bytes of a file say that it is: text, or something else that must not be read as text.
+"""Detects from its first bytes whether a file is text or another kind of file.
 
-A message about a file that is not text names what it is and the command that makes text of it. It never proposes
-`iconv` for bytes that are no text: that would turn them into letters.
+An error about a file that is not text names its kind and the command that extracts text. It never suggests
+`iconv` for bytes that are not text: that would turn them into letters.
 """
 
 import shlex
@@ -22,12 +22,12 @@ HEAD = 1 << 16  # bytes that are looked at
 CONTROLS = bytes({*range(32), 127} - {*b"\t\n\v\f\r\x1b"})
 FEW_CONTROLS = 16  # a text may hold some ...
 CONTROL_SHARE = 0.1  # ... but not every tenth byte
-LATIN_SHARE = 0.3  # of bytes beyond ASCII: letters of European languages stand between plain ones
+LATIN_SHARE = 0.3  # of bytes beyond ASCII: most letters of European languages are ASCII
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Something that a file can be. `remedy` says how to get text from it; FILE stands for its path."""
+    """A kind of file. `remedy` says how to get text from it; FILE is replaced by its path."""
 
     name: str
     remedy: str
@@ -40,7 +40,7 @@ class Kind:
 
 
 UNPACK = "Unpack it, and give the folder with its files."
-LEAVE = "It holds no text. Take it out of the source."
+LEAVE = "It holds no text. Remove it from the source."
 KINDS = (
     Kind("Git LFS pointer", "The data was not fetched with the repository: run `git lfs pull` there.", (POINTER, b"version https://hawser.github.com/spec/v1")),
     Kind("git-annex pointer", "The data was not fetched with the repository: run `git annex get` there.", (b"/annex/objects/",)),
@@ -69,7 +69,7 @@ KINDS = (
 
 
 def kind_of(head: bytes) -> Kind | None:
-    """The kind that the first bytes of a file prove; None for text and whatever has no mark."""
+    """The kind that the first bytes of a file prove; None for text and kinds without a magic number."""
     return next((kind for kind in KINDS if head[kind.offset :].startswith(kind.magic)), None)
 
 
@@ -82,7 +82,7 @@ def check_kind(head: bytes, path: str, expected: str = "") -> None:
 
 
 def check_text(head: bytes, path: str, convert: "Convert | None" = None) -> None:
-    """Raises StageError where bytes are valid UTF-8 perhaps, but no text: another kind, UTF-16 without a mark, binary."""
+    """Raises StageError for bytes that are not text: another kind, UTF-16 without a mark, binary."""
     check_kind(head, path)
     sample = head[:HEAD]
     if mark := _mark(sample):
@@ -90,7 +90,7 @@ def check_text(head: bytes, path: str, convert: "Convert | None" = None) -> None
     if sample and not sample.strip(b"\0"):
         if len(sample) >= FEW_CONTROLS:
             raise StageError(
-                f"{path} holds nothing but NUL bytes: it was never written to its end (a crash, a full disk). Make or "
+                f"{path} holds only NUL bytes: it was never fully written (a crash, a full disk). Make or "
                 "fetch it again."
             )
         return
@@ -111,7 +111,7 @@ Convert = Callable[[str], str]  # of an encoding: the command that converts the 
 
 
 def conversion(path: str, decompress: str = "") -> Convert:
-    """The command that makes UTF-8 of a file on this machine; of an object in a store there is none to paste.
+    """The command that converts a local file to UTF-8; without a command for an object in a store.
 
     Args:
       decompress: a program that writes the plain content of a compressed file, for example "gzip -dc".
@@ -140,12 +140,12 @@ def _mark(content: bytes) -> str:
 
 
 def controls(content: bytes) -> int:
-    """How many bytes are control characters that no text has."""
+    """The number of control characters that text does not contain."""
     return len(content) - len(content.translate(None, CONTROLS))
 
 
 def encoding_by_nulls(content: bytes) -> str:
-    """The encoding of text whose letters stand at every second or fourth byte, "" if it is none.
+    """The encoding of UTF-16 or UTF-32 text without a mark, "" for other bytes.
 
     Its NULs are all on one side of the letters, and that side holds little else: the number of an alphabet.
     """
@@ -166,14 +166,14 @@ def encoding_by_nulls(content: bytes) -> str:
 
 
 def decode(content: bytes, path: str, offset: int = 0, convert: Convert | None = None) -> str:
-    """UTF-8 as text, without a leading byte-order mark.
+    """Decodes UTF-8, without a leading byte-order mark.
 
     Args:
       offset: where in its file the content begins.
       convert: see `conversion`; None where no command fits (a row of a table, a member of an archive).
 
     Raises:
-      StageError: it is not UTF-8; with what it is instead, as far as that can be told, and what to do.
+      StageError: it is not UTF-8; the message says what it is, if known, and what to do.
     """
     try:
         return content.decode("utf-8").removeprefix(MARK)
@@ -184,7 +184,7 @@ def decode(content: bytes, path: str, offset: int = 0, convert: Convert | None =
 def not_utf8(
     error: UnicodeDecodeError, content: bytes, path: str, offset: int = 0, convert: Convert | None = None
 ) -> StageError:
-    """What `decode` raises; `content` is what the error is about."""
+    """The error that `decode` raises about `content`."""
     at, byte = offset + error.start, content[error.start]
     said = f"{path} is not UTF-8: byte {at:,} is 0x{byte:02x}."
     if offset == 0:

@@ -1,4 +1,4 @@
-"""TFDS data sets that others made, as a source of text: ArrayRecord files and two JSON files in a version's folder.
+"""Reads text from foreign TFDS data sets: ArrayRecord files and two JSON files in a version's folder.
 
 The library gives empty records for a shard that was cut off, so every shard is opened first and its count compared with
 what `dataset_info.json` says.
@@ -22,10 +22,10 @@ def is_data_set(folder: Path) -> bool:
 
 
 def data_set_folder(path: Path, where: str) -> Path | None:
-    """The version's folder of a TFDS data set: `path`, or its only subfolder named as a version; None if it is none.
+    """The version's folder of a TFDS data set: `path`, or its only subfolder named as a version; None if there is none.
 
     Raises:
-      StageError: several versions are there.
+      StageError: it has several versions.
     """
     if not path.is_dir():
         return None
@@ -54,7 +54,7 @@ def split_lengths(folder: Path, split: str, where: str) -> dict[str, int]:
     if info.file_format.value != "array_record":
         raise StageError(
             f"{where}.path={str(folder)!r} holds {info.file_format.value} files, which need TensorFlow; only array_record "
-            "is read here. Write it anew with tfds build --file_format=array_record, or export it to Parquet."
+            "is read here. Write it again with tfds build --file_format=array_record, or export it to Parquet."
         )
     if split and split not in info.splits:
         there = ", ".join(sorted(info.splits))
@@ -97,7 +97,7 @@ def split_records(folder: Path, split: str, start: int, stop: int) -> Iterator[t
 
 
 def _builder(folder: Path):
-    """The library's reader of a folder whose two JSON files are whole."""
+    """The library's reader of a folder whose two JSON files are valid."""
     import tensorflow_datasets as tfds
 
     for name in (INFO, FEATURES):
@@ -113,7 +113,7 @@ def _builder(folder: Path):
             raise StageError(f"{path} is damaged ({str(error)[:80]}). Fetch or make it again.") from None
     try:
         return tfds.builder_from_directory(str(folder))
-    except Exception as error:  # whatever the library says of metadata that is JSON, but not its own
+    except Exception as error:  # the library's errors for valid JSON that is not its metadata
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StageError(
             f"{folder} is no TFDS data set, or its {INFO} or {FEATURES} is damaged ({type(error).__name__}: {said:.160}). "

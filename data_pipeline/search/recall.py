@@ -1,6 +1,6 @@
-"""Recall against every distance, in float64 and by another formula than the search's, over a sample of queries.
+"""Recall against exact distances on a sample of queries, in float64 and by another formula than the search's.
 
-The database may come in parts: their true distances and their answers are merged, so that no part needs another's keys.
+The database may have parts: their true distances and their results are merged, so that no part needs another's keys.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ class Sample:
         self._truth = np.full((len(self.rows), k), np.inf)
 
     def compare(self, ids: Int64[np.ndarray, "K"], keys: Float32[np.ndarray, "K E"]) -> None:
-        """Takes in the true distances of some keys; `ids` are their rows, rising."""
+        """Adds the true distances of some keys; `ids` are their rows, rising."""
         place = np.minimum(np.searchsorted(ids, self.rows), len(ids) - 1)
         own = np.where(ids[place] == self.rows, place, PADDING)
         found = reference_distances(self.queries, keys, own, self._k)
@@ -39,7 +39,7 @@ class Sample:
         return so_far or found
 
     def recall(self, searcher: Searcher) -> float:
-        """Of the parts compared so far, which `searcher` searches."""
+        """The recall over the parts added so far, which `searcher` searches."""
         return self.report(self.search(searcher))["value"]
 
     def report(self, found) -> dict:

@@ -1,4 +1,4 @@
-"""SCaNN over one index shard: how it is built, with which settings it is asked, and its answers. The only file with SCaNN.
+"""Builds, tunes and searches one index shard with SCaNN. The only file that imports it.
 
 A tree of about sqrt(N) leaves, asymmetric hashing inside the leaves searched, and exact scores for the candidates that
 are left. The metric is squared L2 on both sides.
@@ -20,7 +20,7 @@ from retro_jax.config import DataConfig
 from retro_jax.core.dimensions import PADDING
 
 METRIC = "squared_l2"
-FEWEST = 1000  # keys, under which a tree and code books have too little to learn from
+FEWEST = 1000  # keys, below which a tree and code books have too little to learn from
 DIMENSIONS_PER_CODE = 2
 CODES_A_VECTOR = 16  # hashed keys take as many bytes as one key of float32: 4 bits for every two numbers
 CANDIDATES = (20, 10, 5, 3, 50, 100)  # scored exactly, times the neighbors wanted
@@ -60,13 +60,13 @@ def choose_kind(keys: int, fewest: int, config: DataConfig, *, installed: bool) 
 
 
 def choose_settings(keys: int, config: DataConfig) -> IndexSettings:
-    """The settings with which an index shard of `keys` is built; `tune` finds those with which it is searched.
+    """The settings to build an index shard of `keys`; `tune` finds those for searching.
 
     Raises:
-      ValueError: leaves or candidates that cannot be meant.
+      ValueError: leaves or candidates outside their range.
     """
     leaves = config.index_leaves or round(math.sqrt(keys))
-    # What recall is lost is lost here, not in the hashing: on text a tenth of 50 leaves finds 74% of the ten nearest,
+    # Recall is lost in the tree, not in the hashing: on text a tenth of 50 leaves finds 74% of the ten nearest,
     # a third 94%. The share falls as the tree grows.
     searched = config.index_leaves_searched or min(leaves, max(10, math.ceil(leaves**0.75)))
     if not 1 <= leaves <= keys // 4:
@@ -93,9 +93,9 @@ def scann_installed() -> bool:
 
 
 def tune(searcher: "ScannSearcher", ids, sample: Sample, config: DataConfig) -> tuple[IndexSettings, float]:
-    """The settings that read the least and whose recall on the sample reaches the target, and that recall.
+    """The cheapest settings whose recall on the sample reaches the target, and that recall.
 
-    Of many and of few candidates scored exactly, each with the fewest leaves that do. Leaves that the user has chosen
+    Each number of candidates is tried with the fewest leaves that reach the target. Leaves that the user has chosen
     stay, with 20 times the neighbors as candidates; candidates that the user has chosen stay too. Nothing here depends on a clock: every build chooses the same. All leaves are an exact
     search, which always does.
     """
@@ -113,7 +113,7 @@ def tune(searcher: "ScannSearcher", ids, sample: Sample, config: DataConfig) -> 
         reaches(best)
     else:
         best = _fewest_leaves(begin, begin.leaves, reaches)
-        # What a query reads: the candidates, and a leaf's keys as codes, in vectors.
+        # The cost of a query in vectors: the candidates, and a leaf's keys as codes.
         a_leaf = len(searcher) / begin.leaves / CODES_A_VECTOR
         for factor in () if config.index_reorder else CANDIDATES[1:]:
             other = replace(begin, reorder=factor * config.neighbors_stored)
@@ -126,9 +126,9 @@ def tune(searcher: "ScannSearcher", ids, sample: Sample, config: DataConfig) -> 
 
 
 def _fewest_leaves(settings: IndexSettings, most: int, reaches: Callable[[IndexSettings], bool]) -> IndexSettings:
-    """The settings with the fewest leaves up to `most` that `reaches` is true for, as if more leaves found no less.
+    """The settings with the fewest leaves up to `most` for which `reaches` is true, assuming that it is monotone.
 
-    Doubles them first, since searching few is quick.
+    Doubles the leaves first, since searching few is fast.
     """
     few, enough = 0, 1
     while enough < most and not reaches(replace(settings, leaves_searched=enough)):
@@ -168,12 +168,12 @@ def build_scann(directory: Path, keys: Float32[np.ndarray, "N E"], settings: Ind
 
 
 class ScannSearcher:
-    """A serialized SCaNN index; distances of what it finds are computed anew from the keys."""
+    """A serialized SCaNN index; distances of its results are recomputed from the keys."""
 
     def __init__(self, directory: Path, keys: Float32[np.ndarray, "N E"], settings: IndexSettings):
-        # SCaNN would unpickle this file if it were there; we never write it, and never run code out of data.
+        # SCaNN would unpickle this file; we never write it, and never run code from data.
         if (directory / "scann_docids.pkl").exists():
-            raise StageError(f"{directory}/scann_docids.pkl is not part of an index of ours. Move it away.")
+            raise StageError(f"{directory}/scann_docids.pkl is not part of a retro_jax index. Move it away.")
         self._index = _scann().load_searcher(str(directory), assets_backcompat_shim=False)
         self._keys, self.settings, self._exact = keys, settings, ExactSearcher(keys)
 
@@ -183,7 +183,7 @@ class ScannSearcher:
     def search(
         self, queries: Float32[np.ndarray, "N E"], k: int
     ) -> tuple[Int64[np.ndarray, "N K"], Float32[np.ndarray, "N K"]]:
-        """See `Searcher.search`. More candidates and leaves are looked at where k is large."""
+        """See `Searcher.search`. A large k uses more candidates and leaves."""
         queries = check_queries(queries, self._keys.shape[1], k)
         settings = self.settings
         wanted = max(settings.reorder, 2 * k)
@@ -191,11 +191,11 @@ class ScannSearcher:
         if leaves >= settings.leaves or len(queries) == 0:
             return self._exact.search(queries, k)
         # SCaNN scores small and large batches by different routes, whose results differ for some queries. Batches of
-        # one always take the same, so a neighbor never depends on what it was asked together with.
+        # one always take the same route, so a result never depends on the other queries of a batch.
         found, nearness = self._index.search_batched_parallel(
             queries, final_num_neighbors=k, pre_reorder_num_neighbors=wanted, leaves_to_search=leaves, batch_size=1
         )
-        # Where the leaves hold too few, SCaNN fills up with id 0 at distance NaN: not chunk 0, but nothing.
+        # If the leaves hold too few keys, SCaNN fills the row with id 0 at distance NaN, which means no result.
         rows, places = np.nonzero(np.isfinite(nearness))
         columns = found[rows, places].astype(np.int64)
         ids = np.full((len(queries), k), PADDING, np.int64)

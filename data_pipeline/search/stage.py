@@ -1,11 +1,11 @@
-"""Stage 5, index: what finds the nearest chunks of the database (paper 2.3).
+"""Stage 5, index: the index over the database's embeddings (paper 2.3).
 
-Under config.data.exact_below chunks, or where SCaNN is not installed, the search is exact and the stage has no files
+Below config.data.exact_below chunks, or without SCaNN, the search is exact and the stage has no files
 but its manifest. Above it SCaNN (`scann_search.py`). The metric is squared L2 on both sides.
 
     index-00000/...   SCaNN's files over a contiguous range of the database's rows, and nothing else: an index shard
 
-Index shards are built alone, searched alone, and their answers merged by (distance, id). The manifest says which search
+Index shards are built and searched separately and their results merged by (distance, id). The manifest says which search
 it is and why, what each shard's settings are, and the recall@k: the share of the true k nearest that is found.
 """
 
@@ -49,11 +49,11 @@ def build_index(directory: Path, config: DataConfig, embeddings: Path, chunks: P
       embeddings, chunks: directories of these stages; chunks are read where config.data.database_fraction is below 1.
 
     Raises:
-      StageError: an empty database, or embeddings that are not whole.
-      ValueError: settings that cannot be meant.
+      StageError: an empty database, or incomplete embeddings.
+      ValueError: settings outside their range.
     """
     directory, vectors = Path(directory), EmbeddingTable(embeddings)
-    if config.neighbors_stored < 1:  # here already: it is the k of the recall
+    if config.neighbors_stored < 1:  # checked here, because it is the k of the recall
         raise ValueError(f"config.data.neighbors_stored must be 1 or more, but is {config.neighbors_stored}.")
     if not 0 <= config.recall_target <= 1:
         raise ValueError(f"config.data.recall_target={config.recall_target} must lie in [0, 1]; 0.95 is the default.")
@@ -68,7 +68,7 @@ def build_index(directory: Path, config: DataConfig, embeddings: Path, chunks: P
     subset.check_documents(vectors.database_chunks)
     kind, why = choose_kind(sum(sizes), min(sizes), config, installed=scann_installed())
     if kind == "scann":
-        choose_settings(min(sizes), config)  # a mistake is told before anything is built
+        choose_settings(min(sizes), config)  # mistakes are reported before anything is built
     names = [f"index-{number:05d}" for number in range(len(ranges))]
     files = (*(FILES if kind == "scann" else ()), *subset.files)
     shards = [
@@ -88,7 +88,7 @@ def build_index(directory: Path, config: DataConfig, embeddings: Path, chunks: P
 
 
 def stage_config(config: DataConfig) -> dict:
-    """What the stage depends on beside its input and what follows from the number of keys; part of its plan."""
+    """The settings that the stage depends on, some derived from the number of keys; part of its plan."""
     return {
         **{"metric": METRIC, "recall_k": config.neighbors_stored},
         **{"leaves": config.index_leaves, "leaves_searched": config.index_leaves_searched},
@@ -117,7 +117,7 @@ def key_ranges(rows: int, shards: int) -> list[list[int]]:
 def _make(
     name: str, kind: str, config: DataConfig, vectors: EmbeddingTable, subset: Subset, start: int, stop: int, temporary
 ) -> dict:
-    """One index shard; reads its own keys alone."""
+    """Builds one index shard from its own keys."""
     folder = temporary / name
     folder.mkdir()
     ids, keys = subset.keys(vectors, start, stop)
@@ -180,7 +180,7 @@ def index_shards(directory: Path, embeddings: Path) -> list[tuple]:
 
 
 def shard_bytes(vectors: EmbeddingTable, facts: Mapping) -> int:
-    """About the memory that an open index shard takes: its keys here and in SCaNN, and their codes."""
+    """Estimates the memory of an open index shard: its keys here and in SCaNN, and their codes."""
     return int(BYTES_A_NUMBER * facts["keys"] * vectors.width)
 
 

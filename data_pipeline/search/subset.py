@@ -1,6 +1,6 @@
 """Nested subsets of the database: the first share of its documents by a hash of their ids (paper 4.1, figure 1 right).
 
-A smaller share's documents are all in a larger one's, whatever else is in the database, and nothing is embedded again.
+The documents of a smaller share are part of a larger one's, and nothing is embedded again.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ IDS = "ids.npy"
 
 
 def in_subset(documents: Int64[np.ndarray, "N"], fraction: float) -> Bool[np.ndarray, "N"]:
-    """Whether each document is of the first `fraction` by hash order (SplitMix64 of the id)."""
+    """Whether each document is in the first `fraction` by hash order (SplitMix64 of the id)."""
     x = np.asarray(documents).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -31,7 +31,7 @@ class Subset:
 
     def __init__(self, fraction: float, table=None):
         if not 0 < fraction <= 1:
-            raise ValueError(f"config.data.database_fraction={fraction} must lie in (0, 1]; 1 is the whole database.")
+            raise ValueError(f"config.data.database_fraction={fraction} must lie in (0, 1]; 1 is the full database.")
         if fraction < 1 and table is None:
             raise ValueError(f"config.data.database_fraction={fraction} needs the chunks; give their directory.")
         self.fraction, self._table = fraction, table
@@ -43,7 +43,7 @@ class Subset:
         return ids if self.fraction == 1 else ids[in_subset(self._table.document_ids[start:stop], self.fraction)]
 
     def keys(self, vectors, start: int, stop: int) -> tuple[Int64[np.ndarray, "K"], Float32[np.ndarray, "K E"]]:
-        """Their ids and vectors. StageError where there is none."""
+        """The ids and vectors of these rows; StageError if there are none."""
         ids = self.ids(start, stop)
         if not len(ids):
             raise StageError(
@@ -53,7 +53,7 @@ class Subset:
         return ids, vectors[start:stop] if self.fraction == 1 else vectors[ids]
 
     def check_documents(self, database_chunks: int) -> None:
-        """Raises StageError where a share holds one document alone: its chunks would have no neighbors."""
+        """Raises StageError for a share of a single document, whose chunks would have no neighbors."""
         if self.fraction == 1:
             return
         ids = self.ids(0, database_chunks)

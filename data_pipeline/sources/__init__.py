@@ -1,4 +1,4 @@
-"""Sources of text as the config names them: which files are read and which are left out, and their documents.
+"""The config's sources of text: the listing of their files, and reading of their documents.
 
 Read listing, walk, readers. It imports formats, packages and stages.
 """

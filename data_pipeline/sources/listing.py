@@ -1,9 +1,9 @@
-"""The files of a source: which are read, and which are left out and why, so that nothing is left out without a word.
+"""Lists the files of a source: those that are read, and those that are left out with the reason.
 
 A path is a file, a folder or a glob, on this machine or in an object store. Of a folder and of a glob the files with a
 known ending are read; hidden ones (.git, .ipynb_checkpoints, ._x, __MACOSX), metadata and caches of data sets, links in a
-circle and what is no regular file are not. A link to nothing, or a folder that cannot be listed, is an error: a
-damaged source is no smaller source.
+circle and anything but regular files are not. A broken link, or a folder that cannot be listed, is an error: a
+damaged source must not become a smaller one.
 """
 
 import glob
@@ -67,7 +67,7 @@ def list_files(path: str, where: str, form: str = "", *, any_ending: bool = Fals
       any_ending: of a folder too.
 
     Raises:
-      StageError: nothing is there, or nothing that is read; a file of an unknown ending without `form`; damage.
+      StageError: nothing exists there, or nothing readable; a file of an unknown ending without `form`; damage.
     """
     shown = f"{where}={str(path)!r}"
     if is_url(str(path)):
@@ -135,20 +135,20 @@ def _on_disk(path, where: str, shown: str) -> tuple[bool, bool, Found]:
         return False, False, attempt(lambda: walk(root, ("**",)), shown)
     if not stat.S_ISREG(facts.st_mode):
         raise StageError(
-            f"{shown} is no file but a pipe, socket or device. Write its content to a file, and give that."
+            f"{shown} is not a file but a pipe, socket or device. Write its content to a file, and give that."
         )
     found.files[root.name] = SourceFile(str(root), root.name, facts.st_size, facts.st_mtime_ns)
     return True, False, found
 
 
 def _stat(root: Path, shown: str) -> os.stat_result | None:
-    """None for a glob. A folder or file whose name has the characters of a glob is taken for itself."""
+    """None for a glob. An existing folder or file is not a glob, even with such characters in its name."""
     try:
         return os.stat(root)
     except (FileNotFoundError, NotADirectoryError):
         if root.is_symlink():
             raise StageError(
-                f"{shown} is a link to {os.readlink(root)}, which does not exist. Mend the link."
+                f"{shown} is a link to {os.readlink(root)}, which does not exist. Correct the link."
             ) from None
         if glob.has_magic(str(root)):
             return None
@@ -162,7 +162,7 @@ def _stat(root: Path, shown: str) -> os.stat_result | None:
 
 
 def _choose(found: Found, endings: tuple[str, ...] | None, chosen: bool) -> None:
-    """Leaves in `found.files` what is read, in place. Endings None: whatever they are. A glob may show a part of a folder."""
+    """Keeps the files to read in `found.files`, in place. Endings None: all. A glob may show a part of a folder."""
     cached = cache_names(found.files) if chosen else caches(found.files)
     for name, file in sorted(found.files.items()):
         plain = PurePosixPath(name).name
@@ -213,7 +213,7 @@ def _check_broken(found: Found, endings: tuple[str, ...] | None) -> None:
     for name, target in sorted(found.broken.items()):
         if endings is None or name.lower().endswith(endings):
             raise StageError(
-                f"{name} of the source is a link to {target}, which does not exist. Mend the link, or take it out of the "
+                f"{name} of the source is a link to {target}, which does not exist. Correct the link, or remove it from the "
                 "source."
             )
         found.leave_out(ending(name) or NO_ENDING)
@@ -241,7 +241,7 @@ def _first(found: Found) -> str:
 
 
 def _missing_numbers(names: Mapping[str, SourceFile]) -> Iterator[str]:
-    """Notes on files numbered "of so many", of which some are not there: perhaps chosen, perhaps lost."""
+    """Notes on files numbered "N of M" of which some are missing, by choice or by loss."""
     there: dict[tuple[str, int], set[int]] = defaultdict(set)
     for name in names:
         if match := NUMBERED.search(name):

@@ -1,8 +1,8 @@
-"""Text of every source as raw documents: text files, JSON lines, Parquet, Arrow, TFDS data sets and pinned packages.
+"""Reads raw documents from sources: text files, JSON lines, Parquet, Arrow, TFDS data sets and pinned packages.
 
-A reader is a generator of `Raw`; it keeps the text as it stands in the file (line ends and all), drops a leading
-byte-order mark, and says of a document it leaves out why, so that every document is counted. A source is read in
-units, each a pure function of its files, so that a build goes on where it stopped and may read many at once.
+Reading is a generator of `Raw`. It keeps the text unchanged (line ends too), drops a leading
+byte-order mark, and gives a reason for each document that it leaves out, so that every document is counted. A source is read in
+units, each a pure function of its files, so that a build continues where it stopped and may read many at once.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ MANY_NULLS = 16  # in a record, from which on it may be UTF-16
 
 @dataclass(frozen=True)
 class Raw:
-    """A document as its source has it, before any selection."""
+    """A document of a source, before selection."""
 
     subset: str
     name: str  # where it is from: for people
     key: str  # what it is within its subset: the document's id comes from this, and does not change when the source is re-ordered
     text: str
     license: str
-    dropped: str = ""  # why the reader itself leaves it out
+    dropped: str = ""  # the reason why reading leaves it out
     title: str = ""  # where the source has one
 
 
@@ -58,7 +58,7 @@ def read_source(name: str, source: SourceConfig, limit: int = DataConfig.max_doc
       limit: bytes of one document (of a line, in JSON lines).
 
     Raises:
-      StageError: nothing there, not UTF-8 (file and byte), broken JSON (file and line), a missing key, a broken
+      StageError: a missing file, not UTF-8 (file and byte), broken JSON (file and line), a missing key, a broken
         archive, a document over the limit, a store that does not answer.
     """
     for unit in source_units(name, source):
@@ -66,7 +66,7 @@ def read_source(name: str, source: SourceConfig, limit: int = DataConfig.max_doc
 
 
 def list_source(name: str, source: SourceConfig) -> Listing | None:
-    """The files of a source, read and left out; None of a package.
+    """The listing of a source's files; None for a package.
 
     Raises:
       StageError: neither or both of package and path, an unknown format, or what `list_files` finds.
@@ -81,7 +81,7 @@ def list_source(name: str, source: SourceConfig) -> Listing | None:
 
 
 def source_units(name: str, source: SourceConfig, listing: Listing | None = None) -> list[Unit]:
-    """The units of a source, in order; of what was listed, or is now."""
+    """The units of a source, in order, from the listing given or a new one."""
     _check_source(name, source)
     if source.package:
         return [Unit()]
@@ -126,7 +126,7 @@ def read_unit(name: str, source: SourceConfig, unit: Unit, limit: int) -> Iterat
 
 
 def source_digest(name: str, source: SourceConfig, listing: Listing | None = None) -> str:
-    """SHA-256 of what the source holds: its package's pinned checksum, or the names and contents of its files."""
+    """SHA-256 of a source's content: its package's pinned checksum, or the names and contents of its files."""
     listing = listing or list_source(name, source)
     parts = [digest_files(list(listing.files)) if listing else packages.package(source.package).sha256]
     if source.evaluation_titles:
@@ -169,7 +169,7 @@ def _tfds(name: str, source: SourceConfig) -> Path | None:
     except PermissionError as error:
         raise forbidden(f"{where}={source.path!r}", error) from None
     except OSError:
-        return None  # what is not there is said by list_files
+        return None  # list_files reports missing paths
     except ValueError as error:
         raise StageError(str(error)) from None
     if source.format and folder is None:
@@ -224,7 +224,7 @@ def _identity(record, dotted: str, where: str, option: str) -> str:
 
 
 def _encoded(text: str, where: str) -> bytes:
-    """UTF-8; StageError where there is none."""
+    """Encodes as UTF-8; StageError if that is impossible."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -235,7 +235,7 @@ def _encoded(text: str, where: str) -> bytes:
 
 
 def _string(record, dotted: str, where: str, option: str) -> str | None:
-    """record[a][b] for "a.b", None for null; StageError with the keys that are there if it is missing or no string."""
+    """record[a][b] for "a.b", None for null; StageError with the record's keys if it is missing or not a string."""
     value = _value(record, dotted, where, option)
     if value is not None and not isinstance(value, str):
         raise StageError(f"{where} has no text under {dotted!r}, but {value!r:.40}. Set {option} to a key with text.")
@@ -250,7 +250,7 @@ def _value(record, dotted: str, where: str, option: str):
             path, _, line = where.rpartition(", line ")
             inside = holder(value, path) if line == "1" and isinstance(value, Mapping) else ""
             remedy = f"Set {option} to the right one.{' Or: ' if inside else ''}{inside}"
-            raise StageError(f"{where} has no key {dotted!r}; there is: {there}. {remedy}")
+            raise StageError(f"{where} has no key {dotted!r}; it has: {there}. {remedy}")
         value = value[part]
     if isinstance(value, bytes):
         value = decode(value, where)

@@ -1,4 +1,4 @@
-"""Everything below a folder of this machine, or all that a glob matches: files, and why the rest is none.
+"""Walks a local folder or glob: the files below it, and why other entries are left out.
 
 A folder that cannot be listed is an error. Links are followed, but not in a circle, and nothing but regular files is
 ever opened: a pipe would wait for its writer.
@@ -20,7 +20,7 @@ CIRCLE = "links in a circle"
 
 
 class Found:
-    """What a walk has met: candidates by name, and what is left out."""
+    """The result of a walk: candidates by name, and what is left out."""
 
     def __init__(self):
         self.files: dict[str, SourceFile] = {}
@@ -31,7 +31,7 @@ class Found:
         self.left_out: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 
     def take(self, file: SourceFile, facts: os.stat_result, linked: bool) -> None:
-        """A file of the disk, or whatever else has a name there."""
+        """A directory entry: a file, folder, link or other."""
         if not stat.S_ISREG(facts.st_mode):
             self.leave_out("pipes, sockets or devices")
             return
@@ -56,9 +56,9 @@ def split_glob(root: Path, shown: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def walk(base: Path, pattern: tuple[str, ...]) -> Found:
-    """Everything below a folder that matches; a folder that cannot be listed is an error."""
+    """Walks everything below a folder that matches; a folder that cannot be listed is an error."""
     found = Found()
-    asked = any(part.startswith(".") for part in pattern)  # hidden files are meant
+    asked = any(part.startswith(".") for part in pattern)  # the glob asks for hidden files
     waiting = [(base, "", frozenset([_node(os.stat(base))]), False)]
     while waiting:
         folder, before, above, linked = waiting.pop()
@@ -89,13 +89,13 @@ def walk(base: Path, pattern: tuple[str, ...]) -> Found:
 
 
 def _entry_stat(entry: os.DirEntry, name: str, found: Found) -> os.stat_result | None:
-    """None of what is no file: noted in `found`."""
+    """The candidate; None for other entries, which are noted in `found`."""
     try:
         return entry.stat()
     except FileNotFoundError:
         if entry.is_symlink():
             found.broken[name] = os.readlink(entry.path)
-        return None  # else it went away while the folder was listed
+        return None  # otherwise it was deleted while the folder was listed
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
@@ -108,7 +108,7 @@ def _node(facts: os.stat_result) -> tuple[int, int]:
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether a path matches a glob; `**` stands for any number of folders, at the end for all that is below."""
+    """Whether a path matches a glob; `**` matches any number of folders, at the end everything below."""
     if not pattern or not parts:
         return not pattern and not parts
     if pattern[0] == "**":

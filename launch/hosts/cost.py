@@ -1,8 +1,8 @@
-"""The cost note of the launch scripts: what `retro preflight` says of a config and a topology, and its price.
+"""The cost note of the launch scripts: `retro preflight`'s figures for a config and a topology, and the price.
 
     python launch/hosts/cost.py TOPOLOGY PRICE_PER_CHIP_HOUR RETRO_PROGRAM --config=... [--config.a.b=c]
 
-Prints a few lines and always exits with 0: no answer from preflight is said, but never stops a launch. The price is the
+Prints a few lines and always exits with 0: a failure of preflight is printed and never stops a launch. The price is the
 user's (empty: none); the amount is in the price's currency. Needs no package.
 """
 
@@ -21,9 +21,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def ask_preflight(retro: str, topology: str, arguments: Sequence[str]) -> Mapping | str:
-    """Preflight's report, or why there is none."""
+    """Preflight's report, or the reason why there is none."""
     config = [word for word in arguments if word.startswith(("--config=", "--config.model.", "--config.train."))]
-    config += [word for word in arguments if word.startswith("--noconfig.model.")]  # data is not preflight's
+    config += [word for word in arguments if word.startswith("--noconfig.model.")]  # data is not a setting of preflight
     command = [retro, "preflight", f"--topology={topology}", *config, "--no-compile", "--json"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
@@ -32,11 +32,11 @@ def ask_preflight(retro: str, topology: str, arguments: Sequence[str]) -> Mappin
         return str(error)
     except ValueError:
         return (result.stderr.strip().splitlines() or ["no answer"])[-1]
-    return report if isinstance(report, Mapping) else "its answer is no JSON object"
+    return report if isinstance(report, Mapping) else "its output is not a JSON object"
 
 
 def note(topology: str, price: str, report: Mapping | str) -> list[str]:
-    """The lines of the note; a key that preflight left out is left out here."""
+    """The lines of the note, from the keys that preflight gives."""
     if isinstance(report, str):
         return [f"none, for retro preflight gave no estimate ({report})"]
     lines = []
@@ -47,10 +47,10 @@ def note(topology: str, price: str, report: Mapping | str) -> list[str]:
     elif "fits" in report:
         lines.append(f"{topology}: {'fits' if report['fits'] else 'DOES NOT FIT'}")
     if _number(step := report.get("step_seconds_roofline")):
-        lines.append(f"at least {step:.3g} s a step (roofline: no real run is faster)")
+        lines.append(f"at least {step:.3g} s a step (roofline, a lower bound)")
     if not _number(hours := report.get("chip_hours")):
-        return [*lines, "chip-hours are not in preflight's answer"]
-    lines.append(f"at least {hours:,.0f} chip-hours for the whole run")
+        return [*lines, "chip-hours are not in preflight's output"]
+    lines.append(f"at least {hours:,.0f} chip-hours for the run")
     try:
         lines.append(f"at least {hours * float(price):,.2f} at your {float(price):,.2f} per chip-hour")
     except ValueError:

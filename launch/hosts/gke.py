@@ -94,7 +94,7 @@ def manifest(
 
 
 def check_name(flag: str, value: str) -> None:
-    """Raises ValueError where the value is no name of Kubernetes, or too long for one that pods' names begin with."""
+    """Raises ValueError for a value that is not a Kubernetes name, or too long as the prefix of pods' names."""
     if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", value) or len(value) > LONGEST_NAME:
         raise ValueError(
             f"{flag} is at most {LONGEST_NAME} small letters, digits and dashes, begins with a letter and does not end "
@@ -113,7 +113,7 @@ def mounted(word: str, bucket: str) -> str:
 
 
 def literal(word: str) -> str:
-    """What Kubernetes reads as the word itself: it would replace $(NAME) in arguments, and reads $$ as one $."""
+    """Escapes a word for Kubernetes, which replaces $(NAME) in arguments and reads $$ as one $."""
     return word.replace("$", "$$")
 
 

@@ -12,7 +12,7 @@ Example (leave out --dry-run to submit):
 
   start    shows the cost note and applies the manifest (launch/hosts/jobset.yaml filled in by launch/hosts/gke.py)
   watch    shows the JobSet and its pods and follows the log of host 0
-  restart  ends all pods, which save, and starts them again; with --delete deletes the JobSet and makes it anew, which
+  restart  ends all pods, which save, and starts them again; with --delete deletes the JobSet and makes a new one, which
            one that has failed for good needs. Preemptions need neither: the JobSet restarts by itself
   stop     suspends the JobSet: its pods save and end, the nodes are free; with --delete deletes it
 No verb touches the bucket's files.
@@ -71,7 +71,7 @@ restart() {
     start
   else
     suspend true
-    kube wait pods --selector="$(selector)" --for=delete --timeout=600s || say "going on: new pods wait for the old ones"
+    kube wait pods --selector="$(selector)" --for=delete --timeout=600s || say "continuing: new pods wait for the old ones"
     suspend false
   fi
 }

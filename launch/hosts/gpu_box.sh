@@ -11,7 +11,7 @@ Example:
   launch/hosts/gpu_box.sh start --config=configs/quickstart.py:smoke --workdir=runs/box --config.data.directory=runs/quickstart-smoke/data
 
   start    starts `retro train`; exit code 75 (preempted and saved) runs it again, any other ends it
-  watch    shows the end of the log, and goes on until the run has ended
+  watch    shows the end of the log, and continues until the run has ended
   restart  stops it if it runs, then starts it from its last checkpoint; takes the flags of start
   stop     lets it save, and waits until it has ended; no file is deleted
 

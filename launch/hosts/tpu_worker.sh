@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prepares one worker of a TPU VM: retro_jax with its [tpu] extra in .venv, and the bucket mounted.
-# launch/hosts/tpu_vm.sh runs it on every worker, at every start; what is there already stays.
+# launch/hosts/tpu_vm.sh runs it on every worker, at every start; existing installations stay.
 #
 #   tpu_worker.sh [BUCKET MOUNT]
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""`config.data`: the text, and how `retro build` makes a database and joined shards of it."""
+"""`config.data`: the text, and how `retro build` turns it into a database and joined shards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How `retro build` makes a database and joined shards; `directory` is where the others find them."""
+    """How `retro build` makes a database and joined shards; the other commands read them from `directory`."""
 
     directory: str = setting("", TEXT, "Where the stages of `retro build` are; empty: WORKDIR/data.")
     sources: Mapping[str, SourceConfig] = setting({}, Named(), "The text, by source; a source is a subset.")
@@ -54,7 +54,9 @@ class DataConfig:
         0.05, Number(0, 1, below=True), "Share of documents held out, by a hash of their id."
     )
     max_document_memory: int = setting(
-        1 << 28, at_least(1), "Bytes of one document that are read; a larger document stops the build by name."
+        1 << 28,
+        at_least(1),
+        "The most bytes that one document may have; a larger one stops the build with an error that names it.",
     )
     near_duplicate_jaccard: float = setting(
         0.8, SHARE, "Training documents nearer to a held-out one are dropped (the paper's figure); 0 turns it off."
@@ -66,13 +68,13 @@ class DataConfig:
     encoder_batch: int = setting(
         16,
         at_least(1),
-        "Texts that are embedded at once; 16 fit the caches of a CPU, an accelerator takes some hundred.",
+        "Texts embedded in one batch; 16 suits a CPU's caches, a few hundred an accelerator.",
     )
     embedding_dtype: str = setting("float32", one_of("float32", "float16"), "Type in which embeddings are stored.")
-    exact_below: int = setting(20_000, at_least(0), "Database chunks under which the search is exact.")
+    exact_below: int = setting(20_000, at_least(0), "Below this number of database chunks the search is exact.")
     index_leaves: int = setting(0, at_least(0), "SCaNN tree leaves; 0: about the square root of the number of chunks.")
     index_leaves_searched: int = setting(
-        0, at_least(0), "Leaves that a query reads; 0: the fewest that reach recall_target on a sample."
+        0, at_least(0), "Leaves that a query searches; 0 = automatic: the fewest that reach recall_target on a sample."
     )
     index_reorder: int = setting(
         0,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from retro_jax.config.settings import INT32, SEED, TEXT, Names, Number, Numbers, at_least, between, setting
 
-FEWEST_RESAMPLES = 40  # of fewer, 2.5% are not one: there is no 95% interval
+FEWEST_RESAMPLES = 40  # with fewer, 2.5% is less than one resample: no 95% interval
 
 
 @dataclass(frozen=True)

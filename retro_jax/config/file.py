@@ -1,4 +1,4 @@
-"""config.json of a build, an addition or a run, read with words for what is wrong with it."""
+"""Reads the config.json of a build, an addition or a run; errors name the file and what is wrong with it."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ from retro_jax.core.files import read_json
 
 
 def read_config_file(path: Path, remedy: str) -> RunConfig:
-    """The config of a config.json; keys that were added since it was written have their defaults.
+    """The config of a config.json; keys added in later versions have their defaults.
 
     Args:
       remedy: what the user does where the file is missing or damaged.
 
     Raises:
-      ValueError: it is missing, damaged, or holds what is no config; the message names the file.
+      ValueError: it is missing, damaged, or not a config; the message names the file.
     """
     facts = read_json(path, remedy)
     try:
         return resolve(completed(facts))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a config of ours: {error}. {remedy}") from None
+        raise ValueError(f"{path} is not a retro_jax config: {error}. {remedy}") from None

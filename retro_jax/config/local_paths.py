@@ -1,4 +1,4 @@
-"""The keys of the config that hold a path on this machine, made plain."""
+"""Expands `~` and `file://` in the config keys that hold a path on this machine."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ LOCAL_KEYS = {
 
 
 def with_local_paths(run: RunConfig) -> RunConfig:
-    """The config with every key of `LOCAL_KEYS` made plain; raises as `local_path` does."""
+    """The config with the path of every key in `LOCAL_KEYS` expanded; raises as `local_path` does."""
     for section, keys in LOCAL_KEYS.items():
         config = getattr(run, section)
         values = {key: getattr(config, key) for key in keys if getattr(config, key)}

@@ -30,7 +30,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder, and with a non-empty P the encoder and chunked cross-attention of RETRO."""
+    """The decoder's sizes and, with a non-empty P, those of RETRO's encoder and chunked cross-attention."""
 
     vocabulary: int = setting(128_000, SIZE, "Pieces of the tokenizer, and rows of the embedding.")
     sequence_length: int = setting(2048, SIZE, "T, tokens of a sequence; a multiple of chunk_length.")
@@ -75,7 +75,7 @@ class ModelConfig:
         True, SWITCH, "Scans over stacked layers; false unrolls them: same results, longer compilation."
     )
     loss_block: int = setting(
-        8192, between(0, INT32), "Vocabulary entries whose logits exist at once; 0 is the whole vocabulary."
+        8192, between(0, INT32), "Vocabulary entries whose logits exist at once; 0 takes all at once."
     )
 
     @property
@@ -146,7 +146,7 @@ def _check_ablations(model: ModelConfig):
 
 
 def at_run_time(trained: ModelConfig, wanted: ModelConfig, directory) -> ModelConfig:
-    """A trained model with the settings of `wanted` that touch no parameter: RUNTIME.
+    """The config of a trained model with those settings of `wanted` that change no parameter (RUNTIME).
 
     Args:
       directory: of the run, for the message.
@@ -161,7 +161,7 @@ def at_run_time(trained: ModelConfig, wanted: ModelConfig, directory) -> ModelCo
     ]
     if fields:
         raise ValueError(
-            f"{directory} holds another model than the config says: {'; '.join(fields)}. Leave --config out to take the "
+            f"{directory} holds a model that differs from the config: {'; '.join(fields)}. Leave --config out to take the "
             f"run's own, or give the config and the values that it was trained with."
         )
     return dataclasses.replace(trained, **{name: getattr(wanted, name) for name in RUNTIME})

@@ -1,4 +1,4 @@
-"""docs/config.md, made from the declarations: every setting with its type, range, default and meaning.
+"""Writes docs/config.md from the declarations: every setting with its type, range, default and meaning.
 
 python -m retro_jax.config.page docs/config.md
 """
@@ -14,8 +14,8 @@ INTRODUCTION = """\
 # Configuration
 
 Made by `make config-page` from the declarations in `retro_jax/config/`; a test compares. Every setting is a key of a config
-file (`config.train.steps = 100`) and of the command line (`--config.train.steps=100`). A value outside its range is refused
-with the key, the range and this text. Which settings a command reads is in its `--help`.
+file (`config.train.steps = 100`) and of the command line (`--config.train.steps=100`). A value outside its range is an error
+that names the key, the range and this text. Which settings a command reads is in its `--help`.
 """
 
 

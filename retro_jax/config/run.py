@@ -1,4 +1,4 @@
-"""The sections together, the defaults, and the one strict conversion from what a user wrote to frozen dataclasses."""
+"""RunConfig, its defaults, and the strict conversion from a user's config to frozen dataclasses."""
 
 import dataclasses
 import difflib
@@ -19,7 +19,7 @@ MAX_FLOAT = sys.float_info.max
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a config file says."""
+    """The full config of a run."""
 
     model: ModelConfig = section(ModelConfig, "The model.")
     train: TrainConfig = section(TrainConfig, "Training.")
@@ -34,35 +34,35 @@ def default_config():
 
 
 def as_config_dict(run: RunConfig):
-    """The ConfigDict of a run, to be changed and resolved again; keys can be added to maps."""
+    """Turns a run's config back into a ConfigDict that can be changed and resolved again; keys can be added to maps."""
     import ml_collections
 
     return open_maps(ml_collections.ConfigDict(to_dict(run)))
 
 
 def open_maps(config):
-    """The ConfigDict, after which names can be added to its maps."""
+    """Unlocks the maps of a ConfigDict, so that names can be added; returns it."""
     for names in (config.data.sources, config.train.subset_weights, config.train.keep_also):
         names.unlock()
     return config
 
 
 def to_dict(config) -> dict:
-    """A dataclass as plain nested dicts, lists of tuples and all, ready for JSON."""
+    """Converts a dataclass to nested dicts and lists that JSON can hold."""
     return dataclasses.asdict(config)
 
 
 def completed(config: Mapping) -> dict:
-    """Sections of an earlier run's config with the defaults of keys that were added since.
+    """Adds the defaults of newer keys to the sections of an older config.
 
-    Every such key's default is what the code did before, so a run can go on under a newer version.
+    The default of a new key is what older versions did, so a run can continue under a newer version.
     """
     sections = to_dict(RunConfig())
     return {name: {**sections.get(name, {}), **section} for name, section in config.items()}
 
 
 def resolve(config: Mapping) -> RunConfig:
-    """The frozen form of a ConfigDict or of nested dicts (a run directory's `config.json`), checked.
+    """Converts a ConfigDict or nested dicts (a run directory's `config.json`) to a frozen RunConfig and checks it.
 
     Raises:
       ValueError: an unknown key (with the nearest known one), a value of another type or out of the range that its
@@ -74,7 +74,7 @@ def resolve(config: Mapping) -> RunConfig:
 
 
 def convert(config: Mapping) -> RunConfig:
-    """The frozen form, with every key known and every value of the right type; ranges are not checked.
+    """Converts to frozen dataclasses and checks keys and types, not ranges.
 
     Raises:
       ValueError: an unknown key (with the nearest known one) or a value of another type.

@@ -1,4 +1,4 @@
-"""What a setting declares beside its default: the values it may take, and its documentation.
+"""The declaration of a setting: its default, its range and its documentation.
 
     steps: int = setting(800_000, at_least(1), "Number of optimizer steps.")
 
@@ -19,7 +19,7 @@ SEED_MAX = 2**32 - 1  # jax.random.key drops the bits above: two seeds would be 
 
 
 class Range(typing.Protocol):
-    """The values that a setting may take."""
+    """The range of a setting."""
 
     @property
     def text(self) -> str:
@@ -39,7 +39,7 @@ class Number:
     high: float | None = None  # None: 2**63 - 1 for whole numbers, any finite real number
     above: bool = False  # `low` itself is not in the range
     below: bool = False  # `high` itself is not in the range
-    also: int | None = None  # one value more, with a meaning of its own
+    also: int | None = None  # an extra value with a special meaning
 
     @property
     def text(self) -> str:
@@ -75,7 +75,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Text:
-    """A text, also a path. The operating system cuts a path at a NUL character, so none may hold one."""
+    """A text or path without NUL characters, at which the operating system would cut a path."""
 
     empty: bool = True
 
@@ -189,7 +189,7 @@ def section(kind: type, doc: str):
 
 @dataclass(frozen=True)
 class Declared:
-    """A setting and where it is."""
+    """A setting with its full key and type."""
 
     key: str  # "model.encoder.layers"; NAME stands for the names of a map: "data.sources.NAME.path"
     kind: object  # the annotation

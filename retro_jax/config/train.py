@@ -25,20 +25,18 @@ MOMENT = Number(0, 1, below=True)
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the device mesh axes; one may be -1 and takes the devices that are left."""
+    """Sizes of the device mesh axes; one may be -1 and takes the remaining devices."""
 
-    data: int = setting(-1, AXIS, "Copies of the parameters; -1 takes the devices that are left.")
-    fsdp: int = setting(
-        1, AXIS, "Parts that parameters are cut into along the width; -1 takes the devices that are left."
-    )
-    tensor: int = setting(1, AXIS, "Parts that heads and vocabulary are cut into; -1 takes the devices that are left.")
+    data: int = setting(-1, AXIS, "Copies of the parameters; -1 takes the remaining devices.")
+    fsdp: int = setting(1, AXIS, "Parts that parameters are cut into along the width; -1 takes the remaining devices.")
+    tensor: int = setting(1, AXIS, "Parts that heads and vocabulary are cut into; -1 takes the remaining devices.")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Optimizer, schedule and cadence. Defaults are the paper's (C.1) where it states them."""
 
-    steps: int = setting(800_000, between(1, INT32), "Optimizer steps of the whole run.")
+    steps: int = setting(800_000, between(1, INT32), "Optimizer steps of the run.")
     batch: int = setting(256, between(1, INT32), "Sequences a step, over all devices and accumulation steps.")
     accumulation: int = setting(1, between(1, INT32), "Parts of a batch that are computed one after the other.")
     learning_rate: float = setting(2e-4, above(0), "Peak learning rate, reached at warmup_steps.")
@@ -61,8 +59,8 @@ class TrainConfig:
         "all", one_of("all", "retrieval"), "What trains; retrieval: only encoder and CCA (retrofit, paper 4.2)."
     )
     mesh: MeshConfig = section(MeshConfig, "The device mesh.")
-    log_every: int = setting(10, at_least(1), "Steps from one line of metrics to the next.")
-    checkpoint_every: int = setting(1000, at_least(1), "Steps from one checkpoint to the next.")
+    log_every: int = setting(10, at_least(1), "Steps between lines of metrics.")
+    checkpoint_every: int = setting(1000, at_least(1), "Steps between checkpoints.")
     keep_checkpoints: int = setting(0, at_least(0), "How many of the newest checkpoints are kept; 0 keeps all.")
     keep_also: Mapping[str, int] = setting(
         {},
@@ -79,7 +77,7 @@ class TrainConfig:
         500, at_least(0), "Steps between validation losses with On, Off and random neighbors; 0 turns them off."
     )
     retrieval_alarm_checks: int = setting(
-        3, at_least(1), "The alarm: On is no better than random neighbors in so many checks in a row."
+        3, at_least(1), "An alarm is logged when On is no better than random neighbors in this many checks in a row."
     )
     on_spike: str = setting(
         "none",

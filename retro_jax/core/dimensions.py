@@ -1,4 +1,4 @@
-"""The dimension alphabet, written down once; every jaxtyping signature of the project uses these letters.
+"""The dimension alphabet: every jaxtyping signature of the project uses these letters.
 
     B  batch (sequences)             D  width of the stream at hand (decoder d, encoder d')
     T  tokens of a sequence          H  attention heads
@@ -10,17 +10,17 @@
 Positions, chunks and neighbors count from 0 in code; layer numbers (the set P) count from 1, as in the paper.
 """
 
-# What stands in stored tokens, ids and document ids where there is nothing: a padded token, a missing neighbor.
+# The value of padded tokens, missing neighbors and their ids in stored arrays.
 # It is negative so that it can never be read as token 0 or as chunk 0 (no vocabulary and no database has an entry -1);
 # every consumer turns it into an explicit mask before it indexes anything.
 PADDING = -1
 
 
 def check_ids(what: str, ids, size: int, remedy: str = "") -> None:
-    """Raises ValueError where an id is neither PADDING nor in [0, size): it has no row in the table that it is for.
+    """Raises ValueError where an id is neither PADDING nor in [0, size), the rows of its table.
 
-    JAX reads the nearest row in place of one that is not there and NumPy takes -2 for the last but one, both without a
-    word; so ids are checked on the host where they come in.
+    JAX clamps an index that is out of range and NumPy reads -2 as the last row but one, both without an
+    error; so ids are checked on the host when they are read.
 
     Args:
       what: the ids, with the file that they are from, and the table.
@@ -30,5 +30,5 @@ def check_ids(what: str, ids, size: int, remedy: str = "") -> None:
         return
     wrong = ids.max() if ids.max() >= size else ids.min()
     raise ValueError(
-        f"{what}: {wrong} is no id there; they run from 0 to {size - 1} (-1 is padding). {remedy}".rstrip()
+        f"{what}: {wrong} is not a valid id; ids run from 0 to {size - 1} (-1 is padding). {remedy}".rstrip()
     )

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and read with words for whatever is wrong with them.
+"""Atomic file writes, and reads whose errors name the file, the damage and the remedy.
 
 Every JSON file of ours is read by `read_json` and every NumPy array by `load_array`: a file that is missing, empty, cut
 off, altered or of another shape raises `DamagedFile`, whose message names the file, what is wrong and what to do.
@@ -16,14 +16,14 @@ SEAL = "sha256"  # the key of a JSON object that holds the SHA-256 of all other 
 
 
 class DamagedFile(ValueError):
-    """A file of ours that is missing or not what was written; `wrong` says what, as the end of a sentence on the file."""
+    """A file of ours that is missing or damaged; `wrong` says how, and the message begins with the path."""
 
     def __init__(self, path: Path | str, wrong: str, remedy: str = ""):
         super().__init__(f"{path} {wrong}. {remedy}".rstrip())
         self.wrong = wrong
 
     def __reduce__(self):
-        """To another process it goes with its words."""
+        """Pickles with its arguments, so that the message survives on its way from another process."""
         return _same_words, (str(self), self.wrong)
 
 
@@ -55,12 +55,12 @@ class atomic_path:
 
 
 def digest(facts) -> str:
-    """SHA-256 of the canonical JSON of `facts`, in hexadecimal."""
+    """SHA-256 of the canonical JSON of a value, in hexadecimal."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_json(path: Path, facts, *, seal: bool = False) -> None:
-    """Writes JSON atomically: a reader sees the old file or the new one, whole.
+    """Writes JSON atomically: a reader sees the complete old file or the complete new one.
 
     Args:
       seal: adds the key SEAL, by which `read_json` finds an altered value.
@@ -93,13 +93,13 @@ def read_json(path: Path, remedy: str, *, keys: Sequence[str] = (), kind: type =
         wrong = "is cut off" if ends else f"is not JSON ({found} at {at})"
         raise DamagedFile(path, wrong, remedy) from None
     except RecursionError:
-        raise DamagedFile(path, "is not JSON of ours (nested too deeply)", remedy) from None
+        raise DamagedFile(path, "is not JSON that retro_jax wrote (nested too deeply)", remedy) from None
     if not isinstance(facts, kind):
-        raise DamagedFile(path, f"holds a {type(facts).__name__} in place of a {kind.__name__}", remedy)
+        raise DamagedFile(path, f"holds a {type(facts).__name__} instead of a {kind.__name__}", remedy)
     if missing := [key for key in keys if key not in facts]:
         raise DamagedFile(path, f"has no {', '.join(map(repr, missing))}", remedy)
     if kind is dict and SEAL in facts and facts.pop(SEAL) != digest(facts):
-        raise DamagedFile(path, "was altered: its content does not have the checksum it was written with", remedy)
+        raise DamagedFile(path, "was altered: its content does not match the checksum stored in it", remedy)
     return facts
 
 
@@ -111,7 +111,7 @@ def _read_text(path: Path, remedy: str) -> str:
     if not content.strip():
         raise DamagedFile(path, "is empty", remedy)
     if not content.strip(b"\0"):
-        raise DamagedFile(path, "holds NUL bytes alone, as after a power cut", remedy)
+        raise DamagedFile(path, "holds only NUL bytes, as after a power failure", remedy)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -119,11 +119,11 @@ def _read_text(path: Path, remedy: str) -> str:
 
 
 def why_unreadable(error: OSError) -> str:
-    """What keeps a file from being read, as the end of a sentence that begins with its path."""
+    """The reason why a file cannot be read, as the rest of a sentence that begins with its path."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return "is missing"
     if error.errno == errno.EISDIR:
-        return "is a folder in place of a file"
+        return "is a folder, not a file"
     return f"cannot be read ({error.strerror or error})"
 
 
@@ -133,14 +133,14 @@ def load_array(path: Path, remedy: str, *, mapped: bool = False):
     Raises:
       DamagedFile: missing, cut off, or no .npy file.
     """
-    import numpy as np  # here: --help and mistakes need not wait for it
+    import numpy as np  # imported here, so that --help and usage errors do not wait for it
 
     try:
         return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except OSError as error:
         raise DamagedFile(path, why_unreadable(error), remedy) from None
     except (ValueError, EOFError, SyntaxError, MemoryError) as error:  # NumPy's header is a Python literal
-        raise DamagedFile(path, f"is not a whole .npy file ({str(error).splitlines()[0]:.90})", remedy) from None
+        raise DamagedFile(path, f"is not a complete .npy file ({str(error).splitlines()[0]:.90})", remedy) from None
 
 
 def file_sha256(path: Path) -> str:

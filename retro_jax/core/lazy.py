@@ -22,7 +22,7 @@ def public(
         if name in folders:
             return importlib.import_module(f"{package}.{name}")
         if name not in names:
-            raise AttributeError(f"{package} has no public name {name!r}; there is: {', '.join(everything)}.")
+            raise AttributeError(f"{package} has no public name {name!r}; it has: {', '.join(everything)}.")
         where, _, attribute = names[name].partition(":")
         full = where if where.startswith(("retro_jax.", "data_pipeline.")) else f"{package}.{where}"
         return getattr(importlib.import_module(full), attribute or name)

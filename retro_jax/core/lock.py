@@ -1,9 +1,9 @@
-"""One writer at a time: a file that the system keeps locked for as long as the process lives.
+"""File locks: one writer at a time, for as long as its process lives.
 
-The lock is flock's. A killed process loses it with its life, so a file that was left behind stops nobody. It holds on one
+The lock is flock's. It ends with its process, so a leftover file blocks nobody. It holds on one
 machine, and between machines on storage whose locks reach all of them: NFS from version 3 on, Lustre mounted with `flock`,
 GPFS, CephFS. A bucket that is mounted as a folder (gcsfuse) locks within one machine only. On storage without any locks
-the work goes on, with a line that says so.
+the work continues and a line is logged.
 """
 
 import errno
@@ -17,7 +17,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class FileLock:
-    """`with FileLock(path, ...): ...`; the file is removed in the end, with the folders that were made for it and are empty.
+    """`with FileLock(path, ...): ...`; the file is removed at the end, with the empty folders that were made for it.
 
     `content`, which the file holds, says which process has the lock.
 
@@ -43,7 +43,7 @@ class FileLock:
                 pass  # its holder ended and removed it between our opening and locking
         except OSError as error:
             raise self.error(
-                f"{folder} cannot be written to ({error.strerror}). Give another --workdir, or mend the rights or the "
+                f"{folder} cannot be written to ({error.strerror}). Give another --workdir, or correct the permissions or the "
                 f"storage."
             ) from None
 
@@ -63,7 +63,7 @@ class FileLock:
             if error.errno not in NO_LOCKS:
                 raise
             print(
-                f"lock: the storage of {self.path.parent} has no file locks ({error.strerror}); see to it yourself that no "
+                f"lock: the storage of {self.path.parent} has no file locks ({error.strerror}); make sure that no "
                 f"other process writes there.",
                 file=sys.stderr,
             )
@@ -80,7 +80,7 @@ class FileLock:
             file.seek(0)
             host, _, process = file.read().partition(" ")
         return self.error(
-            f"{self._rule}, but process {process or '?'} on {host or 'another machine'} does so now. {self._remedy}"
+            f"{self._rule}, but process {process or '?'} on {host or 'another machine'} is doing so now. {self._remedy}"
         )
 
     def release(self) -> None:

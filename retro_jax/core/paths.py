@@ -1,4 +1,4 @@
-"""Paths as users write them: `~`, `file://` and URLs, made plain where a path enters the program."""
+"""Expands the paths that users write (`~`, `file://`) and refuses URLs where a local path is needed."""
 
 import os
 import re
@@ -14,7 +14,7 @@ def is_url(value: str) -> bool:
 
 
 def local_path(value: str | os.PathLike, where: str) -> Path:
-    """The path on this machine that `value` means: `~` and `~user` expanded, `file://` taken off.
+    """The path on this machine that `value` names: `~` and `~user` expanded, `file://` removed.
 
     Args:
       where: the flag or config key that holds the value, for messages.
@@ -24,7 +24,7 @@ def local_path(value: str | os.PathLike, where: str) -> Path:
     """
     text = os.fspath(value)
     if "\0" in text:
-        raise ValueError(f"{where}={text!r} holds a NUL character, which no path can. Correct the value.")
+        raise ValueError(f"{where}={text!r} holds a NUL character, which a path cannot. Correct the value.")
     if is_url(text):
         here = _beside(text)
         hint = f" (the local folder {here} is ./{here})" if here else ""
@@ -44,7 +44,9 @@ def local_path(value: str | os.PathLike, where: str) -> Path:
         expanded = os.path.expanduser(text)
         if expanded == text:
             name = text.partition("/")[0]
-            raise ValueError(f"{where}={text!r}: {name} is no user of this machine. Give the full path, or ./{text}.")
+            raise ValueError(
+                f"{where}={text!r}: {name} is not a user of this machine. Give the full path, or ./{text}."
+            )
         if os.path.lexists(text):
             raise ValueError(
                 f"{where}={text!r} means {expanded}, but a file or folder {text!r} is in the current folder as well. "
@@ -55,7 +57,7 @@ def local_path(value: str | os.PathLike, where: str) -> Path:
 
 
 def local_folder(value: str | os.PathLike, where: str) -> Path:
-    """`local_path` of what is a folder or will become one.
+    """`local_path` of a folder, which need not exist yet.
 
     Raises:
       ValueError: as `local_path`; or a file, a broken link or a file's "subfolder" stands there.
@@ -71,7 +73,7 @@ def local_folder(value: str | os.PathLike, where: str) -> Path:
 
 
 def require_writable(folder: Path, where: str) -> None:
-    """Raises ValueError where nothing can be written into a folder, or into the one that it would be made in."""
+    """Raises ValueError where a folder, or the parent in which it would be made, is not writable."""
     there = next(part for part in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(part))
     if not os.access(there, os.W_OK | os.X_OK):
         read_only = os.statvfs(there).f_flag & os.ST_RDONLY
@@ -80,10 +82,10 @@ def require_writable(folder: Path, where: str) -> None:
 
 
 def _beside(url: str) -> str:
-    """The folder that an earlier version made of the URL, taken for a local path; empty where there is none."""
+    """The folder that an earlier version made when it took the URL for a local path; empty if there is none."""
     return str(Path(url)) if os.path.lexists(Path(url)) else ""
 
 
 def special(value: str) -> bool:
-    """Whether a path is anything but the plain path of a file."""
+    """Whether a path has `~`, a URL scheme or anything else that must be expanded."""
     return value.startswith(("~", "file://")) or "\0" in value or is_url(value)

@@ -1,4 +1,4 @@
-"""Progress with an estimate, for anything over a few seconds; lines in a log, a bar on a terminal."""
+"""Progress bars with an estimate of the time left; on a terminal a bar, in a log lines."""
 
 import sys
 import weakref
@@ -11,7 +11,7 @@ _bars: weakref.WeakSet = weakref.WeakSet()
 
 
 class BarLine:
-    """What a bar is written to: on a terminal the line it draws over; in a log, which draws over nothing, a line a time."""
+    """The stream of a bar: a terminal's line is redrawn, a log gets a new line each time."""
 
     def __init__(self, stream: Stream, terminal: bool):
         self._stream, self._terminal, self._last = stream, terminal, ""
@@ -56,6 +56,6 @@ def progress(
 
 
 def close_bars() -> None:
-    """Closes the bars that an error left open: each keeps its last state, on lines of their own."""
+    """Closes the bars that an error left open; each keeps its last state on its own line."""
     for bar in list(_bars):
         bar.close()

@@ -1,4 +1,4 @@
-"""Small JSON files beside a run: read whatever they hold, and put a damaged one aside instead of stopping for it."""
+"""Small JSON files of a run whose damage does not stop it: a damaged one is renamed and rewritten."""
 
 import os
 import sys
@@ -30,7 +30,7 @@ def free_name(path: Path, word: str) -> Path:
 
 
 def set_aside(path: Path, why: str, then: str) -> None:
-    """Renames a damaged file to NAME.damaged-N and says so, with what is done `then`."""
+    """Renames a damaged file to NAME.damaged-N and logs it; `then` says what happens next."""
     aside = free_name(path, "damaged")
     path.rename(aside)
     print(f"{why} It is kept as {aside.name}; {then}.", file=sys.stderr, flush=True)

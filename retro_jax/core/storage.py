@@ -1,4 +1,4 @@
-"""What storage says when it refuses: no space, no rights, a device that fails."""
+"""Recognizes storage errors: no space, no permission, a failing device."""
 
 import errno
 import re
@@ -7,7 +7,7 @@ STORAGE_ERRORS = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG", "ENOTDIR", "ESTALE")
 }
-# What tensorstore and gRPC say of them, for they give no number.
+# Texts of tensorstore and gRPC, which give no error number.
 STORAGE_WORDS = re.compile(
     "No space left on device|Disk quota exceeded|Read-only file system|Permission denied|Input/output error|"
     "File too large|Not a directory"
@@ -15,7 +15,7 @@ STORAGE_WORDS = re.compile(
 
 
 def storage_fault(error: BaseException | None) -> str | None:
-    """What storage refused (space, rights, the device), by error number or by a library's words; None: another error."""
+    """The kind of a storage error (space, permission, device), by errno or by a library's text; None: another error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
             return error.strerror

@@ -1,7 +1,7 @@
-"""Standard output and standard error that never end the work: text that cannot be printed is lost, and the work continues.
+"""Safe standard output and standard error: text that cannot be printed is lost and the work continues.
 
 A log's reader can go away, the disk under a log can fill up, a terminal can hang up, and a process can start with its
-streams closed. `protect` makes both streams safe. `deliver` prints what a command was asked for, and says where it is lost.
+streams closed. `protect` makes both streams safe. `deliver` prints a command's result and raises an error if it is lost.
 """
 
 import contextlib
@@ -10,20 +10,20 @@ import os
 import select
 import sys
 
-PATIENCE_MS = 5000  # that a reader gets which has stopped reading (a paused pager, Ctrl-S)
-PIECE = 1024  # characters: at most 4,096 bytes, which a pipe that is ready takes at once
-ERASE = "\r\x1b[J"  # the line of the bar, and those of the bars below it
+PATIENCE_MS = 5000  # to wait for a reader that has stopped reading (a paused pager, Ctrl-S)
+PIECE = 1024  # characters: at most 4,096 bytes, which a ready pipe takes in one write
+ERASE = "\r\x1b[J"  # the lines of the bar and of the bars below it
 READER_GONE, DISK_FULL, MISTAKE = 141, 3, 2  # exit codes; 141 is a shell's for a program that SIGPIPE ended
 
 
 class Stream:
-    """A text stream whose `write` and `flush` never raise; `fault` is why text was lost, None where none was.
+    """A text stream whose `write` and `flush` never raise; `fault` is why text was lost, or None.
 
-    Everything else is that of `stream`. A message that is written while a progress bar stands on the terminal's line takes
-    the bar away first; the bar's next turn draws it again, below.
+    Other attributes are those of `stream`. A message that is written while a progress bar is on the terminal's line removes
+    the bar first; the bar's next update draws it again below.
     """
 
-    drawn = None  # the Stream on whose last line a bar stands
+    drawn = None  # the Stream whose last line holds a bar
 
     def __init__(self, stream):
         self.fault: Exception | None = None
@@ -31,7 +31,7 @@ class Stream:
         self._stream = open(os.devnull, "w", encoding="utf-8") if self._closed else stream
         self._patience = PATIENCE_MS
         with contextlib.suppress(Exception):
-            if self._stream.errors == "strict":  # what the encoding does not have is printed as \uXXXX
+            if self._stream.errors == "strict":  # characters outside the encoding are printed as \uXXXX
                 self._stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str):
@@ -45,7 +45,7 @@ class Stream:
         return len(text)
 
     def draw(self, text: str) -> None:
-        """Writes a progress bar where the reader takes it now."""
+        """Writes a progress bar if the reader is ready; never waits."""
         if text:
             self._put(text, 0)
             Stream.drawn = None if text.endswith("\n") else self
@@ -58,7 +58,7 @@ class Stream:
         pass  # every write was
 
     def _put(self, text: str, patience: int) -> bool:
-        """Whether the reader has taken the text, or it was lost for another reason than a reader that waits."""
+        """Whether the text was written, or lost for a reason other than a waiting reader."""
         try:
             for start in range(0, len(text), PIECE):
                 if not self._ready(patience):
@@ -102,15 +102,15 @@ def protect() -> None:
 
 
 def fresh_line() -> None:
-    """The next message on a terminal takes away what another wrote on the line: its echo of Ctrl-C, a child's bar."""
+    """Makes the next message clear the terminal's line of foreign text: the echo of Ctrl-C, a child's bar."""
     if isinstance(sys.stderr, Stream) and sys.stderr.isatty():
         Stream.drawn = sys.stderr
 
 
 class OutputLost(Exception):
-    """Standard output did not take what a command was asked for.
+    """A command's result could not be written to standard output.
 
-    `code` is the exit code; the message is empty where the reader went away, as `head` does, which needs no words.
+    `code` is the exit code; the message is empty if the reader closed the pipe, as `head` does.
     """
 
     def __init__(self, fault: Exception):
@@ -121,17 +121,17 @@ class OutputLost(Exception):
         super().__init__("" if gone else f"standard output could not be written: {reason}.")
 
     def tell(self, name: str, more: str = "") -> int:
-        """Says on standard error what the reader does not know, and returns the exit code."""
+        """Prints the message to standard error and returns the exit code."""
         if str(self):
             print(f"{name}: {self}{more}", file=sys.stderr)
         return self.code
 
 
 def deliver(text: str) -> None:
-    """Prints what a command was asked for.
+    """Prints a command's result.
 
     Raises:
-      OutputLost: standard output did not take all of it.
+      OutputLost: not all of it could be written.
     """
     protect()
     print(text)
@@ -140,15 +140,15 @@ def deliver(text: str) -> None:
 
 
 def lost_output() -> OutputLost | None:
-    """What standard output did not take so far, as an error that the caller may raise or only tell."""
+    """The error for output lost so far, which the caller may raise or log; None if none was lost."""
     fault = getattr(sys.stdout, "fault", None)
     return None if fault is None else OutputLost(fault)
 
 
 class side_channel:
-    """`with side_channel("tensorboard"): ...`: an error in there is told once, and training continues.
+    """`with side_channel("tensorboard"): ...`: an error inside is logged once, and training continues.
 
-    For what a run shows and does not need: boards, traces, heartbeats, its clock. May be entered again and again; `failed`
+    For optional output: boards, traces, heartbeats, the clock. May be entered repeatedly; `failed`
     is about the last time.
     """
 

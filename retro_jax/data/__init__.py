@@ -1,5 +1,4 @@
-"""Joined shards on their way into training: manifests (reading), rows, evaluation windows, the shards' schema and
-packing, batches.
+"""Reading the built data: manifests, rows, evaluation windows, the joined shards' schema and packing, batches.
 
 Read manifests, windows, joined, batches. data_pipeline writes what is read here. It imports config and core.
 """

@@ -1,6 +1,6 @@
-"""Batches of joined sequences: which ones, in what order, and how they stop and resume. The only file that imports grain.
+"""Batches of joined sequences: their order, mixture and resumable state. The only file that imports grain.
 
-The order is a function of seed, weights and shards alone. It is made over sequence numbers, which cost nothing; the
+The order is a function of seed, weights and shards alone. It is computed over sequence numbers, which is cheap; the
 global batch b is the numbers [b * B, (b + 1) * B) of it, and each process reads its own contiguous part of them. So the
 iterator's whole state is the number of the next batch: the same on every process, and valid on another process count.
 """
@@ -22,7 +22,7 @@ from retro_jax.data.joined import open_split
 
 PASSES = 2**31  # endless; grain's own "endless" length overflows when it is cut into batches of one
 TOKENS = ("tokens", "targets", "neighbor_tokens")  # the features that index tables of the vocabulary
-DAMAGED = "These shards were not made by one build: run `retro build` into another --workdir."
+DAMAGED = "These shards are not of one build: run `retro build` into another --workdir."
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # batches; order does not depend on it
 
 
@@ -107,7 +107,7 @@ def train_iterator(
 def sequence_order(
     subsets: Mapping[str, Sequence[int]], weights: Mapping[str, float], seed: int
 ) -> grain.MapDataset[int]:
-    """The endless order of sequence numbers, shuffled anew in every pass.
+    """The endless order of sequence numbers, reshuffled in every pass.
 
     Args:
       subsets: name -> [first sequence, one past its last).
@@ -141,7 +141,7 @@ def sequence_order(
 
 
 def _shuffled(numbers: tuple[int, int], *seeds: int) -> grain.MapDataset[int]:
-    """A range of sequence numbers pass after pass, each pass in an order of its own (and no seed another's next pass)."""
+    """A range of sequence numbers, pass after pass, each in another order (no seed gives another seed's next pass)."""
     seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     return grain.MapDataset.range(*numbers).shuffle(seed=seed).repeat(PASSES)
 
@@ -149,8 +149,8 @@ def _shuffled(numbers: tuple[int, int], *seeds: int) -> grain.MapDataset[int]:
 class Examples(Sequence):
     """The examples of one split, read at random; `subsets` are the index ranges of each, `manifest` the stage's.
 
-    Raises ValueError, in reading too, where the manifest counts sequences that are not there, or a sequence holds a token
-    that the vocabulary does not have.
+    Raises ValueError, while reading too, where the manifest counts more sequences than exist, or a sequence holds a token
+    outside the vocabulary.
     """
 
     def __init__(self, source, manifest, split: str, directory: Path):
@@ -177,7 +177,7 @@ class Examples(Sequence):
 
 
 def open_examples(directory: Path, split: str, model: ModelConfig) -> Examples:
-    """Every feature of every sequence of a split, checked against the model.
+    """Opens a split of the joined shards and checks it against the model.
 
     Raises:
       ValueError: the model's T, M, V differ from the shards', or K is more than they store.
@@ -202,15 +202,15 @@ def open_examples(directory: Path, split: str, model: ModelConfig) -> Examples:
 
 
 def validation_examples(directory: Path, model: ModelConfig) -> Examples:
-    """The held-out sequences in order, with subset, document_ids and neighbor_ids beside what a Batch holds."""
+    """The held-out sequences in order: the fields of a Batch with subset, document_ids and neighbor_ids."""
     return open_examples(directory, "validation", model)
 
 
 def random_neighbors(batch: Batch, seed: int) -> Batch:
-    """The control that retrieval must beat: every chunk gets the neighbors of another chunk of the batch.
+    """Replaces each chunk's neighbors by those of another chunk of the batch: the control that retrieval must beat.
 
-    One random cycle through the real chunks, so none keeps its own while there are two; padding chunks stay. NumPy
-    arrays in and out. In training a chunk may by chance get passages of its own document (the same-document rule held
+    The permutation is one random cycle over the real chunks, so none keeps its own if there are two; padding chunks stay. NumPy
+    arrays in and out. In training a chunk may get passages of its own document (the same-document rule held
     for their former owner), which makes the control harder to beat, never easier.
     """
     shape = batch.neighbor_tokens.shape

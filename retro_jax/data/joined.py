@@ -1,6 +1,6 @@
-"""Joined shards as every reader knows them: which chunks make a sequence, the schema of an example, opening a split.
+"""The joined shards: which chunks make a sequence, the schema of an example, opening a split.
 
-`tfds.builder_from_directory(directory).as_data_source("train")` opens them with none of our code; `data_pipeline.joined`
+`tfds.builder_from_directory(directory).as_data_source("train")` opens them without our code; `data_pipeline.joined`
 writes them.
 
 A sequence is C chunk ids of one subset. Everything stored follows from those ids, the chunk table and the neighbor
@@ -38,7 +38,7 @@ class Packing:
 
 
 def pack_train(rows: Int[np.ndarray, "N"], chunks: int) -> Int[np.ndarray, "N C"]:
-    """Chunk ids laid end to end and cut every `chunks`; only the last sequence is padded, with -1."""
+    """Concatenates chunk ids and cuts them every `chunks`; only the last sequence is padded, with -1."""
     padded = np.full(-(-len(rows) // chunks) * chunks, PADDING, np.int64)
     padded[: len(rows)] = rows
     return padded.reshape(-1, chunks)
@@ -47,7 +47,7 @@ def pack_train(rows: Int[np.ndarray, "N"], chunks: int) -> Int[np.ndarray, "N C"
 def pack_validation(
     documents: Sequence[tuple[int, int]], chunks: int, overlap: float = 0.5
 ) -> tuple[Int[np.ndarray, "N C"], Bool[np.ndarray, "N C"]]:
-    """Windows of documents, first fit in order: each goes into the first sequence that still has room for it.
+    """Windows of documents, first fit in order: each goes into the first sequence with enough room.
 
     Two windows of one document never meet in a sequence: all but its last are as long as a sequence.
 
@@ -139,7 +139,7 @@ def open_split(directory: Path, split: str, *, verify: bool = True):
     """A random-access sequence of the examples of a split (see `features`), and the stage's manifest.
 
     Raises:
-      StageError: unfinished, truncated or altered shards, or a split that holds nothing.
+      StageError: unfinished, truncated or altered shards, or an empty split.
     """
     import tensorflow_datasets as tfds
 

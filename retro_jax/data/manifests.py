@@ -1,4 +1,4 @@
-"""What a finished stage of `retro build` says of itself in manifest.json, read and checked.
+"""Reads and checks manifest.json, which describes a finished stage of `retro build`.
 
 `data_pipeline.stages.run` writes it.
 """
@@ -12,15 +12,15 @@ from pathlib import Path
 from retro_jax.core.files import DamagedFile, digest, known_sha256, read_json
 
 REPAIR = (
-    "`retro database verify --repair` with the --config and --workdir of the build makes that file again and leaves the "
-    "rest as it is."
+    "`retro database verify --repair` with the --config and --workdir of the build rewrites that file and changes nothing "
+    "else."
 )
-NOTES = ("source_files", "without_neighbors")  # counts that say something to people and decide nothing
+NOTES = ("source_files", "without_neighbors")  # counts for people only; no part of the fingerprint
 KEYS = ("stage", "config", "inputs", "versions", "counts", "files")  # of a manifest
 
 
 class StageError(ValueError):
-    """A stage's input or output is not what it must be; the message names both sides and the remedy."""
+    """A stage's input or output is missing, damaged or of another build; the message names both sides and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished stage made of what. `fingerprint` covers all but the library versions and NOTES."""
+    """The description of a finished stage. `fingerprint` covers all but the library versions and NOTES."""
 
     stage: str
     config: Mapping
     inputs: Mapping[str, str]  # name of the input stage -> its fingerprint
     versions: Mapping[str, str]
-    counts: Mapping  # whatever the stage counted, summed over shards where it is a number
+    counts: Mapping  # the stage's own counts; numbers are summed over shards
     files: tuple[File, ...]
 
     @property
@@ -49,8 +49,8 @@ class Manifest:
 
 
 def stage_fingerprint(facts: Mapping) -> str:
-    """The fingerprint of a stage's config, inputs, counts and files. Notes for people are no part of it: which files of a
-    source were left out may change while nothing that is read does, and builds of before have none."""
+    """The fingerprint of a stage's config, inputs, counts and files. It excludes NOTES: the files that a
+    source leaves out may change without a change of its input, and builds of earlier versions have no such notes."""
     counts = {key: value for key, value in facts["counts"].items() if key not in NOTES}
     return digest({**facts, "counts": counts})
 
@@ -76,14 +76,14 @@ def read_manifest(directory: Path, stage: str, *, verify: bool = True) -> Manife
 
 
 def read_facts(directory: Path) -> Manifest:
-    """What manifest.json says, its files not looked at; StageError where it is missing or damaged."""
+    """The manifest without a check of its files; StageError if it is missing or damaged."""
     path = directory / "manifest.json"
     if not path.exists():
-        state = "is half-written" if (directory / "plan.json").exists() else "is not there"
+        state = "is half-written" if (directory / "plan.json").exists() else "does not exist"
         raise StageError(
             f"The stage '{directory.name}' in {directory} {state}: it has no manifest.json. Run `retro build` again with the same config and --workdir; it continues where it stopped."
         )
-    remedy = f"`retro build` again, with the same config and --workdir, writes it anew from {directory}/.parts."
+    remedy = f"`retro build` again, with the same config and --workdir, rewrites it from {directory}/.parts."
     try:
         facts = read_json(path, remedy, keys=KEYS)
         files = tuple(File(file["name"], file["bytes"], file["sha256"]) for file in facts["files"])
@@ -91,7 +91,7 @@ def read_facts(directory: Path) -> Manifest:
     except DamagedFile as error:
         raise StageError(str(error)) from None
     except (KeyError, TypeError) as error:
-        raise StageError(f"{path} lists its files in another form than ours ({error!r}). {remedy}") from None
+        raise StageError(f"{path} lists its files in an unknown form ({error!r}). {remedy}") from None
 
 
 def made_stages(data: Path) -> list[str]:
@@ -112,7 +112,7 @@ def made_stages(data: Path) -> list[str]:
 
 
 def check_file(directory: Path, file: File, *, verify: bool) -> None:
-    """Raises StageError where a file is not what its manifest says."""
+    """Raises StageError where a file differs from its manifest."""
     path = Path(directory) / file.name
     if not path.is_file():
         raise StageError(
@@ -121,7 +121,7 @@ def check_file(directory: Path, file: File, *, verify: bool) -> None:
     size = path.stat().st_size
     if size != file.bytes:
         raise StageError(
-            f"{path} is truncated or grown: it has {size:,} bytes, but the manifest says {file.bytes:,}. {REPAIR}"
+            f"{path} is truncated or extended: it has {size:,} bytes, but the manifest says {file.bytes:,}. {REPAIR}"
         )
     if verify and (found := known_sha256(path)) != file.sha256:
         raise StageError(
@@ -130,21 +130,21 @@ def check_file(directory: Path, file: File, *, verify: bool) -> None:
 
 
 def read_seconds(directory: Path) -> float | None:
-    """The work that a stage took; None, with a line on standard error, where its seconds.json is missing or damaged."""
+    """Seconds of work of a stage; None, with a warning, if its seconds.json is missing or damaged."""
     try:
-        return float(read_json(Path(directory) / "seconds.json", "The time is not known.", keys=["seconds"])["seconds"])
+        return float(read_json(Path(directory) / "seconds.json", "Its time is unknown.", keys=["seconds"])["seconds"])
     except (DamagedFile, TypeError, ValueError) as error:
         note(str(error))
         return None
 
 
 def note(text: str) -> None:
-    """A line on standard error: something was damaged and is done without or made again."""
+    """Logs that something was damaged, and what happens instead."""
     print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def require_fingerprint(name: str, found: str, expected: str, remedy: str) -> None:
-    """Raises StageError where an artifact is not the one that its reader was made with."""
+    """Raises StageError where an artifact's fingerprint differs from the expected one."""
     if found != expected:
         raise StageError(
             f"The {name} does not match: found fingerprint {found[:16]}…, but {expected[:16]}… is expected. {remedy}"
@@ -152,7 +152,7 @@ def require_fingerprint(name: str, found: str, expected: str, remedy: str) -> No
 
 
 def package_version(package: str) -> str:
-    """The installed version; "absent" where there is none that says so."""
+    """The installed version; "absent" if there is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Rows of chunks: several .npy files as one table, and where documents begin in a column of their ids."""
+"""Tables of chunks: several .npy files as one table, and the first row of each document."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ class ShardedRows:
         self.part_rows = tuple(map(len, self._parts))
 
     def __reduce__(self):
-        """To another process it goes as its paths."""
+        """Pickles as its paths."""
         return ShardedRows, (self.paths,)
 
     def __len__(self) -> int:
@@ -39,9 +39,9 @@ class ShardedRows:
             return self._range(start, max(start, stop))
         rows = np.asarray(rows)
         if rows.dtype == bool or not np.issubdtype(rows.dtype, np.integer):
-            raise TypeError(f"Rows are chosen by integers or a slice, but {rows.dtype} was given.")
+            raise TypeError(f"Rows are selected by integers or a slice, but {rows.dtype} was given.")
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"Row {rows.min() if rows.min() < 0 else rows.max()} is outside of 0 to {len(self) - 1}.")
+            raise IndexError(f"Row {rows.min() if rows.min() < 0 else rows.max()} is outside 0 to {len(self) - 1}.")
         wanted = rows.reshape(-1).astype(np.int64)
         found = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         part_of = np.searchsorted(self._ends, wanted, side="right")
@@ -62,5 +62,5 @@ class ShardedRows:
 
 
 def first_rows(document_ids: Int[np.ndarray, "N"]) -> Int[np.ndarray, "D"]:
-    """The first row of each document, where rows of one document stand together."""
+    """The first row of each document; the rows of one document are contiguous."""
     return np.flatnonzero(np.diff(document_ids, prepend=~document_ids[:1]))

@@ -1,7 +1,7 @@
-"""Continuing a prompt token by token, with retrieval after every full chunk (paper 2.7).
+"""Continues a prompt token by token, with retrieval after every full chunk (paper 2.7).
 
-A whole forward pass a token, so that what is sampled is by construction what training and evaluation compute; caches
-come later. The text stands on the chunk grid from its BOS on. Where it outgrows the model's sequence length, the window
+Each token takes a full forward pass, so that sampling computes what training and evaluation do; caches
+come later. The text lies on the chunk grid from its BOS on. Where it outgrows the model's sequence length, the window
 moves on by half of it, as in evaluation (paper 5.1): token p is predicted from the earliest such window that holds p.
 """
 
@@ -24,16 +24,16 @@ OTHER_TOKENIZER = "Give the tokenizer and the database that the model was traine
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What one chunk retrieved, nearest first."""
+    """The neighbors that one chunk retrieved, nearest first."""
 
     ids: Int[np.ndarray, "K"]  # -1 where there is none
     distances: Float[np.ndarray, "K"]
     tokens: Int[np.ndarray, "K R"]  # [N, F]
-    sources: Sequence[tuple[str, str]]  # (subset, document name) of each that is there
+    sources: Sequence[tuple[str, str]]  # (subset, document name) of each neighbor
 
 
 class Retriever(Protocol):
-    """The database, searched as the build searches it (`data_pipeline.database.retriever.DatabaseRetriever`)."""
+    """The database, searched as the build searches it (`data_pipeline.Retriever`)."""
 
     def search(self, text: str, k: int) -> tuple[Int[np.ndarray, "K"], Float[np.ndarray, "K"]]:
         """Ids and distances of the k nearest chunks to a chunk's text."""
@@ -45,7 +45,7 @@ class Retriever(Protocol):
 
 
 class Tokenizer(Protocol):
-    """`data_pipeline.tokens.Tokenizer`, or anything alike."""
+    """The interface of `data_pipeline.Tokenizer`."""
 
     bos: int
     eos: int
@@ -81,7 +81,7 @@ def sample(
       until: sampling stops with the first of these strings in the continuation, which is cut before it.
 
     Raises:
-      ValueError: settings that cannot be meant.
+      ValueError: settings outside their range.
     """
     check_settings(settings)
     generator = np.random.default_rng(settings.seed)
@@ -108,7 +108,7 @@ def cut_before(text: str, until: Sequence[str]) -> str:
 
 
 def check_settings(settings: SampleConfig) -> None:
-    """Raises ValueError where the settings cannot be meant."""
+    """Raises ValueError where a setting is outside its range."""
     if settings.tokens < 1:
         raise ValueError(f"config.sample.tokens={settings.tokens} must be 1 or more.")
     if not settings.temperature >= 0:
@@ -122,7 +122,7 @@ def check_settings(settings: SampleConfig) -> None:
 def retrieve_full_chunks(
     model: ModelConfig, tokenizer: Tokenizer, retriever: Retriever, tokens: list[int], retrieved: list[Retrieved]
 ) -> None:
-    """Appends what each full chunk of `tokens` retrieves that has not yet."""
+    """Retrieves for each new full chunk of `tokens` and appends the result."""
     length = model.chunk_length
     for chunk in range(len(retrieved), len(tokens) // length):
         text = tokenizer.decode(tokens[chunk * length : (chunk + 1) * length])
@@ -175,7 +175,7 @@ def window_start(position: int, chunks: int, length: int) -> int:
 
 
 def choose(logits: Float[np.ndarray, "V"], temperature: float, top_p: float, generator: np.random.Generator) -> int:
-    """A token drawn from the softmax of logits / temperature, cut to its top mass; temperature 0 takes the likeliest."""
+    """Draws a token from the softmax of logits / temperature, cut to its top mass; temperature 0 takes the likeliest."""
     if temperature == 0:
         return int(np.argmax(logits))
     scaled = logits.astype(np.float64) / temperature

@@ -27,7 +27,7 @@ def to_attending_chunks(x: Float[Array, "B T *D"], chunk_length: int) -> Float[A
 
 
 def from_attending_chunks(rows: Float[Array, "B C M D"]) -> Float[Array, "B T D"]:
-    """Back to positions: exact zeros for the first m - 1, which read nothing."""
+    """The inverse of the shift; the first m - 1 positions, which read nothing, get exact zeros."""
     batch, chunks, chunk_length, width = rows.shape
     flat = rows.reshape(batch, chunks * chunk_length, width)
     return jnp.pad(flat, [(0, 0), (chunk_length - 1, 0), (0, 0)])[:, : chunks * chunk_length]
@@ -36,7 +36,7 @@ def from_attending_chunks(rows: Float[Array, "B C M D"]) -> Float[Array, "B T D"
 def reading_mask(
     segments: Int[Array, "B C"], neighbor_valid: Bool[Array, "B C K R"], chunk_length: int
 ) -> Bool[Array, "B C M KR"]:
-    """Who may read which retrieved token: not padding, and not the neighbors of another document's chunk.
+    """The mask of retrieved tokens: no padding, and no neighbors of another document's chunk.
 
     The document of a query is that of the chunk it *stands* in, so it moves by m - 1 with the queries.
     """

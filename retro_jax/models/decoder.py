@@ -36,7 +36,7 @@ def decode(
     encode: Callable[[Float[Array, "B T D"]], Float[Array, "B C K R E"]],
     placement: Placement = ONE_DEVICE,
 ) -> Float[Array, "B T D"]:
-    """All layers, without embedding and final norm.
+    """Runs all decoder layers, without embedding and final norm.
 
     `encode` is called once, with the stream after the self-attention of layer min(P), before that layer's CCA and
     feed-forward; every CCA layer reads its result. Without `neighbor_valid` (retrieval Off, or a baseline) the

@@ -15,9 +15,9 @@ from retro_jax.models.stack import Layer, apply_stack, stacked
 class Encoder(nnx.Module):
     """E = ENCODER(RET(C_u), H_u) for all chunks and neighbors at once, with shared weights.
 
-    Layers in P_enc let the retrieved tokens ask the decoder's activations of the chunk that retrieved them, *before*
-    it is shifted: same chunk, positions um .. um + m - 1. Keys and values read RMSNorm(H) with a norm of their own,
-    and what leaves the encoder has passed a final RMSNorm, as every other stream that is read has been normed.
+    In the layers of P_enc the retrieved tokens attend to the decoder's activations of the retrieving chunk, *before*
+    the shift: the same chunk, positions um .. um + m - 1. Keys and values read RMSNorm(H) with a norm of their own,
+    and the encoder's output passes a final RMSNorm, like every other stream that attention reads.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -54,7 +54,7 @@ class Encoder(nnx.Module):
         """
         batch, chunks, neighbors, retrieved = neighbor_tokens.shape
         length, width, dtype = config.chunk_length, config.encoder.width, hidden.dtype
-        rows = neighbor_tokens.reshape(-1, retrieved)  # each neighbor of each chunk sees only itself
+        rows = neighbor_tokens.reshape(-1, retrieved)  # each neighbor of each chunk attends to itself only
         row_mask = (rows >= 0)[:, None, :]
         row_positions = position_table(signed_distances(retrieved), width, dtype)
         chunk_rows = hidden.reshape(batch * chunks, length, -1)

@@ -1,6 +1,6 @@
-"""The small parts: a linear map with its own gradient, RMSNorm, embedding lookup, feed-forward, initial weights.
+"""Basic layers: a linear map with its own gradient, RMSNorm, embedding lookup, feed-forward, initial weights.
 
-Parameters are float32; activations are in the compute dtype of the stream that comes in.
+Parameters are float32; activations have the dtype of the incoming stream.
 """
 
 import math
@@ -16,11 +16,11 @@ from retro_jax.models.placement import ONE_DEVICE
 
 NORM_EPSILON = 1e-6
 BIAS_SCALE = 0.02
-PRODUCT = "product"  # the name of what `linear` gives
+PRODUCT = "product"  # the checkpoint name of `linear`'s result
 
 
 def kernel(rngs: nnx.Rngs, inputs: int, outputs: int, gain: float = 1.0) -> nnx.Param:
-    """[inputs, outputs], normal with variance gain^2 / inputs: products start at the size of what they multiply.
+    """[inputs, outputs], normal with variance gain^2 / inputs, so that a matmul keeps the scale of its input.
 
     The paper does not state its initialization. A fixed 0.02 suits widths near 2,000 alone: at width 128 the same
     steps ended 0.8 nats a token higher (docs/decisions/model.md).
@@ -29,7 +29,7 @@ def kernel(rngs: nnx.Rngs, inputs: int, outputs: int, gain: float = 1.0) -> nnx.
 
 
 def bias(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
-    """The u and v of Transformer-XL: small, and not zero, so that no head starts as another's copy."""
+    """The u and v of Transformer-XL: small and non-zero, so that heads start different."""
     return _normal(rngs, shape, BIAS_SCALE)
 
 
@@ -49,9 +49,9 @@ def ones(size: int) -> nnx.Param:
 def last_scale(vocabulary: int, width: int) -> nnx.Param:
     """The scale of the norm before the tied readout: log(vocabulary) / sqrt(width), at most 1.
 
-    The stream holds the token's own vector times sqrt(width), so with a scale of 1 a fresh model is sqrt(width) nats sure
-    that every token comes again. With this one it gives that no more than half, and its loss starts near the vocabulary's
-    logarithm. A scale of 1 / sqrt(width), which leaves no preference at all, learned slower (docs/decisions/model.md).
+    The stream holds the token's own vector times sqrt(width). At scale 1 an untrained model therefore predicts that each
+    token repeats, with a logit of sqrt(width). With this scale that probability is at most half, and the loss starts near the
+    vocabulary's logarithm. A scale of 1 / sqrt(width) learned slower (docs/decisions/model.md).
     """
     return nnx.Param(jnp.full((width,), min(1.0, math.log(vocabulary) / width**0.5), jnp.float32))
 
@@ -59,7 +59,7 @@ def last_scale(vocabulary: int, width: int) -> nnx.Param:
 def linear(x: Float[Array, "*B D"], kernel: Float[Array, "D F"]) -> Float[Array, "*B F"]:
     """x @ kernel in the dtype of x, summed in float32; named, so that remat "dots" can keep it.
 
-    It has its own gradient for two reasons. Autodiff through `preferred_element_type` would multiply float32
+    Its gradient is written by hand for two reasons. Autodiff through `preferred_element_type` would multiply float32
     cotangents with bfloat16 weights, off the fast matrix path; and the kernel's gradient stays float32 here instead
     of passing through bfloat16.
     """
@@ -78,8 +78,8 @@ def _linear_forward(x, kernel):
 def _linear_backward(saved, gradient):
     x, kernel = saved
     to_x = _product("...f,df->...d", gradient, kernel.astype(x.dtype)).astype(x.dtype)
-    # Contracting two dimensions (z is 1 where there is nothing to contract) keeps bfloat16 on the matrix units of
-    # XLA's CPU backend; with one leading dimension contracted it quietly computes in float32.
+    # Contracting two dimensions (z is 1 if there is only one) keeps bfloat16 on the matrix units of
+    # XLA's CPU backend; with one leading dimension contracted it silently computes in float32.
     x, gradient = (array.reshape(1, -1, array.shape[-1]) for array in (x, gradient))
     return to_x, _product("znd,znf->df", x, gradient)
 
@@ -101,7 +101,7 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array,
 def embed(
     tokens: Int[Array, "*B"], table: Float[Array, "V D"], dtype, pin: Callable = ONE_DEVICE.pin
 ) -> Float[Array, "*B D"]:
-    """Rows of `table` times sqrt(D), as in Transformer-XL, so that a token is not drowned by the first updates.
+    """Rows of `table` times sqrt(D), as in Transformer-XL, so that the first updates do not outweigh the token.
 
     Padding (negative tokens) gives zero rows and no gradient.
     """

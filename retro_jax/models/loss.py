@@ -1,8 +1,8 @@
-"""Next-token loss without the logits: the vocabulary is read in blocks, forward and backward.
+"""Next-token loss that never holds all logits: forward and backward pass run over blocks of the vocabulary.
 
 At the paper's shape (256 x 2048 tokens, 128,000 entries) float32 logits would take 268 GB and their gradient as much
 again. `token_nll` keeps one block of them at a time: the forward pass carries a running maximum and sum (the online
-log-sum-exp), the backward pass makes each block anew from the saved log-sum-exp. The price is one more product with
+log-sum-exp), the backward pass recomputes each block from the saved log-sum-exp. The price is one more matmul with
 the embedding; the memory is that of one block.
 
 Block j holds the entries j, j + n, j + 2n, ... of n blocks, not a run of neighbors: the vocabulary axis can then be
@@ -59,7 +59,7 @@ def first_choice(hidden: Float[Array, "B T D"], embedding: Float[Array, "V D"], 
 
 
 def _direct_nll(hidden, embedding, targets):
-    """[N] from whole logits: what the blocks are compared with, and the faster way where the logits fit."""
+    """[N] from all logits at once: the twin of the blocks in tests, and faster where the logits fit."""
     logits = _logits(hidden, embedding)
     chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=1)[:, 0]
     return jnp.where(targets >= 0, jax.nn.logsumexp(logits, axis=1) - chosen, 0.0)
@@ -75,7 +75,7 @@ def _logits_forward(hidden, embedding):
 
 
 def _logits_backward(saved, gradient):
-    """Without this the transposed products would have a float32 side, which no matrix unit takes."""
+    """Casts cotangents, because the transposed matmuls would otherwise have a float32 side."""
     hidden, embedding = saved
     gradient = gradient.astype(hidden.dtype)
     return _hidden_gradient(gradient, embedding).astype(hidden.dtype), _row_gradient(gradient, hidden).astype(
@@ -142,13 +142,13 @@ _block_nll.defvjp(_block_forward, _block_backward)
 
 
 def _interleave(embedding, blocks):
-    """[V, D] as [entries of a block, blocks, D], filled up with zeros where V is no multiple."""
+    """[V, D] as [entries of a block, blocks, D], padded with zeros where V is not a multiple."""
     padding = -embedding.shape[0] % blocks
     return jnp.pad(embedding, ((0, padding), (0, 0))).reshape(-1, blocks, embedding.shape[1])
 
 
 def _block_logits(hidden, table, block, vocabulary):
-    """Float32 logits [N, entries] of one block (-inf on the filling) and the entries' numbers [1, entries]."""
+    """Float32 logits [N, entries] of one block (-inf on the padding) and the entries' numbers [1, entries]."""
     rows = table[:, block]
     logits = jnp.einsum("nd,vd->nv", hidden, rows, preferred_element_type=jnp.float32)
     entries = (jnp.arange(table.shape[0]) * table.shape[1] + block)[None]

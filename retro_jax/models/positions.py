@@ -1,9 +1,9 @@
-"""Relative positions (paper B.1.2, eq 6 and 7): which distance each query and key have, and how to read them cheaply.
+"""Relative positions (paper B.1.2, eq 6 and 7): the distance of each query and key, and a cheap way to compute their logits.
 
 Every attention adds to its content logits a term that depends on the distance of query i and key j alone. All four
 kinds have distances of the form `offset + i - j` (i, j from 0), so a logit matrix [queries, keys] holds only
 queries + keys - 1 different ones. The fast form multiplies the queries with one row per *distinct* distance and then
-moves row i by i places (`relative_shift`, a slice and two reshapes); the slow form beside it gathers by the distance
+moves row i by i places (`relative_shift`, a slice and two reshapes); the slow twin gathers by the distance
 matrix, and tests compare the two.
 """
 
@@ -27,11 +27,11 @@ class Distances:
     causal: bool = False
 
     def matrix(self) -> Int[np.ndarray, "I J"]:
-        """The distance of every query and key: the definition, for the slow form and for tests."""
+        """The distance matrix of queries and keys, for the slow twin and for tests."""
         return self.offset + np.arange(self.queries)[:, None] - np.arange(self.keys)[None, :]
 
     def rows(self) -> Int[np.ndarray, " W"]:
-        """The distance that each row of a position table stands for, in the order `relative_shift` expects.
+        """The distance of each row of a position table, in the order that `relative_shift` expects.
 
         The last row is never read: it makes a row of logits one longer than the shift, so that shifting is a slice.
         """
@@ -41,7 +41,7 @@ class Distances:
 
 @dataclass(frozen=True)
 class PositionTable:
-    """Distances with the sinusoids of their rows, made once for all layers that share them."""
+    """Distances with the sinusoids of their rows, computed once and shared by layers."""
 
     distances: Distances
     sinusoids: Float[Array, "W D"]
@@ -83,9 +83,9 @@ def sinusoids(distances: Int[Array, "*W"], width: int) -> Float[Array, "*W D"]:
 
 
 def relative_shift(logits: Float[Array, "*B I W"], keys: int) -> Float[Array, "*B I J"]:
-    """From a logit per query and table row to one per query and key: out[i, j] = logits[i, j - i + I - 1].
+    """Turns logits per query and table row into logits per query and key: out[i, j] = logits[i, j - i + I - 1].
 
-    Written flat, that entry stands at (I - 1) + i (W - 1) + j, so cutting I - 1 entries off the front and reading the
+    In the flat array that entry is at (I - 1) + i (W - 1) + j, so cutting I - 1 entries off the front and reading the
     rest in rows of W - 1 lines all rows up. In a causal table, entries with j > i hold a neighboring row's values and
     must be masked.
     """

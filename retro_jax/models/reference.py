@@ -1,4 +1,4 @@
-"""RETRO's forward pass as loops over the paper's equations, in NumPy: what the fast model is compared with.
+"""RETRO's forward pass as NumPy loops over the paper's equations; tests compare the fast model with it.
 
 Written from the paper (arXiv 2112.04426: equations 2 to 4 and 6 to 7, Algorithm 1), not from the JAX model; the two
 share only the names of the weights (`retro_jax.models.retro.layer_parameters`) and the norm's epsilon. All sizes are
@@ -32,9 +32,9 @@ def logits(
 
     Args:
       parameters: the weights a layer, as `layer_parameters` gives them.
-      tokens: -1 is padding; what comes out at padded positions has no meaning.
-      segments: the document of each chunk; documents do not see each other.
-      neighbor_tokens: RET(C_u) for every chunk u, -1 where there is nothing; None is Retro[Off].
+      tokens: -1 is padding; the output at padded positions has no meaning.
+      segments: the document of each chunk; documents do not attend to each other.
+      neighbor_tokens: RET(C_u) for every chunk u, -1 where missing; None is Retro[Off].
       chunk_length: m.
       dtype: of every number; the weights are converted.
       neighbor_parts: what is read of every RET(C_u) = [N, F]: "both", "neighbor" (N) or "continuation" (F). Tokens of F
@@ -99,7 +99,7 @@ def chunked_cross_attention(
     neighbors, retrieved = encoded.shape[1:3]
     one_neighbor = cross_attention_distances(m, start + retrieved)[:, start:]
     for u in range(1, chunks + 1):  # as printed, from 1
-        # The neighbor and time axes of E_u are merged under one softmax; positions start anew in every neighbor.
+        # The neighbor and time axes of E_u are merged under one softmax; positions restart in every neighbor.
         memory = encoded[u - 1].reshape(neighbors * retrieved, encoded.shape[-1])
         memory_valid = encoded_valid[u - 1].reshape(-1)
         distances = np.concatenate([one_neighbor] * neighbors, axis=1) if neighbors else np.zeros((m, 0), int)
@@ -162,7 +162,7 @@ def attention(
     distances: Int[np.ndarray, "I J"],
     sees: Callable[[int, int], bool],
 ) -> Float[np.ndarray, "I D"]:
-    """CA(h, Y) (equation 4) with heads and Transformer-XL's relative positions; a row that sees nothing stays zero.
+    """CA(h, Y) (equation 4) with heads and Transformer-XL's relative positions; a row without visible keys stays zero.
 
     logit(i, j) = ((W_Q h_i + u) . W_K y_j + (W_Q h_i + v) . W_R s(d(i, j))) / sqrt(head width)
 

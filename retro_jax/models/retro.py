@@ -63,8 +63,8 @@ class Retro(nnx.Module):
 
         Args:
           tokens: -1 is padding. T is any whole number of chunks, up to and beyond the trained length.
-          segments: which document of the sequence a chunk belongs to; documents do not see each other. -1 is padding.
-          neighbor_tokens: what each chunk retrieved, nearest first, -1 where there is nothing; any number K of
+          segments: which document of the sequence a chunk belongs to; documents do not attend to each other. -1 is padding.
+          neighbor_tokens: the tokens that each chunk retrieved, nearest first, -1 where missing; any number K of
             neighbors. None is Retro[Off]: the encoder is not run and CCA is the identity.
           placement: the devices (`retro_jax.parallel.on_mesh.OnMesh`).
 
@@ -103,7 +103,7 @@ class Retro(nnx.Module):
 
     @property
     def readout(self) -> Float[Array, "V D"]:
-        """The decoder's embedding: the paper's totals hold one vocabulary matrix for the decoder (paper 2.6)."""
+        """The decoder's embedding; readout and embedding are tied, as the paper's totals imply (paper 2.6)."""
         return self.embedding[...]
 
 
@@ -114,7 +114,7 @@ def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict]:
 
 
 def initialize(config: ModelConfig, seed: int | Int[Array, ""]) -> dict:
-    """Fresh parameters; a pure function of the seed, to be called inside `jax.jit` for sharded results."""
+    """Initial parameters; a pure function of the seed, to be called inside `jax.jit` for sharded results."""
     return params_of(Retro(config, nnx.Rngs(params=jax.random.key(seed))))
 
 
@@ -155,13 +155,13 @@ def apply_hidden(
 
 
 def zero_cca_outputs(params: dict) -> dict:
-    """The same parameters with CCA output projections of zero: On starts equal to Off, as a retrofit should."""
+    """The same parameters with CCA output projections of zero, so that On equals Off, as a retrofit starts."""
     reader = params["cross_attention"]
     return {**params, "cross_attention": {**reader, "output": jnp.zeros_like(reader["output"])}}
 
 
 def layer_parameters(config: ModelConfig, params: dict) -> dict:
-    """The parameters with stacks undone: "layers" is a list of one dict a layer, cross-attention inside its layer.
+    """The parameters without stacks: "layers" is a list of one dict a layer, with its cross-attention inside.
 
     For export and for the NumPy reference; `params` may hold JAX or NumPy arrays.
     """

@@ -1,4 +1,4 @@
-"""Layers and stacks of them: one set of weights with a leading layer axis, applied by a scan over equal groups.
+"""Stacks of layers: weights with a leading layer axis, applied by a scan over equal groups.
 
 The weights of all layers are stacked in layer order, and those of all cross-attentions beside them, whatever the set
 P and whether layers are scanned: a checkpoint of one arrangement is a checkpoint of all, and a baseline's layers are
@@ -32,7 +32,7 @@ def stacked(count: int, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) 
 
 
 def split_stack(stack: nnx.Module, sizes: list[int]) -> list[nnx.Module]:
-    """The stack cut into shorter ones along the layer axis.
+    """Splits a stack into shorter ones along the layer axis.
 
     One `lax.split` for all pieces: its gradient is one concatenation, where indexing would add up padded copies.
     """
@@ -59,7 +59,7 @@ def apply_stack(
     `self_update(attention, x)` and `read_update(reader, x, memory)` give the residual updates; `memory` is
     `prepare(x)`, called once with the stream after the self-attention of the first reading layer. With `scan`, equal
     groups (a reading layer and the plain ones after it) run as one `lax.scan`; without, every layer is unrolled.
-    `pin` says where the stream between layers is held: it is what the backward pass keeps of every layer.
+    `pin` is the sharding constraint of the stream between layers, which the backward pass keeps for each layer.
     """
     rematerialized = _rematerialized(remat)
 
@@ -104,7 +104,7 @@ def _runs(count: int, reading: tuple[int, ...], scan: bool) -> list[tuple[int, i
         return [(1, 1, number in reading) for number in range(1, count + 1)]
     first, *sizes = [end - start for start, end in zip((1, *reading), (*reading, count + 1), strict=True)]
     runs = [(first, 1, False)]
-    if sizes:  # the first reading layer stands alone, since the encoder runs inside it
+    if sizes:  # the first reading layer is outside the scan, since the encoder runs inside it
         runs += [(1, 1, True), (sizes[0] - 1, 1, False)]
         runs += [(len(list(equal)), size, True) for size, equal in groupby(sizes[1:])]
     return [run for run in runs if run[0]]
@@ -119,7 +119,7 @@ def _first(stack: nnx.Module | None) -> nnx.Module | None:
 
 
 def _rematerialized(policy: str) -> Callable:
-    """What a layer computes again in its backward pass instead of storing: nothing, everything, all but products."""
+    """The remat policy of a layer: store all, recompute all, or recompute all but matmuls."""
     if policy == "none":
         return lambda step: step
     if policy == "full":

@@ -1,4 +1,4 @@
-"""What the processes of a run agree on: a value, an action's result, the checksum of what all have read."""
+"""Agreement between the processes of a run: a value, an action's result, the checksum of the data read by all."""
 
 import json
 import zlib
@@ -17,12 +17,12 @@ def share(value):
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    padded = np.resize(text, length)  # what the others give is not looked at
+    padded = np.resize(text, length)  # the values of the others are ignored
     return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))
 
 
 def joined_crc32(crc: int, size: int) -> int:
-    """The CRC-32 of what all processes read, one after the other, from that of `size` bytes on each; on all of them."""
+    """The CRC-32 of the concatenated data of all processes, from that of `size` bytes on each; the same on all."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils

@@ -1,4 +1,4 @@
-"""Several processes, one run: who takes part, by the command's flags or by the scheduler's environment."""
+"""The processes of a run, from the command's flags or from the scheduler's environment."""
 
 import os
 import re
@@ -16,7 +16,7 @@ class HostsError(ValueError):
 
 @dataclass(frozen=True)
 class Hosts:
-    """The processes of a run as this one sees them."""
+    """The processes of a run, from this one's view."""
 
     index: int = 0
     names: tuple[str, ...] = ()  # a host name, or "process I", for every process
@@ -39,7 +39,7 @@ def find_hosts(
     processes: int | None = None,
     process: int | None = None,
 ) -> Hosts | None:
-    """Who takes part, by flags or by the scheduler's environment; None where jax must ask the TPU's metadata itself.
+    """The processes, by flags or by the scheduler's environment; None where jax must ask the TPU's metadata itself.
 
     Raises:
       HostsError: flags that are incomplete or contradict each other, or an environment without what `mode` needs.
@@ -69,7 +69,7 @@ def _detect(environment: Mapping[str, str]) -> str:
 
 
 def _number(environment: Mapping[str, str], name: str, default: str | None = None) -> int:
-    """The whole number that an environment variable holds."""
+    """The integer in an environment variable."""
     text = environment.get(name, default)
     try:
         return int(text)
@@ -118,7 +118,7 @@ def _by_slurm(environment: Mapping[str, str]) -> Hosts:
     address = nodes[0]
     try:
         socket.getaddrinfo(address, port)
-    except OSError:  # a node name that is no host name: srun's own address, for a batch script runs on the first node
+    except OSError:  # not a host name: use srun's own address, because a batch script runs on the first node
         address = environment.get("SLURM_SRUN_COMM_HOST", address)
     shared = max(tasks) > 1
     return Hosts(index, names, f"{address}:{port}", number("SLURM_LOCALID") if shared else None)
@@ -153,7 +153,7 @@ def _by_gke(environment: Mapping[str, str]) -> Hosts:
         if not 0 <= value < count:
             raise HostsError(
                 f"{name} counts from 0, but is {value} of {count}: TPU_WORKER_HOSTNAMES and MEGASCALE_NUM_SLICES say how "
-                f"many there are. Unset what is left of another job, or name the processes by --hosts=flags."
+                f"many there are. Unset variables left by another job, or name the processes by --hosts=flags."
             )
     names = [
         here[worker] if part == number else f"worker {worker} of slice {part}"

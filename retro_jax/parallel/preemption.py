@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C), SIGTERM (a scheduler, `kill`) and SIGHUP (the terminal is gone), and what a command does about them.
+"""Handling of SIGINT (Ctrl-C), SIGTERM (a scheduler, `kill`) and SIGHUP (a closed terminal).
 
     with Signals(): ...                   the first one raises Interrupted: for work that loses nothing when it stops
     Preemption(processes)                 training continues to a step that it can save; its loops ask `reached`
@@ -18,11 +18,11 @@ from retro_jax.core.streams import fresh_line
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CODE = 75  # sysexits.h: a temporary failure, the user (or a scheduler) is invited to retry
-INTERRUPTED = 130  # a shell's for SIGINT: a person stopped it, so no scheduler starts it again by itself
+INTERRUPTED = 130  # a shell's code for SIGINT: a person stopped it, so no scheduler restarts it
 
 
 def exit_code(number: int) -> int:
-    """That of a command which a signal stopped, everything saved."""
+    """The exit code of a command that a signal stopped and that saved everything."""
     return INTERRUPTED if number == signal.SIGINT else EXIT_CODE
 
 
@@ -32,7 +32,7 @@ def name_of(number: int) -> str:
 
 @contextlib.contextmanager
 def kept_handlers():
-    """Gives the signals back to who had them: some libraries take them when they start."""
+    """Restores the signal handlers that a library replaced when it started."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
@@ -43,7 +43,7 @@ def kept_handlers():
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped work that needs no save. A KeyboardInterrupt, so that no `except Exception` on its way takes it."""
+    """A signal stopped work that needs no save. A KeyboardInterrupt, so that no `except Exception` catches it."""
 
     def __init__(self, number: int = signal.SIGINT):
         super().__init__(name_of(number))
@@ -51,7 +51,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Preempted(Exception):
-    """The work stopped because of a signal; the message says what is saved and how to go on."""
+    """The work stopped because of a signal; the message says what is saved and how to continue."""
 
     def __init__(self, message: str, number: int = signal.SIGTERM):
         super().__init__(message)
@@ -59,14 +59,14 @@ class Preempted(Exception):
 
 
 class LostHost(Exception):
-    """Another process of the run is gone; what was saved last is whole, and a restart goes on from there."""
+    """Another process of the run is gone; a restart continues from the last whole checkpoint."""
 
 
 class Signals:
-    """Listens while it is open, in the main thread (Python hears signals in no other).
+    """Handles signals while it is open, in the main thread (Python delivers them to no other).
 
     Args:
-      words: what is said at a signal, which then raises nothing; empty: the first signal raises Interrupted.
+      words: the message logged at a signal, which then raises nothing; empty: the first signal raises Interrupted.
       hear: called with the number of every signal at once, even while the main thread is in a long call of a library.
       leave: signals that another handler keeps.
     """
@@ -116,7 +116,7 @@ class Signals:
             raise Interrupted(number)
 
     def _listen(self) -> None:
-        """In a thread of its own: a handler of Python waits until the main thread returns from a library's long call."""
+        """Runs in its own thread, because a Python handler waits until the main thread returns from a library's long call."""
         while number := os.read(self._read, 1)[0]:
             if number not in self._before:
                 continue
@@ -125,21 +125,21 @@ class Signals:
             fresh_line()
             if self._words and not again:
                 once_more = "once more " if number == signal.SIGINT else "twice "
-                print(f"{name_of(number)}: {self._words}; Ctrl-C {once_more}ends it at once.", file=sys.stderr)
+                print(f"{name_of(number)}: {self._words}; Ctrl-C {once_more}stops it at once.", file=sys.stderr)
             if self._hear is not None:
                 with contextlib.suppress(Exception):
                     self._hear(number)
             if again:
-                print("Ctrl-C again: ended at once; what was finished before is whole.", file=sys.stderr)
+                print("Ctrl-C again: stopped at once; finished files are complete.", file=sys.stderr)
                 os._exit(INTERRUPTED)
 
 
 class Preemption:
-    """For a loop that asks `reached` once a turn, in the same order on every process, and saves where it is True.
+    """A preemption notice for a loop that calls `reached` once a turn on every process and saves where it is True.
 
     It answers True at a turn that all processes agree on, so that all save the same step. With several processes jax
     carries the notice between them, of SIGTERM alone, which it catches itself: the other signals are turned into that.
-    Listens from its making on; `close` gives the signals back.
+    It handles signals from its construction; `close` restores the handlers.
     """
 
     def __init__(self, processes: int):
@@ -177,7 +177,7 @@ class Preemption:
         return self.agreed
 
     def stop_here(self, verb: str) -> None:
-        """Raises Preempted where a notice came, for work that saves nothing on its way."""
+        """Raises Preempted after a notice, for work that has nothing to save."""
         if self.reached():
             raise Preempted(
                 f"stopped by {self.name}; nothing was half-written. Run the same `retro {verb}` again.",

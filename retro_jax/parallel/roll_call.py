@@ -1,8 +1,8 @@
 """Joining the processes of a run, and leaving it.
 
-`start` comes before anything else touches jax. jax's own start-up ends a process that waits in vain without naming the
-one that is missing, so a roll call on the coordinator's port comes first: process 0 answers when all have called, or
-names those that have not. Nothing is written before everybody is there.
+`start` must run before anything else uses jax. jax's own start-up aborts a process that waits too long without naming the
+missing one, so a roll call on the coordinator's port runs first: process 0 answers when all have called, or
+names those that have not. Nothing is written before all have joined.
 """
 
 import json
@@ -50,24 +50,24 @@ def started() -> bool:
 
 
 def leave_together() -> None:
-    """Parts from the other processes when all have come to this point."""
+    """Leaves the other processes when all have reached this point."""
     if started():
         sys.modules["jax"].distributed.shutdown()
 
 
 def leave_alone(code: int) -> None:
-    """Ends this process at once if it has not left together with the others: they may never come to that point."""
+    """Exits this process at once if it has not left together with the others, who may never reach that point."""
     if not started():
         return
     sys.stdout.flush()
     sys.stderr.flush()
     if sys.modules["jax"].process_index() == 0 and code != EXIT_CODE:
-        time.sleep(2)  # jax ends the others when this process goes: let them say why they stop
+        time.sleep(2)  # jax aborts the others when this process exits: give them time to log why they stop
     os._exit(code)
 
 
 def end_within(seconds: float, code: int) -> None:
-    """Ends this process with `code` if it is still there after `seconds`: threads of a library may never end."""
+    """Exits this process with `code` if it still runs after `seconds`: a library's threads may never end."""
 
     def end():
         time.sleep(seconds)
@@ -78,7 +78,7 @@ def end_within(seconds: float, code: int) -> None:
 
 
 def roll_call(hosts: Hosts, timeout: float) -> None:
-    """Returns on every process when all are there; raises HostsError on all of them when one is not."""
+    """Returns on every process when all have joined; raises HostsError on all of them when one is missing."""
     deadline = time.monotonic() + timeout
     missing = _take_calls(hosts, deadline) if hosts.index == 0 else _call(hosts, deadline)
     if missing:
@@ -92,7 +92,7 @@ def roll_call(hosts: Hosts, timeout: float) -> None:
 
 
 def _take_calls(hosts: Hosts, deadline: float) -> list[int]:
-    """Process 0: waits for a call of every other process, then answers all; the numbers of those that did not call."""
+    """Process 0: waits for every other process to call, then answers all; returns the numbers of those that did not."""
     port = int(hosts.coordinator.rsplit(":", 1)[1])
     callers: dict[int, socket.socket] = {}
     both = socket.has_dualstack_ipv6()
@@ -111,7 +111,7 @@ def _take_calls(hosts: Hosts, deadline: float) -> list[int]:
                 caller = server.accept()[0]
                 caller.settimeout(5)
                 greeting, index, count = caller.recv(100).decode().split()
-            except (OSError, ValueError):  # nobody, or somebody else
+            except (OSError, ValueError):  # no process, or another program
                 continue
             if greeting == GREETING and int(count) == hosts.count:
                 callers[int(index)] = caller
@@ -123,7 +123,7 @@ def _take_calls(hosts: Hosts, deadline: float) -> list[int]:
 
 
 def _call(hosts: Hosts, deadline: float) -> list[int]:
-    """Another process: calls process 0 until it answers with who is missing; [0] where it never does."""
+    """Other processes: call process 0 until it answers with the missing numbers; [0] if it never does."""
     host, port = hosts.coordinator.rsplit(":", 1)
     while (left := deadline + GRACE - time.monotonic()) > 0:
         try:
@@ -132,7 +132,7 @@ def _call(hosts: Hosts, deadline: float) -> list[int]:
                 server.sendall(f"{GREETING} {hosts.index} {hosts.count}\n".encode())
                 if answer := server.makefile().readline():
                     return json.loads(answer)
-        except (OSError, ValueError):  # nobody yet, or another program
+        except (OSError, ValueError):  # no process yet, or another program
             time.sleep(0.2)
     return [0]
 

@@ -1,4 +1,4 @@
-"""What a process sets before jax starts."""
+"""Settings of a process that must be made before jax starts."""
 
 import ctypes
 import importlib.util
@@ -11,11 +11,11 @@ KEEP_EVERYTHING = 2**31 - 1
 
 
 def keep_memory() -> bool:
-    """Lets this process keep freed memory instead of giving it back to the system; True where that was set.
+    """Makes glibc keep freed memory instead of returning it to the system; True if it was set.
 
     XLA's CPU backend frees its buffers after every step, and glibc returns large ones at once: each step then faults
-    every page in anew. One arena, no mapped blocks and no trimming take a quarter off the CPU time of a small step, for
-    about twice the resident memory (docs/decisions/model.md). It must come before jax makes its threads. Left alone are
+    all its pages in again. One arena, no mapped blocks and no trimming take a quarter off the CPU time of a small step, for
+    about twice the resident memory (docs/decisions/model.md). It must come before jax makes its threads. It changes nothing for
     other C libraries, machines with an accelerator, and users who tune the allocator themselves.
     """
     tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)

@@ -1,7 +1,7 @@
-"""The device mesh and who holds what on it. The only file that names mesh axes.
+"""The device mesh and the sharding of every array. The only file that names mesh axes.
 
 Three axes: `data` copies the parameters, `fsdp` cuts them along the width and gathers a layer when it runs, `tensor`
-cuts heads, feed-forward and vocabulary so that a layer's products are shared. A batch is cut over data and fsdp
+cuts heads, feed-forward and vocabulary so that a layer's matmuls are shared. A batch is cut over data and fsdp
 together. Axes are of the Auto kind: the compiler spreads these few decisions over the step, and the step pins the
 stream once (`pin_stream`).
 
@@ -70,9 +70,7 @@ def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
     sizes, kinds = tuple(mesh_sizes(config, len(devices)).values()), (AxisType.Auto,) * 3
     try:
         return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
-    except (
-        NotImplementedError
-    ):  # the sizes are no products of the torus' sides: an axis then shares a side with another
+    except NotImplementedError:  # a size is not a product of the torus' sides: an axis then shares a side with another
         return Mesh(
             mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES, axis_types=kinds
         )
@@ -134,7 +132,7 @@ def _leaf_spec(path, leaf) -> PartitionSpec:
 
 
 def shardings(tree, mesh: Mesh):
-    """NamedShardings of any tree whose dicts are parameters or mirror them (moments); scalars are on every device."""
+    """NamedShardings of any tree whose dicts are parameters or mirror them (moments); scalars are replicated."""
 
     def leaf_sharding(path, leaf):
         spec = PartitionSpec() if len(leaf.shape) == 0 else _leaf_spec(_dict_path(path), leaf)
@@ -148,7 +146,7 @@ def _dict_path(path):
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """How every array of a batch is cut: by sequences."""
+    """The sharding of a batch's arrays: by sequences."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -163,10 +161,10 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def pin_stream(stream: jax.Array, mesh: Mesh, looked_up: bool = False) -> jax.Array:
-    """Keeps a [B, ..., D] stream cut by sequences only: left alone, the compiler may copy it to every device.
+    """Constrains a [B, ..., D] stream to be cut by sequences only; otherwise the compiler may replicate it.
 
     Rows looked up in an embedding are cut along the width first, as the table is: then the tokens travel and the rows
-    come back. Left alone, the table would be gathered whole for them, and its gradient summed whole on every device.
+    come back. Otherwise every device would gather the full table and sum its full gradient.
     """
     if mesh.size == 1:
         return stream
@@ -177,7 +175,7 @@ def pin_stream(stream: jax.Array, mesh: Mesh, looked_up: bool = False) -> jax.Ar
 
 
 def pin_parameters(tree, mesh: Mesh):
-    """Keeps a tree of gradients cut like its parameters: left alone, sums of them may stand whole on every device."""
+    """Constrains gradients to be cut like their parameters; otherwise their sums may be replicated."""
     return tree if mesh.size == 1 else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
@@ -188,5 +186,5 @@ def describe(mesh: Mesh, model: ModelConfig) -> str:
 
 
 def on_one_device() -> SingleDeviceSharding:
-    """Everything on this process's first device: for evaluation and sampling."""
+    """Puts everything on this process's first device, for evaluation and sampling."""
     return SingleDeviceSharding(jax.local_devices()[0])

@@ -1,9 +1,9 @@
-"""What every process is doing, and a loud word when one of them does nothing for too long.
+"""Heartbeats of every process, and a report of all stacks when one makes no progress for too long.
 
 The loop says `watchdog.phase("read a batch", step)` as it goes along. A thread writes that to WORKDIR/hosts/PROCESS.json
 every few seconds, so that a process that waits for the others can name the one that hangs, and when nothing moved for
 `config.train.stall_seconds` it prints phase, host, step and every stack to standard error and to
-WORKDIR/stall-PROCESS.txt. It ends nothing: a scheduler or a person decides that.
+WORKDIR/stall-PROCESS.txt. It stops nothing: a scheduler or a person decides that.
 """
 
 import os
@@ -22,12 +22,12 @@ BEAT = ("host", "phase", "step", "moved", "written")  # what `describe` reads of
 
 
 class Watchdog:
-    """The thread and its facts.
+    """The watchdog thread and its state.
 
     Args:
       workdir: shared by all processes.
       process, processes: this one's number, and how many there are.
-      stall_seconds: without a new phase or step; 0 never speaks up.
+      stall_seconds: without a new phase or step; 0 turns the report off.
     """
 
     def __init__(self, workdir: Path, process: int, processes: int, stall_seconds: float):
@@ -41,13 +41,13 @@ class Watchdog:
         self._thread.start()
 
     def phase(self, name: str, step: int | None = None) -> None:
-        """Something moved: the loop is now at `name` (and at `step`, where it is another one)."""
+        """Records progress: the loop is now at `name` (and at a new `step` if given)."""
         step = self.facts.get("step", 0) if step is None else step
         self.facts = {**self.facts, "phase": name, "step": step, "moved": time.time()}
         self.spoken = False
 
     def close(self, phase: str) -> None:
-        """Ends the thread and leaves `phase` ("done", "preempted", "failed: ...") as the last word."""
+        """Ends the thread and records `phase` ("done", "preempted", "failed: ...") as the last one."""
         self.phase(phase)
         self._ended.set()
         self._thread.join()
@@ -85,16 +85,16 @@ class Watchdog:
             file.write(text)
 
     def describe_others(self) -> str:
-        """One line: the last word of every other process, and how to go on."""
+        """One line: the last heartbeat of every other process, and how to continue."""
         beats = read_beats(self.workdir, self.processes)
         others = [describe(beats[process], process) for process in range(self.processes) if process != self.process]
         return (
             f"another process of this run is gone ({'; '.join(others)}). The last whole checkpoint stays: the same "
-            f"command on every host goes on from it."
+            f"command on every host continues from it."
         )
 
     def _others(self) -> list[str]:
-        """What the heartbeat files say about the other processes, and which one all are waiting for."""
+        """Describes the heartbeats of the other processes and names the one that all wait for."""
         if self.processes == 1:
             return []
         beats = read_beats(self.workdir, self.processes)
@@ -113,7 +113,7 @@ def stacks() -> list[str]:
 
 
 def read_beats(workdir: Path, processes: int) -> dict[int, dict | None]:
-    """Each process's last heartbeat; None where there is none that can be read."""
+    """Each process's last heartbeat; None if it cannot be read."""
     beats = {}
     for process in range(processes):
         try:

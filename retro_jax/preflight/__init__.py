@@ -1,4 +1,4 @@
-"""Does a training step fit on devices that are not there, and what would it cost: by the compiler, and by formulas.
+"""Memory and cost of a training step on devices that you do not have: by the compiler, and by formulas.
 
 Read report, compile, estimate, hlo, remedies. It imports config, core, data, models, parallel, presets and train.
 """

@@ -1,7 +1,7 @@
-"""The real training step, compiled for devices that need not be there, in a process of its own.
+"""Compiles the real training step for devices that need not exist, in a process of its own.
 
 A process of its own, because the number of virtual CPU devices is set before jax starts, because libtpu belongs to one
-platform and stays loaded, and because a compiler that gives up takes its process along.
+platform and stays loaded, and because a compiler that fails may end its process.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ UNITS = {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2.0**10}
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one step; memory in GiB a device, FLOPs and bytes of one step a device."""
+    """The compiler's figures for one step; memory in GiB a device, FLOPs and bytes of one step a device."""
 
     fits: bool
     seconds: float  # to trace, lower and compile
@@ -38,7 +38,7 @@ class Compiled:
     arguments_gib: float = 0.0  # parameters, moments, batch; given back in place
     temporaries_gib: float = 0.0
     program_gib: float = 0.0
-    flops: float = 0.0  # counted in the traced step, every turn of every loop
+    flops: float = 0.0  # counted in the traced step, every iteration of every loop
     once_flops: float = 0.0  # of the compiler's own cost analysis: the body of a loop counts once
     collectives: dict = dataclasses.field(default_factory=dict)  # kind -> {"count", "bytes"}
 
@@ -96,14 +96,14 @@ def compile_step(
         if not answer.exists():
             end = "\n".join((process.stderr or process.stdout).strip().splitlines()[-8:])
             raise ValueError(f"The compiler for {topology.name} failed (exit code {process.returncode}):\n{end}")
-        found = read_json(answer, "The compiler's process was ended; run the same command again.")
+        found = read_json(answer, "The compiler's process was killed; run the same command again.")
     if "error" in found:
         raise ValueError(found["error"])
     return Compiled(**found)
 
 
 def parse_out_of_memory(message: str) -> tuple[float, float] | None:
-    """(GiB wanted, GiB there are) of a TPU compiler's message; None where it says something else."""
+    """(GiB needed, GiB available) of a TPU compiler's message; None for other messages."""
     found = next((match for form in OUT_OF_MEMORY if (match := form.search(message))), None)
     if found is None:
         return None
@@ -112,7 +112,7 @@ def parse_out_of_memory(message: str) -> tuple[float, float] | None:
 
 
 def _answer(request: dict) -> dict:
-    """In the process of its own: compiles and reports."""
+    """The entry point of the process: compiles and reports."""
     import jax
 
     from retro_jax.preflight import hlo
@@ -166,7 +166,7 @@ def _devices(topology: Topology):
 
     if topology.chip.name == "cpu":
         return jax.devices()
-    # The two cores of a v4 chip work as one device; the later chips are so by themselves.
+    # The two cores of a v4 chip work as one device; later chips do so by default.
     options = {"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices
 

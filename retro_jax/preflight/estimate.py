@@ -1,8 +1,8 @@
-"""What a training step costs, from shapes alone: memory a device, FLOPs, bytes to and from memory and between devices.
+"""Estimates a training step from shapes alone: memory a device, FLOPs, memory traffic and traffic between devices.
 
 Memory of parameters, moments and gradients is exact. That of activations and temporaries is a model of what the step
 keeps (what a layer's backward pass needs) and of the largest thing it works on (attention scores, feed-forward, a block
-of logits); docs/measured/scaling.md holds it against the compiler. Times are a roofline: the largest of products at the chip's
+of logits); docs/measured/scaling.md compares it with the compiler. Times are a roofline: the largest of products at the chip's
 peak, memory traffic and traffic between devices at theirs. A real step takes longer.
 """
 
@@ -128,7 +128,7 @@ class Roofline:
 
 
 def roofline(run: RunConfig, topology: Topology, sizes: dict[str, int]) -> Roofline | None:
-    """The least a step can take on this topology; None for `cpu`, whose rates are not known."""
+    """The lower bound of a step's time on this topology; None for `cpu`, whose rates are unknown."""
     chip, tokens = topology.chip, run.train.batch * run.model.sequence_length
     if not chip.peak_flops:
         return None

@@ -1,7 +1,7 @@
-"""What a program costs, read from the program: FLOPs of a traced step, collectives of a compiled one.
+"""Counts FLOPs in a traced step and collectives in a compiled one.
 
-The compiler's own cost analysis counts the body of a loop once. Here every loop counts as often as it turns: a scan's
-length stands in the traced program, a while's in the compiled text.
+The compiler's own cost analysis counts the body of a loop once. Here a body counts once for each iteration: a scan's
+length is in the traced program, a while's in the compiled text.
 """
 
 import math
@@ -14,7 +14,7 @@ BYTES |= {"s64": 8, "u64": 8}
 
 
 def traced_flops(jaxpr) -> float:
-    """Floating-point operations of all matrix products of a jaxpr, whole arrays (not a device's part)."""
+    """FLOPs of all matmuls of a jaxpr, for full arrays (not a device's part)."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -83,7 +83,7 @@ def _turns(computations: dict[str, list[str]]) -> dict[str, int]:
 
 
 def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
-    """Of a while: as the compiler notes it, or else the largest constant that its condition compares with."""
+    """The iterations of a while: as the compiler notes them, or else the largest constant in its condition."""
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(found[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)[1]

@@ -1,4 +1,4 @@
-"""What makes a step fit that does not: changes of mesh, remat, accumulation and loss block, each tried."""
+"""Searches for changes of mesh, remat, accumulation and loss block that make a step fit."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ SMALL_BLOCK = 2048  # vocabulary entries; smaller ones leave the matrix units id
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change, in words and as flags, and what it comes to."""
+    """A change, as text and as flags, and its estimated memory."""
 
     name: str
     flags: str
@@ -26,7 +26,7 @@ class Remedy:
 
 
 def remedies(run: RunConfig, topology: Topology) -> list[Remedy]:
-    """Each change alone as far as it goes, then pairs and more of them; the least change first, then the least memory."""
+    """Tries each change alone, then combinations; sorted by the number of changes, then by memory."""
     devices, live_scores = topology.devices, topology.chip.live_scores
     kinds = {name: list(change(run, devices)) for name, change in CHANGES.items()}
     found = []
@@ -44,7 +44,7 @@ def remedies(run: RunConfig, topology: Topology) -> list[Remedy]:
 
 
 def _mesh(run: RunConfig, devices: int, axis: str) -> Iterator[RunConfig]:
-    """More on `axis` at the cost of data, in doublings, as far as sizes allow."""
+    """Doubles `axis` at the cost of data, as far as sizes allow."""
     sizes = mesh_sizes(run.train.mesh, devices)
     while sizes["data"] % 2 == 0 or (axis == "tensor" and sizes["fsdp"] % 2 == 0):
         give = "data" if sizes["data"] % 2 == 0 else "fsdp"

@@ -1,4 +1,4 @@
-"""`retro preflight`: does a training step fit on a slice that is not there, and what would it cost?"""
+"""The report of `retro preflight`: whether a training step fits on a slice, and what it costs."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,9 +27,9 @@ def preflight(
     """The report as plain JSON values; memory is in GiB a device, times in seconds of one step.
 
     Args:
-      compiling: compile the step too; what the compiler says then replaces the estimate of memory.
+      compiling: compile the step too; the compiler's figures then replace the estimate of memory.
       say: takes a line of progress.
-      recipes: apply the recipe of this size and topology, if there is one, in place of the config's own values.
+      recipes: apply the recipe of this size and topology, if there is one, instead of the config's own values.
 
     Raises:
       ValueError: sizes that the mesh cannot cut, or no compiler for the topology.
@@ -80,7 +80,7 @@ def _times(run: RunConfig, topology: Topology, sizes: dict[str, int]) -> dict:
 
 
 def _compiled(found: Compiled, estimate: dict) -> dict:
-    """What of the report the compiler knows better."""
+    """The entries of the report that the compiler's figures replace."""
     held = {name: estimate[name] for name in ("parameters", "moments")}
     if found.temporaries_gib or found.program_gib:
         # The compiler counts gradients among its temporaries; so they are taken out of them here.
@@ -107,7 +107,7 @@ def _compiled(found: Compiled, estimate: dict) -> dict:
 
 
 def _tried(run: RunConfig, topology: Topology, compiling: bool, say) -> list[dict]:
-    """The changes that were tried: all by the estimate, the first that mend it by the compiler too."""
+    """The changes that were tried: all by the estimate, the first that fit by the compiler too."""
     found = remedies(run, topology)
     rows = {remedy.name: remedy.row(topology.memory_gib) for remedy in found}
     singles = [row for name, row in rows.items() if " + " not in name]
@@ -131,7 +131,7 @@ def _choices(run: RunConfig) -> str:
 
 
 def report_text(report: dict) -> str:
-    """The report for a reader."""
+    """The report as text."""
     memory, parameters, times = report["memory_gib"], report["parameters"], report["roofline"]
     gap = memory["limit"] - memory["total"]
     parts = {name: size for name, size in memory.items() if name not in ("total", "limit", "by", "estimated_total")}

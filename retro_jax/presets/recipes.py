@@ -2,7 +2,7 @@
 
     retro train --config=configs/retro.py:7b5,v5p-8x8x4 --workdir=...       # the word after the size takes a recipe
 
-What each comes to (GiB a device by compiler or estimate, roofline) is in docs/measured/scaling.md, which `make scaling` writes.
+Memory and roofline of each are in docs/measured/scaling.md, which `make scaling` writes.
 """
 
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class Recipe:
 
 
 def _recipes(size: str, batch: int, slices: dict[str, tuple[int, int, int]], sequences: int = 1) -> list[Recipe]:
-    """So many sequences a device and micro-batch: their attention scores are what decides."""
+    """The recipe with this many sequences a device and micro-batch, whose attention scores decide the memory."""
     return [
         Recipe(size, name, MeshConfig(*mesh), accumulation=batch // (mesh[0] * mesh[1] * sequences))
         for name, mesh in slices.items()
@@ -70,7 +70,7 @@ def size_of(model: ModelConfig) -> str | None:
 
 
 def recipe_for(run: RunConfig, topology: Topology) -> Recipe | None:
-    """The recipe of this run's size on this topology, where there is one and the config has no values of its own."""
+    """The recipe of this run's size on this topology, if there is one and the config has no values of its own."""
     usual = ModelConfig()
     own = run.train.mesh != MeshConfig() or run.train.accumulation != 1
     own = own or (run.model.remat, run.model.loss_block) != (usual.remat, usual.loss_block)

@@ -25,7 +25,7 @@ class Size:
 
     @property
     def retrieval_layers(self) -> tuple[int, ...]:
-        """P: every third layer from 6. The paper's parameter counts decide for it against its Table 10."""
+        """P: every third layer from 6, as the paper's parameter counts imply; its Table 10 differs."""
         return tuple(range(6, self.layers + 1, 3))
 
 
@@ -82,7 +82,7 @@ def paper_config(argument: str, sizes: dict[str, Size]) -> ConfigDict:
     set_size(config, sizes[named[0]])
     if sizes is BASELINE:
         config.model.retrieval_layers = ()
-    # MassiveText is not public. Here stands text that installs anywhere; give your own by configs/own_text.py.
+    # MassiveText is not public. These packages install anywhere; configs/own_text.py takes your own text.
     config.data.sources = sources(PACKAGES)
     if "smoke" in words:
         shrink(config)
@@ -114,7 +114,7 @@ def sources(packages: Iterable[str], **limits: int) -> ConfigDict:
 
 
 def shrink(config: ConfigDict) -> None:
-    """The same kinds of layers and the same path at a laptop's size: minutes from text to a trained model."""
+    """Shrinks sizes and steps to a laptop's: the same kinds of layers, minutes from text to a trained model."""
     config.model.update(
         vocabulary=1_024,
         sequence_length=64,

@@ -1,6 +1,6 @@
-"""The accelerators that a run can be planned for, and how a slice of them is named: `v5p:8x8x4`, `h100:8`, `cpu:8`.
+"""The accelerators that a run can be planned for, by name of a slice: `v5p:8x8x4`, `h100:8`, `cpu:8`.
 
-Figures are those the makers publish, a device each: what JAX calls a device is one chip on v4 and v5p too, whose two
+Figures are the makers' published ones for a device. A JAX device is one chip, on v4 and v5p too, whose two
 cores act as one ("megacore"). TPU memory is what the compiler lets a program use, which is a little below the chip's.
 """
 
@@ -30,7 +30,7 @@ class Chip:
     link_bandwidth: float  # bytes out of the device over all its links, one way
     compiles: bool = True  # whether a compiler for it works without it
     live_scores: int = (
-        LIVE_SCORES  # fitted to what the compiler said in docs/measured/scaling.md; within a quarter for most sizes
+        LIVE_SCORES  # fitted to the compiler's figures in docs/measured/scaling.md; within a quarter for most sizes
     )
 
     @property
@@ -88,7 +88,7 @@ class Topology:
 
     @property
     def memory_gib(self) -> float:
-        """What one device's program may use; virtual CPU devices share the memory of this machine."""
+        """Memory that one device's program may use; virtual CPU devices share this machine's."""
         if self.chip.name != "cpu":
             return self.chip.memory_gib
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB / self.devices

@@ -1,4 +1,4 @@
-"""A run directory's own facts: the config it belongs to, what it reads, which versions made it.
+"""The files that identify a run: its config, the fingerprints of its data, and the versions that made it.
 
 config.json    the resolved config        metrics.jsonl, events.*   metrics.py
 versions.json  packages, git revision     checkpoints/              checkpoints.py
@@ -6,7 +6,7 @@ versions.json  packages, git revision     checkpoints/              checkpoints.
 hosts/, stall-*.txt   watchdog.py         saved.json                restart.py
 profile/              a trace, if asked   train.lock                lock.py
 
-NAME.damaged-N is what a file of these held that could not be read, before.restart-N/ what `--restart` moved aside.
+NAME.damaged-N is a damaged file that was replaced; before.restart-N/ holds what `--restart` moved aside.
 """
 
 import json
@@ -28,15 +28,15 @@ from retro_jax.run_directory.identity import differing_fields
 from retro_jax.run_directory.plain_path import require_path
 from retro_jax.run_directory.restart import begin_notes, signs_of_progress
 
-REWRITE = "The `retro train` command of the run writes it anew, where a whole checkpoint has that config."
+REWRITE = "The `retro train` command of the run rewrites it if a whole checkpoint has that config."
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def data_directory(run: RunConfig, workdir: Path) -> Path:
-    """Where the stages of `retro build` are.
+    """The directory of the stages of `retro build`.
 
     Raises:
-      ValueError: not there.
+      ValueError: it does not exist.
     """
     directory = Path(run.data.directory or Path(workdir) / "data")
     if not (directory / "joined").is_dir():
@@ -49,7 +49,7 @@ def data_directory(run: RunConfig, workdir: Path) -> Path:
 
 
 def fingerprints(data: Path) -> dict[str, str]:
-    """What a run's numbers depend on besides its config: tokenizer, database with its neighbors, joined shards.
+    """Fingerprints of the data that a run depends on: tokenizer, database with neighbors, joined shards.
 
     Raises:
       StageError: an unfinished stage, or shards cut with another tokenizer than the one beside them.
@@ -59,10 +59,10 @@ def fingerprints(data: Path) -> dict[str, str]:
     if (data / "chunks" / "manifest.json").exists():
         chunks = read_manifest(data / "chunks", "chunks", verify=False)
         require_fingerprint(
-            "chunks stage", chunks.fingerprint, joined.inputs["chunks"], f"{data} mixes two builds; build it anew."
+            "chunks stage", chunks.fingerprint, joined.inputs["chunks"], f"{data} mixes two builds; build it again."
         )
         require_fingerprint(
-            "tokenizer", tokenizer.fingerprint, chunks.inputs["tokenizer"], f"{data} mixes two builds; build it anew."
+            "tokenizer", tokenizer.fingerprint, chunks.inputs["tokenizer"], f"{data} mixes two builds; build it again."
         )
     return {
         "tokenizer": tokenizer.fingerprint,
@@ -72,7 +72,7 @@ def fingerprints(data: Path) -> dict[str, str]:
 
 
 def token_bytes(data: Path, model: ModelConfig) -> Int[np.ndarray, "V"]:
-    """UTF-8 bytes that each entry of the vocabulary stands for.
+    """The UTF-8 bytes of each entry of the vocabulary.
 
     Raises:
       ValueError: the model has another vocabulary than the tokenizer, or the file is not the one that the stage wrote.
@@ -88,16 +88,16 @@ def token_bytes(data: Path, model: ModelConfig) -> Int[np.ndarray, "V"]:
 
 
 def identity(run: RunConfig, fingerprints: Mapping[str, str]) -> dict:
-    """What a checkpoint carries to be refused by another run."""
+    """The identity that a checkpoint stores, so that another run refuses it."""
     config = to_dict(run)
     return {"config": {name: config[name] for name in ("model", "train")}, "fingerprints": dict(fingerprints)}
 
 
 def check_claim(workdir: Path, run: RunConfig) -> None:
-    """Refuses a directory of another run; writes nothing.
+    """Raises ValueError for a directory of another run; writes nothing.
 
-    A config of which nothing came, neither a record nor a checkpoint, is in nobody's way. A config.json that is damaged
-    or lost is no obstacle: the checkpoints name the config that they belong to.
+    A config without any record or checkpoint may be replaced. A config.json that is damaged
+    or lost does not matter: the checkpoints name the config that they belong to.
 
     Raises:
       ValueError: the directory belongs to another config; every differing field is named, and nothing is touched.
@@ -107,7 +107,7 @@ def check_claim(workdir: Path, run: RunConfig) -> None:
     try:
         found = _read_sections(workdir / "config.json") or wanted
     except ValueError:
-        return  # `claim` puts it aside
+        return  # `claim` renames it
     fields = [line for name in ("model", "train") for line in differing_fields(found[name], wanted[name], f"{name}.")]
     if fields and signs_of_progress(workdir, 0):
         raise ValueError(
@@ -133,7 +133,7 @@ def _read_sections(path: Path) -> dict | None:
 
 
 def _require_kinds(workdir: Path) -> None:
-    """Raises ValueError where a folder has the name of a file of ours, or the other way round."""
+    """Raises ValueError where a folder has the name of one of our files, or a file that of a folder."""
     for name in ("config.json", "versions.json", "seconds.json", "saved.json", "metrics.jsonl"):
         if (path := workdir / name).is_dir():
             raise ValueError(f"{path} must be a file, but is a folder; move it away or use another --workdir.")
@@ -142,10 +142,10 @@ def _require_kinds(workdir: Path) -> None:
 
 
 def claim(workdir: Path, run: RunConfig, fingerprints: Mapping[str, str], step: int = 0) -> None:
-    """Writes config.json and versions.json, and saved.json where there is none, once all that could refuse has passed.
+    """Writes config.json, versions.json and, if missing, saved.json; called after all checks have passed.
 
     Args:
-      step: of the checkpoint that the run goes on from.
+      step: of the checkpoint that the run continues from.
     """
     path = workdir / "config.json"
     try:

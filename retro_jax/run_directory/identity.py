@@ -1,8 +1,8 @@
-"""What makes two starts one run: every field of its config that changes what the numbers mean."""
+"""The identity of a run: the config fields that may not change between two starts."""
 
 from collections.abc import Mapping
 
-# What may change between two runs that continue each other: none of it changes the numbers' meaning.
+# Fields that may change between starts of one run: none of them changes the meaning of its numbers.
 FREE_FIELDS = {
     "train.mesh",
     "train.log_every",
@@ -26,7 +26,7 @@ FREE_FIELDS = {
 
 
 def differing_fields(found: Mapping, wanted: Mapping, prefix: str = "") -> list[str]:
-    """One line per leaf of nested dicts that differs and matters (`FREE_FIELDS` do not)."""
+    """Lists the differing leaves of nested dicts that matter (`FREE_FIELDS` do not)."""
     lines = []
     for key in sorted(set(found) | set(wanted)):
         one, other, where = found.get(key), wanted.get(key), f"{prefix}{key}"

@@ -1,4 +1,4 @@
-"""Paths that libraries take for something else than a path: which those are, and another name for them."""
+"""Works around paths that orbax and tensorstore misread (glob patterns, backslashes) by a link to them."""
 
 import atexit
 import functools
@@ -12,7 +12,7 @@ from retro_jax.parallel.agreement import on_first
 
 # No pattern for glob, no backslash, no name that is not UTF-8, no root that etils takes for a bucket's URL.
 PLAIN = re.compile(r"(?!/(gs|s3|az|hf)/)[\w./=,+@ -]*")
-LONGEST = 3500  # bytes; the system takes 4096, and names of some hundred come behind
+LONGEST = 3500  # bytes; the system allows 4096, and file names of a few hundred follow
 
 
 def require_path(path: Path, where: str) -> None:
@@ -23,7 +23,7 @@ def require_path(path: Path, where: str) -> None:
     except UnicodeDecodeError:
         raise ValueError(f"{where}={str(path)!r} must be UTF-8, but is {name!r}; rename the folder.") from None
     if len(name) > LONGEST:
-        raise ValueError(f"{where} has {len(name):,} bytes, and at most {LONGEST:,} are possible: {str(path)[:80]}…")
+        raise ValueError(f"{where} has {len(name):,} bytes; at most {LONGEST:,} are possible: {str(path)[:80]}…")
 
 
 def plain_path(directory: Path) -> Path:
@@ -34,7 +34,7 @@ def plain_path(directory: Path) -> Path:
     the paths), and goes with the process.
 
     Raises:
-      ValueError: there is no place for the link.
+      ValueError: the link cannot be made.
     """
     if PLAIN.fullmatch(str(directory)):
         return directory
@@ -48,7 +48,7 @@ def plain_path(directory: Path) -> Path:
                 raise
     except OSError as error:
         raise ValueError(
-            f"{directory} has characters that orbax cannot read, and the link to it that helps could not be made: {error}. "
+            f"{directory} has characters that orbax cannot read, and the link that works around this could not be made: {error}. "
             f"Give another --workdir, or set TMPDIR to a folder with a plain name that can be written to."
         ) from None
     return link

@@ -1,7 +1,7 @@
-"""A run that got somewhere and has no whole checkpoint left is not started from step 0 unless the user says so.
+"""Stops a run that has made progress and has no whole checkpoint left, unless --restart is given.
 
 RUN/saved.json holds the step of the last checkpoint that became whole, 0 before the first. It lies outside of checkpoints/,
-so that it is still there when those are gone. Runs of before do not have it; their metrics speak for them.
+so that it survives when those are deleted. Runs of earlier versions lack it; their metrics are read instead.
 """
 
 import sys
@@ -16,35 +16,36 @@ PROGRESS = ("metrics.jsonl", "metrics.abandoned.jsonl", "seconds.json", "saved.j
 
 
 def note_saved(workdir: Path, step: int) -> None:
-    """Notes that the checkpoint of `step` is whole."""
+    """Records in saved.json that the checkpoint of `step` is whole."""
     write_json(Path(workdir) / "saved.json", {"step": step})
 
 
 def begin_notes(workdir: Path, step: int) -> None:
-    """Makes saved.json where there is none: `step` is that of the newest whole checkpoint, or 0."""
+    """Writes saved.json if it is missing; `step` is that of the newest whole checkpoint, or 0."""
     try:
         if read_object(workdir / "saved.json") is not None:
             return
     except ValueError as error:
-        set_aside(workdir / "saved.json", str(error), "it is made anew")
+        set_aside(workdir / "saved.json", str(error), "it is rewritten")
     note_saved(workdir, step)
 
 
 def tell_others(workdir: Path, step: int, restart: bool) -> None:
-    """Says of a run that goes on from `step` what its user may not expect."""
+    """Logs what the user of a run that continues from `step` may not expect."""
     if restart:
         print(
-            f"train: step {step} is saved whole, so the run goes on from there in spite of --restart.", file=sys.stderr
+            f"train: step {step} has a whole checkpoint, so the run continues from it in spite of --restart.",
+            file=sys.stderr,
         )
     if (saved := _saved_step(workdir)) is not None and saved > step:
         print(
-            f"checkpoint: step {saved} was saved, and is not there any more or damaged; going on from step {step}.",
+            f"checkpoint: step {saved} was saved and is now missing or damaged; continuing from step {step}.",
             file=sys.stderr,
         )
 
 
 def require_no_progress(workdir: Path, every: int, restart: bool = False) -> None:
-    """For a run without a whole checkpoint: lets it begin at step 0, or stops it.
+    """Lets a run without a whole checkpoint begin at step 0, or raises ValueError.
 
     Args:
       every: steps between checkpoints, for a run whose config.json does not say.
@@ -53,7 +54,7 @@ def require_no_progress(workdir: Path, every: int, restart: bool = False) -> Non
     Raises:
       ValueError: something in the directory shows progress; it is named, and what is wrong with each checkpoint.
     """
-    # The first save ends before the second begins: without a note of one, a run was killed before that.
+    # The first save ends before the second begins: without a record, the run was killed before that.
     noted = _saved_step(workdir) is not None
     every = _interval(workdir) or every
     signs = signs_of_progress(workdir, 2 * every if noted else every - 1)
@@ -65,7 +66,7 @@ def require_no_progress(workdir: Path, every: int, restart: bool = False) -> Non
         described = describe_faults(faults) or f"there is none in {workdir / 'checkpoints'}"
         raise ValueError(
             f"{workdir} shows progress ({'; '.join(signs)}), but no checkpoint is whole: {described}. Nothing was changed. "
-            f"Bring a whole checkpoint back, if you have a copy, and run the same command again. Or start again from step 0 "
+            f"Restore a whole checkpoint if you have a copy, and run the same command again. Or start again from step 0 "
             f"with --restart, which moves what is here to {aside}; or use another --workdir."
         )
     aside.mkdir()
@@ -76,7 +77,7 @@ def require_no_progress(workdir: Path, every: int, restart: bool = False) -> Non
 
 
 def signs_of_progress(workdir: Path, allowed: int) -> list[str]:
-    """What shows that a checkpoint was whole once, or that more than the `allowed` steps were trained; a phrase each."""
+    """Evidence that a checkpoint was whole once, or that more than `allowed` steps were trained, as phrases."""
     saved, folder, signs = _saved_step(workdir), workdir / "checkpoints", []
     if saved:
         signs.append(f"saved.json: step {saved} was saved")
@@ -92,7 +93,7 @@ def signs_of_progress(workdir: Path, allowed: int) -> list[str]:
 
 
 def _saved_step(workdir: Path) -> int | None:
-    """None where no note can be read."""
+    """The recorded step; None if it cannot be read."""
     try:
         step = (read_object(workdir / "saved.json") or {}).get("step")
     except ValueError:

@@ -1,8 +1,8 @@
-"""Which checkpoints of a run are whole, and which may be deleted. Files alone: neither jax nor orbax is needed here.
+"""Finds the whole checkpoints of a run and deletes old ones. It reads files only, without jax and orbax.
 
     RUN/checkpoints/STEP/            a checkpoint; STEP is written as a plain number: 12, not 012
     RUN/checkpoints/STEP.whole.json  size and SHA-256 of each of its files, written after them
-    RUN/checkpoints/STEP.broken-N    what stood in the way of a save
+    RUN/checkpoints/STEP.broken-N    a damaged one that a new save replaced
     RUN/checkpoints/STEP.pruned      being deleted
 
 A checkpoint is whole when its listing can be read, every listed file has its size and checksum, and what a restore opens
@@ -37,13 +37,13 @@ def steps(directory: Path) -> list[int]:
 
 
 def listing(path: Path) -> dict:
-    """What STEP.whole.json holds of a checkpoint, read back from the disk."""
+    """The content of STEP.whole.json, computed from the checkpoint's files on disk."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return {str(file.relative_to(path)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files}
 
 
 def find_fault(path: Path, checksums: bool = True) -> str | None:
-    """What is wrong with a checkpoint's folder; None where it is whole.
+    """The fault of a checkpoint's folder; None if it is whole.
 
     Args:
       checksums: compare the content of the files too, and not their sizes alone.
@@ -82,17 +82,17 @@ def _read_listing(path: Path) -> dict[str, tuple[int, str]] | str:
 
 
 def read_facts(path: Path) -> dict:
-    """What stands beside the arrays of a checkpoint: identity, step (in new ones), iterator, what health looks at."""
+    """The JSON of a checkpoint: identity, step (in new ones), iterator, the state of the spike limit."""
     return read_json(path / "run" / "data.json", "")
 
 
 def _not_of_this_step(path: Path) -> str | None:
-    """A copy under the name of another step is not that step's checkpoint. Old ones do not say which they are."""
+    """Raises ValueError for a copy under the name of another step. Old checkpoints do not store their step."""
     try:
         facts = read_facts(path)
         step, _ = facts.get("step", int(path.name)), facts["identity"]["config"]
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        return f"run/data.json is not of this program ({error})"
+        return f"run/data.json is not a retro_jax file ({error})"
     return None if step == int(path.name) else f"it holds step {step}"
 
 
@@ -109,11 +109,11 @@ def find_whole(directory: Path, at_most: int | None = None) -> tuple[int | None,
 
 
 def newest_whole(directory: Path, at_most: int | None = None) -> int | None:
-    """The newest step (up to `at_most`) whose checkpoint is whole; what is passed over is named on standard error."""
+    """The newest step (up to `at_most`) whose checkpoint is whole; those skipped are logged."""
     directory = Path(directory)
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
         if ".orbax-checkpoint-tmp" in path.name:
-            print(f"checkpoint: {path} was never finished; it is passed over.", file=sys.stderr)
+            print(f"checkpoint: {path} was never finished; it is skipped.", file=sys.stderr)
     step, faults = find_whole(directory, at_most)
     _pass_over(faults, step)
     return step
@@ -154,7 +154,7 @@ def describe_faults(faults: Mapping[int, str]) -> str:
 
 
 def make_way(path: Path) -> None:
-    """Makes the folder of the checkpoints; what is at `path` already is renamed, with its listing."""
+    """Makes the folder of the checkpoints and renames what exists at `path`, with its listing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.path.lexists(path):
         return
@@ -162,13 +162,13 @@ def make_way(path: Path) -> None:
     path.rename(aside)
     if whole_path(path).exists():
         whole_path(path).rename(whole_path(aside))
-    print(f"checkpoint: {path} stood in the way of a new save; it was renamed to {aside.name}.", file=sys.stderr)
+    print(f"checkpoint: {path} was replaced by a new save; it was renamed to {aside.name}.", file=sys.stderr)
 
 
 def prune(directory: Path, keep: Callable[[Sequence[Path]], Sequence[bool]], newest: int, verified: set[int]) -> None:
     """Deletes the whole checkpoints up to `newest` that `keep` does not keep.
 
-    What is not whole, later than `newest` or a link is neither shown to `keep` nor touched.
+    Those that are not whole, later than `newest` or links are neither given to `keep` nor deleted.
 
     Args:
       keep: says of whole checkpoints, oldest first, whether each stays.
@@ -192,7 +192,7 @@ def prune(directory: Path, keep: Callable[[Sequence[Path]], Sequence[bool]], new
 
 
 def _finish_deleting(directory: Path) -> None:
-    """Deletes what is named STEP.pruned, also of a process that was killed while it did so."""
+    """Deletes the folders named STEP.pruned, also those of a process that was killed meanwhile."""
     for path in sorted(directory.iterdir()):
         step, _, rest = path.name.partition(".")
         if STEP.fullmatch(step) and rest == "pruned" and path.is_dir() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""Training: the loop, the compiled step, the state, the optimizer, and what is logged and checked on the way.
+"""Training: the loop, the compiled step, the state, the optimizer, logging and checks.
 
 Read loop first: its docstring gives the order of one step. Then step, state, optimizer, step_log, metrics, health. What a
 run keeps on disk is in run_directory. It imports config, core, data, models, parallel and run_directory.

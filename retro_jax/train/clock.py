@@ -1,4 +1,4 @@
-"""Speed of a run: tokens a second, utilization, what the loop waited for, memory, and how well time was spent."""
+"""Speed of a run: tokens a second, utilization, waiting times, memory and goodput."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from retro_jax.core.side_files import read_object, set_aside
 from retro_jax.models.counts import flops_per_token
 from retro_jax.parallel.sharding import Mesh
 
-# What a record holds of this machine and not of the model: two runs may differ in it.
+# Keys of a record that describe the machine, not the model: they may differ between equal runs.
 OF_THE_MACHINE = (
     "tokens_per_second",
     "mfu",
@@ -46,7 +46,7 @@ class Clock:
         self.restart()
 
     def _read(self) -> dict:
-        """What seconds.json says of the starts before; nothing where it is not there or damaged."""
+        """The times of earlier starts from seconds.json; empty if it is missing or damaged."""
         try:
             found = read_object(self.path) or {"seconds": 0.0}
             if not all(isinstance(value, int | float) for value in found.values()) or "seconds" not in found:
@@ -58,7 +58,7 @@ class Clock:
             return {"seconds": 0.0}
 
     def restart(self) -> None:
-        """What went by since the last record (a check, compilation) is not a step's time."""
+        """Excludes the time since the last record (a check, compilation) from step times."""
         self.last, self.waited = time.perf_counter(), 0.0
 
     def record(self, step: int, steps: int, stalled: float) -> dict[str, float]:
@@ -84,7 +84,7 @@ class Clock:
         return record
 
     def seconds(self) -> float:
-        """Wall time of this process and of those before it, up to their last save of seconds.json."""
+        """Wall time of this process and of earlier ones, up to their last save of seconds.json."""
         return self.earlier + time.perf_counter() - self.started
 
     def save(self) -> None:
@@ -92,7 +92,7 @@ class Clock:
 
 
 def memory() -> dict[str, float]:
-    """`host_memory`: resident bytes of this process; `device_memory`: peak bytes of its first device, where it counts."""
+    """`host_memory`: resident bytes of this process; `device_memory`: peak bytes of its first device, if it reports them."""
     found = {}
     try:
         with open("/proc/self/statm") as file:

@@ -1,4 +1,4 @@
-"""Is the run well? A limit for gradient norms, and an alarm when retrieval does nothing for long."""
+"""Health of a run: a limit for gradient norms, and an alarm when retrieval has no effect."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from retro_jax.config import TrainConfig
 
 
 class DivergenceError(ValueError):
-    """The loss or a gradient is not finite any more, or rolling back does not help."""
+    """The loss or a gradient is not finite, or rolling back does not help."""
 
 
 class SpikeError(Exception):
@@ -42,22 +42,22 @@ class SpikeLimit:
         self.norms = [*self.norms, [step, norm]][-(self.window + 1) :]
 
     def limit(self, step: int) -> float:
-        """Infinite until the window is full, and where the config leaves spikes alone."""
+        """The limit: infinite until the window is full, or with on_spike="none"."""
         if self.action == "none":
             return math.inf
         seen = [norm for at, norm in self.norms if step - 2 - self.window < at <= step - 2]
         return self.factor * statistics.median(seen) if len(seen) == self.window else math.inf
 
     def device_limit(self, step: int) -> float:
-        """The limit that the compiled step skips above."""
+        """The limit above which the compiled step skips an update."""
         return self.limit(step) if self.action == "skip" else math.inf
 
 
 def divergence(step: int, sums: Mapping[str, float], workdir: Path) -> DivergenceError:
-    """The error that says where a run that is not finite any more left its metrics and its last good state."""
+    """The error of a run whose loss is not finite, with the places of its metrics and last good state."""
     return DivergenceError(
         f"Step {step}: loss {sums['nll'] / max(sums['tokens'], 1):.3g}, gradient norm {sums['grad_norm']:.3g}; a step "
-        f"must end finite. {workdir}/metrics.jsonl has the way there, {workdir}/checkpoints the last good state. Lower "
+        f"must end finite. {workdir}/metrics.jsonl has the steps before, {workdir}/checkpoints the last good state. Lower "
         f"config.train.learning_rate or config.train.clip_norm, in another --workdir."
     )
 

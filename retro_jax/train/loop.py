@@ -1,16 +1,16 @@
 """The training loop.
 
-One order, the same in every step, on every process:
+Each step has the same order on every process:
 
-    1. batch     already on its way to the device, asked for while the step before was running
-    2. dispatch  the compiled step; returns at once, the device works from here on
+    1. batch     already being sent to the device, requested during the step before
+    2. dispatch  the compiled step; returns at once while the device computes
     3. save      on checkpoint steps and on a preemption notice: wait for this step, and keep it if it is healthy
     4. prefetch  the next batch is read and sent while the device computes
     5. metrics   of the *previous* step, so that the device never waits for the host
-    6. hooks     every so often: losses with, without and with random neighbors
+    6. hooks     at their interval: losses with, without and with random neighbors
 
-A checkpoint holds where the iterator stands behind the batch of its step, and what the limit for spikes looks at; and so
-a resumed run sees the batches, and makes the parameters, of one that was never stopped, bit for bit.
+A checkpoint holds the iterator's position after the batch of its step and the state of the spike limit. So
+a resumed run reads the batches and computes the parameters of an uninterrupted one, bit for bit.
 """
 
 import sys
@@ -47,7 +47,7 @@ from retro_jax.train.step import NO_LIMIT, make_train_step
 from retro_jax.train.step_log import StepLog
 from retro_jax.train.wandb import require_wandb
 
-ROLL_BACKS = 3  # to one checkpoint, before the run is given up
+ROLL_BACKS = 3  # to one checkpoint, before the run is stopped
 SETTLE_SECONDS = 10.0  # that the last save gets when another process is gone
 
 
@@ -57,12 +57,12 @@ def train(run: RunConfig, workdir: Path, profile: str = "", restart: bool = Fals
     Args:
       workdir: the same directory for all processes.
       profile: "START:STOP", the steps to trace; empty: none.
-      restart: begin at step 0 where a run was and no whole checkpoint of it is left; what is there is moved aside.
+      restart: begin at step 0 where a run has no whole checkpoint left; its files are moved aside.
 
     Raises:
       ValueError: sizes that the mesh cannot cut, data that does not fit the model, a run directory of another config, one
         in which another process trains, or one that shows progress without a whole checkpoint; a checkpoint of another
-        tokenizer or database; storage that does not take the last checkpoint.
+        tokenizer or database; storage that cannot hold the last checkpoint.
       DivergenceError: a loss or gradient is not finite; metrics are written, the last good checkpoint stays.
       Preempted: on SIGINT (Ctrl-C), SIGTERM or SIGHUP, after a save. A second SIGINT ends the process at once.
       LostHost: another process is gone.
@@ -107,7 +107,7 @@ def _train(run: RunConfig, workdir: Path, inputs: "Inputs", profile: Profile, re
 
 
 class Inputs:
-    """What a run reads. Whatever its config can have wrong shows here, before anything is written.
+    """The inputs of a run, opened and checked before anything is written.
 
     Raises:
       ValueError, StageError: see `train`.
@@ -176,7 +176,7 @@ class Loop:
             self.compile()
         on_first(lambda: run_directory.claim(self.workdir, self.run, self.fingerprints, self.step))
         if self.check_is_due() and on_first(lambda: not self.log.has_check(self.step)):
-            self.run_check()  # the process before was stopped on its way here
+            self.run_check()  # the process before was stopped before this point
         while self.step < train.steps:
             try:
                 self.one_step()
@@ -187,7 +187,7 @@ class Loop:
         return self.state
 
     def compile(self) -> None:
-        """Compiles the step before the loop, so that its time is not taken for a step's."""
+        """Compiles the step before the loop, so that compilation is not counted as a step's time."""
         self.watchdog.phase("compile", self.step)
         started = time.perf_counter()
         self.train_step = self.train_step.lower(self.state, self.batch, NO_LIMIT).compile()
@@ -216,7 +216,7 @@ class Loop:
             self.run_check()
 
     def next_batch(self) -> None:
-        """The next batch, on its way to the device; the time this takes is the input wait."""
+        """Requests the next batch and sends it to the device; its time is the input wait."""
         self.watchdog.phase("read a batch", self.step + 1)
         started = time.perf_counter()
         batch = next(self.iterator)
@@ -240,14 +240,14 @@ class Loop:
         self.checkpoints.require_saved()
         raise Preempted(
             f"stopped by {self.preemption.name}; step {self.step} of {self.run.train.steps} is saved. The same command "
-            f"goes on from it.",
+            f"continues from it.",
             self.preemption.number,
         )
 
     def roll_back(self, spike: SpikeError) -> None:
-        """Goes back to the last checkpoint on schedule, and on from there with the batches after the spike's.
+        """Returns to the last scheduled checkpoint and continues with the batches after the spike's.
 
-        Before the first is due that is step 0. Where none on schedule is left, it is the newest of all before the spike.
+        Before the first is due that is step 0. If none on schedule is left, it is the newest one before the spike.
         """
         every = self.run.train.checkpoint_every
         left_out = self.spikes.left_out

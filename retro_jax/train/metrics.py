@@ -1,4 +1,4 @@
-"""Where a run's numbers go: one JSON line per record, the same to TensorBoard, and to Weights & Biases if asked."""
+"""Writes a run's metrics: one JSON line per record, the same to TensorBoard and, if asked, to Weights & Biases."""
 
 import contextlib
 import json
@@ -24,13 +24,13 @@ from retro_jax.core.streams import side_channel
 class MetricWriter:
     """Appends records to RUN/metrics.jsonl, and to TensorBoard events.
 
-    A run that resumes at step s first takes what was written after s out of metrics.jsonl: those steps are done again.
-    The lines are kept, in metrics.abandoned.jsonl. Where storage refuses a line, it is kept in memory, with a word on
+    A run that resumes at step s first removes the records after s from metrics.jsonl: those steps are repeated.
+    The lines are kept in metrics.abandoned.jsonl. A line that storage refuses is kept in memory, with a message on
     standard error, and written with the next one.
     """
 
     def __init__(self, directory: Path, step: int, also=None):
-        self.path = Path(directory).absolute() / "metrics.jsonl"  # tensorboardX takes gs:... for a bucket
+        self.path = Path(directory).absolute() / "metrics.jsonl"  # tensorboardX reads gs:... as a bucket
         self.path.touch()
         self.records: list[dict] = []
         self.also = also  # has write(step, record) and close()
@@ -38,7 +38,7 @@ class MetricWriter:
         self.rewind(step)
 
     def rewind(self, step: int) -> None:
-        """Takes the records after `step` out."""
+        """Removes the records after `step`."""
         _abandon_after(self.path, step)
         self.records = read_metrics(self.path)
         self.length = self.path.stat().st_size
@@ -56,12 +56,12 @@ class MetricWriter:
         with self.channel:
             self._show(step, record)
         if self.channel.failed:
-            self._close_board()  # its file may end in half a record: the next write starts another
+            self._close_board()  # its file may end in half a record, so the next write starts another file
         if self.also is not None:
             self.also.write(step, line)
 
     def _append(self) -> None:
-        """Writes what is due; what a full disk took of it is cut off again."""
+        """Writes pending lines; a partial write on a full disk is removed again."""
         with open(self.path, "r+b", buffering=0) as file:
             file.truncate(self.length)
             file.seek(self.length)
@@ -99,7 +99,7 @@ class MetricWriter:
 
 
 class NoWriter:
-    """What the other processes have in place of a MetricWriter: process 0 writes for all."""
+    """The MetricWriter of the other processes, which writes nothing: process 0 writes for all."""
 
     def rewind(self, step: int) -> None:
         pass
@@ -114,7 +114,7 @@ class NoWriter:
 def read_metrics(path: Path) -> list[dict]:
     """The records of a metrics.jsonl; a last line cut short by a kill is left out.
 
-    So are lines that are no records, with a word on standard error: a figure that is lost is no reason to read none.
+    Damaged lines are left out too, with a message on standard error.
     """
     records, damaged = parse_metrics(Path(path).read_bytes())
     if damaged:
@@ -148,13 +148,13 @@ def _abandon_after(path: Path, step: int) -> None:
     if damaged:
         aside = free_name(path, "damaged")
         shutil.copyfile(path, aside)
-        print(f"metrics: {path} {describe_damage(damaged)}; taken out, and all kept in {aside.name}.", file=sys.stderr)
+        print(f"metrics: {path} {describe_damage(damaged)}; removed, and all kept in {aside.name}.", file=sys.stderr)
     if lost:
         with open(path.with_name("metrics.abandoned.jsonl"), "a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
-                    file.write(b"\n")  # behind a line that a kill cut short
+                    file.write(b"\n")  # after a line that a kill cut short
             file.write(lost)
     if kept != content:
         with atomic_path(path) as temporary:

@@ -1,7 +1,7 @@
-"""AdamW with the paper's schedule (C.1), and the choice of what trains.
+"""AdamW with the paper's schedule (C.1), and the split into trained and frozen parameters.
 
-Decay falls on matrices (kernels and embeddings) and not on norms and position biases, as is usual; the paper does not
-say. Gradients are clipped to a global norm, before anything else; the paper does not say either, Gopher clips at 1.
+Weight decay covers matrices (kernels and embeddings), not norms and position biases, as is usual; the paper does not
+say. Gradients are first clipped to a global norm; the paper does not say either, Gopher clips at 1.
 Parameters that do not train have neither gradient nor moments: the optimizer never sees them.
 """
 
@@ -54,7 +54,7 @@ def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
 
 
 def decayed(params: Mapping) -> dict:
-    """True at the leaves that weight decay pulls to zero."""
+    """True at the leaves with weight decay."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
 
 

@@ -33,7 +33,7 @@ class Profile:
                 self.running = True
 
     def after(self, step: int, state) -> None:
-        """Ends the trace behind the last step, once the device has done it."""
+        """Ends the trace after the last step, once the device has finished it."""
         if self.running and step >= self.stop - 1:
             jax.block_until_ready(state)
             self.close()

@@ -1,8 +1,8 @@
-"""Where parameters start: random, or a trained decoder with a fresh encoder and CCA around it (paper 4.2).
+"""Initial parameters: random, or a trained decoder with a new encoder and CCA (retrofit, paper 4.2).
 
 A retrofit loads every decoder weight of the baseline bit for bit and sets the CCA output projections to zero, so that
 step 0 is the baseline, with retrieval On or Off. With `config.train.trainable="retrieval"` only encoder and CCA train
-and Off stays the baseline for good; "all" trains everything from there.
+and Off always equals the baseline; "all" trains everything from there.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def initial_state(
     """The state at step 0.
 
     Raises:
-      ValueError: a retrofit of what is no RETRO model, or from a decoder of another shape or tokenizer.
+      ValueError: a retrofit of a model without retrieval, or from a decoder of another shape or tokenizer.
     """
     check_start(run, fingerprints)
     if not run.train.initialize_from:
@@ -40,7 +40,7 @@ def initial_state(
 
 
 def check_start(run: RunConfig, fingerprints: dict) -> None:
-    """Refuses what cannot be the start of a run, without loading an array; raises as `initial_state` does."""
+    """Checks that a run can start, without loading an array; raises as `initial_state` does."""
     train = run.train
     if train.trainable == "retrieval" and not (run.model.retrieves and train.initialize_from):
         raise ValueError(

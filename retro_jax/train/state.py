@@ -1,4 +1,4 @@
-"""What training carries from step to step, as one pytree of plain dicts and arrays."""
+"""The training state, one pytree of plain dicts and arrays."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,7 @@ def state_shardings(run: RunConfig, optimizer: optax.GradientTransformation, mes
 
 
 def initial_params(run: RunConfig, mesh: Mesh) -> dict:
-    """Random parameters from the config's seed, every leaf made where it belongs; the same numbers on every mesh."""
+    """Random parameters from the config's seed, each leaf made on its devices; the same numbers on every mesh."""
     _, params = abstract_model(run.model)
     return jax.jit(lambda: initialize(run.model, run.train.seed), out_shardings=shardings(params, mesh))()
 

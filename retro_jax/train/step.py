@@ -1,4 +1,4 @@
-"""One training step as one compiled function, and the loss that evaluation shares with it.
+"""The compiled training step, and the loss that it shares with evaluation.
 
 Accumulation is by sums: the number of counted targets of the whole batch is known beforehand, every micro-batch adds
 its sum of losses divided by it, and so the gradient is that of the large batch, however the counts fall.
@@ -42,11 +42,11 @@ def make_train_step(
     """The compiled step: (state, batch, limit) -> (state, sums). The state given is donated: its arrays are gone then.
 
     With config.train.on_spike="skip", a gradient norm above `limit` (a scalar, infinite where left out) leaves
-    parameters and moments as they are, bit for bit; step and learning rate go on.
+    parameters and moments unchanged, bit for bit; step and learning rate advance.
 
     The sums (float32 scalars): `nll` nats and `tokens` over counted targets; `text_nll` and `bytes` over those of them
     that stand for text (a document's end has a loss but no bytes); `grad_norm`, `grad_norm_GROUP`, before clipping;
-    `skipped`, 1 where the update was left out.
+    `skipped`, 1 where the update was skipped.
     """
     table = jnp.asarray(token_bytes, jnp.float32)
 
@@ -92,7 +92,7 @@ def make_train_step(
 
 
 def _unless(skipped, before, after):
-    """`before` where a step is skipped, but for the schedule's count: the learning rate follows the step."""
+    """Selects `before` where a step is skipped, except the schedule's count: the learning rate follows the step."""
 
     def choose(old, new):
         if isinstance(new, optax.ScaleByScheduleState):

@@ -1,4 +1,4 @@
-"""What the loop knows of its steps: their sums, fetched one step late, as records, limits and alarms."""
+"""Turns the sums of steps, fetched one step late, into records, spike limits and alarms."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ from retro_jax.train.wandb import open_board
 
 
 class StepLog:
-    """Reads every step on every process, and writes on process 0."""
+    """Fetches the sums of each step on every process; process 0 writes them."""
 
     def __init__(self, run: RunConfig, workdir: Path, mesh: Mesh, step: int, spikes: SpikeLimit):
         self.train, self.workdir, self.spikes = run.train, workdir, spikes
@@ -34,7 +34,7 @@ class StepLog:
         )
 
     def add(self, step: int, sums, batch_crc: tuple[int, int], position) -> None:
-        """A step that was dispatched.
+        """Adds a dispatched step.
 
         Args:
           batch_crc: CRC-32 and length in bytes of the tokens that this process read for it.
@@ -43,7 +43,7 @@ class StepLog:
         self.pending.append((step, sums, batch_crc, position))
 
     def settle(self, keep: int, stalled: float) -> None:
-        """Takes the sums of the steps under way but the last `keep` from the device, waiting for them.
+        """Fetches the sums of all pending steps but the last `keep` from the device, waiting for them.
 
         Args:
           stalled: seconds that the loop has waited for saves so far.
@@ -81,7 +81,7 @@ class StepLog:
         self.bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['bpb']:.3f} bits per byte", refresh=False)
 
     def rewind(self, step: int, spikes: SpikeLimit) -> None:
-        """Back to `step`: what came after it is done again."""
+        """Returns to `step`; later steps are repeated."""
         self.spikes, self.pending, self.window = spikes, [], Window()
         self.writer.rewind(step)
         self.bar.n = step
@@ -100,7 +100,7 @@ class StepLog:
         return found
 
     def write_check(self, step: int, record: dict) -> None:
-        """Writes a retrieval check, and sounds the alarm when the last ones were all bad."""
+        """Writes a retrieval check, and logs the alarm when the last ones were all bad."""
         if self.first:
             checks = self.train.retrieval_alarm_checks
             alarm = retrieval_alarm([*self.writer.records, record], checks)

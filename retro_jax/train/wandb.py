@@ -1,4 +1,4 @@
-"""Weights & Biases beside metrics.jsonl, where `config.train.wandb_project` names a project. The only file that imports it."""
+"""Sends metrics to Weights & Biases if `config.train.wandb_project` names a project. The only file that imports it."""
 
 import hashlib
 import re
@@ -28,7 +28,7 @@ class WandbBoard:
             )
 
     def write(self, step: int, record: Mapping) -> None:
-        """A failure of the service is told once and does not touch the training."""
+        """A failure of the service is logged once; training continues."""
         if self._run is not None:
             with self._channel:
                 self._run.log({key: value for key, value in record.items() if key != "step"}, step=step)
@@ -51,14 +51,14 @@ def require_wandb(run: RunConfig):
         import wandb
     except ModuleNotFoundError:
         raise ValueError(
-            "config.train.wandb_project is set, but the package wandb is not there; it is the [wandb] extra: "
+            "config.train.wandb_project is set, but the package wandb is not installed; it is the [wandb] extra: "
             "pip install 'retro_jax[wandb]', or leave the project empty."
         ) from None
     return wandb
 
 
 def plain_id(name: str) -> str:
-    """The name, where the service takes it for an id; else without what it refuses, and with a digest to tell it apart."""
+    """A valid run id: the name itself, or without the characters that the service refuses and with a digest."""
     plain = re.sub(r"[^\w.=,+-]", "-", name)[:100]
     return name if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 

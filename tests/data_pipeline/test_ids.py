@@ -22,8 +22,10 @@ def test_the_rule():
     check_ids("ids", np.array([-1, 0, 6]), 7)
     check_ids("ids", np.zeros((0, 3), int), 0)
     for wrong in (7, -2):
-        with pytest.raises(ValueError, match=f"ids of here: {wrong} is no id there; they run from 0 to 6 .*Mend it"):
-            check_ids("ids of here", np.array([[0, wrong]]), 7, "Mend it.")
+        with pytest.raises(
+            ValueError, match=f"ids of here: {wrong} is not a valid id; ids run from 0 to 6 .*Correct it"
+        ):
+            check_ids("ids of here", np.array([[0, wrong]]), 7, "Correct it.")
 
 
 def joined(directory, vocabulary=100_000):
@@ -41,7 +43,9 @@ def joined(directory, vocabulary=100_000):
 
 
 def test_joined_shards_are_not_made_from_chunks_of_a_larger_vocabulary(tmp_path):
-    with pytest.raises(ValueError, match=r"Tokens of the chunks for retro_joined-train.* is no id there.*vocabulary"):
+    with pytest.raises(
+        ValueError, match=r"Tokens of the chunks for retro_joined-train.* is not a valid id.*vocabulary"
+    ):
         joined(tmp_path, vocabulary=5_000)
 
 
@@ -59,7 +63,7 @@ def shards(tmp_path_factory):
 def test_a_token_of_joined_shards_beyond_the_models_vocabulary(shards):
     """Training and evaluation name shard, sequence and token; without it they train on the last row of the embedding."""
     model = dataclasses.replace(MODEL, vocabulary=5_000)
-    message = r"{}, {} sequence \d+, .*config.model.vocabulary: \d+ is no id there; they run from 0 to 4999"
+    message = r"{}, {} sequence \d+, .*config.model.vocabulary: \d+ is not a valid id; ids run from 0 to 4999"
     examples = open_examples(shards, "validation", model)
     with pytest.raises(ValueError, match=message.format(shards, "validation")):
         examples.__getitems__(list(range(len(examples))))
@@ -74,15 +78,15 @@ def test_a_manifest_that_counts_sequences_that_are_not_there(tmp_path):
     facts = read_json(path, "")
     facts["counts"]["subsets"]["train"]["wiki"][1] += 100
     path.write_text(json.dumps(facts))
-    with pytest.raises(ValueError, match=r"Sequences of .*, train in its manifest.json: \d+ is no id there"):
+    with pytest.raises(ValueError, match=r"Sequences of .*, train in its manifest.json: \d+ is not a valid id"):
         open_examples(tmp_path, "train", MODEL)
 
 
 def test_a_token_beyond_the_models_vocabulary_is_not_sampled_from():
     predict = Predictor(TINY, random_parameters(TINY))
-    with pytest.raises(ValueError, match=f"Tokens of the text, .*{TINY.vocabulary} is no id there"):
+    with pytest.raises(ValueError, match=f"Tokens of the text, .*{TINY.vocabulary} is not a valid id"):
         predict([1, TINY.vocabulary], [])
     width = (TINY.neighbors, TINY.retrieved_length)
     found = Retrieved(np.zeros(1, int), np.zeros(1), np.full(width, TINY.vocabulary + 3), [])
-    with pytest.raises(ValueError, match=f"Tokens of neighbors, .*{TINY.vocabulary + 3} is no id there"):
+    with pytest.raises(ValueError, match=f"Tokens of neighbors, .*{TINY.vocabulary + 3} is not a valid id"):
         predict([1] * TINY.chunk_length, [found])

@@ -1,4 +1,4 @@
-"""A mistake in what the config names is told before the first stage, whichever stage reads it."""
+"""Mistakes in the config's inputs are reported before the first stage, whichever stage reads them."""
 
 import importlib.util
 import json

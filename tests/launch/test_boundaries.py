@@ -191,7 +191,7 @@ def test_arrays_that_are_not_what_was_written_are_named(tmp_path):
     for content in (b"", whole[:50], whole[:-9], bytes(len(whole)), b"garbage" + whole):
         path.write_bytes(content)
         for mapped in (False, True):
-            with pytest.raises(DamagedFile, match="x.npy is not a whole .npy file .* Do this."):
+            with pytest.raises(DamagedFile, match="x.npy is not a complete .npy file .* Do this."):
                 load_array(path, "Do this.", mapped=mapped)
     path.unlink()
     with pytest.raises(DamagedFile, match="x.npy is missing"):

@@ -202,7 +202,7 @@ def check(root: Path, mutations: Sequence[Mutation], jobs: int) -> list[str]:
     """Plants every mistake and returns a line for each that was not found.
 
     Raises:
-      ValueError: a text that is not there, or a test that fails without a mistake.
+      ValueError: a missing text, or a test that fails without a mistake.
     """
     home = root / "runs" / "mutations"
     with tempfile.TemporaryDirectory() as temporary:
@@ -236,7 +236,9 @@ def _require_passing(log: Log, runner: Runner, mutations: Sequence[Mutation], jo
     work = {file: (lambda tests=tests: runner.passes(sorted(tests))) for file, tests in by_file.items()}
     for file, outcome, output, seconds in run_all(jobs, "tests without a mistake", work):
         if outcome != "passed":
-            raise ValueError(f"Tests of {file} do not pass without any mistake ({outcome}); mend that first.\n{output}")
+            raise ValueError(
+                f"Tests of {file} do not pass without any mistake ({outcome}); correct that first.\n{output}"
+            )
         for test in by_file[file]:
             log.write((test,), outcome, test=test, seconds=seconds)
 

@@ -13,7 +13,7 @@ LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 
 
 def broken_links(page: Path) -> list[str]:
-    """Targets of relative links that are not there; code blocks do not count."""
+    """Targets of relative links that do not exist; code blocks do not count."""
     text = re.sub(r"^```.*?^```|^    .*?$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
     targets = [target.partition("#")[0] for target in LINK.findall(text) if "://" not in target]
     return [target for target in targets if target and not (page.parent / target).exists()]

@@ -12,7 +12,7 @@ from places import ROOT
 
 SOURCES = ("retro_jax", "data_pipeline", "launch")
 BUILD_EXTRA = ("scann", "sentencepiece", "tokenizers", "safetensors", "pypi_simple", "zstandard", "datasketch")
-# A library whose interface churns is imported in one file only (or in those named), so that its next change is mended in one place.
+# A library whose interface churns is imported in one file only (or in those named), so that its next change touches one place.
 IMPORT_SITES = {
     "orbax": ("retro_jax/run_directory/checkpoints.py", "retro_jax/run_directory/keeping.py"),
     "grain": "retro_jax/data/batches.py",
@@ -47,7 +47,7 @@ TEXT = (".py", ".md", ".toml", ".txt", ".lock", ".json", ".jsonl", ".cfg", ".ini
 
 
 def text_files() -> list[Path]:
-    """The repository's text: what is there but results, downloads and environments."""
+    """The repository's text files, without results, downloads and environments."""
     skipped = ("runs", "build", "downloads")
     folders = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in skipped]
     own = [path for path in folders if path.name == ".ci" or not (path.name[0] == "." or path.suffix == ".egg-info")]

@@ -113,7 +113,7 @@ def test_a_stage_made_from_another_build_is_set_aside_and_made_anew(root, work, 
     shutil.copytree(other / "data" / "joined", work / "data" / "joined")
     assert database.main(["verify", f"--workdir={work}"]) == 2
     assert (
-        "joined: it was made from another 'neighbors' than there is -> redo the whole stage" in capsys.readouterr().err
+        "joined: it was made from another 'neighbors' than there is -> redo the full stage" in capsys.readouterr().err
     )
     assert database.main(["verify", "--repair", f"--workdir={work}"]) == 0
     after = contents(work)
@@ -246,7 +246,7 @@ def test_a_searcher_without_removed_keys_is_exact_search_over_the_others():
 def test_a_chunk_that_is_not_there_has_no_document(root, chunk):
     """NumPy takes -1 for the last one, and a search for the document of a row behind the last finds the last document."""
     now = Database(root / "whole" / "data")
-    with pytest.raises(ValueError, match=f"{chunk} is no chunk of .*: they run from 0 to {len(now.table) - 1}"):
+    with pytest.raises(ValueError, match=f"{chunk} is no chunk of .*: ids run from 0 to {len(now.table) - 1}"):
         now.document(chunk)
     with pytest.raises(ValueError, match=f"{chunk} is no chunk: they run"):
         Provenance(root / "whole" / "data" / "documents", root / "whole" / "data" / "tokenizer", now.table).pieces(

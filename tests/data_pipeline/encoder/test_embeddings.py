@@ -157,7 +157,7 @@ def test_broken_weights(root):
 
 
 def test_a_chunk_longer_than_the_encoders_positions_loses_nothing(root):
-    """A text is cut without a word where the encoder has no more positions; the manifest counts what is in windows."""
+    """Guards against silent truncation at the encoder's last position; the manifest counts chunks in windows."""
     root, config = root
     assert "chunks_in_windows" not in read_manifest(root / "embeddings", "embeddings").counts
     tensors = made_up_encoder.weights()

@@ -211,7 +211,7 @@ def test_what_is_not_known_is_refused_by_name(directory, mistake, message):
 
 @pytest.mark.parametrize("value", [None, 0, -1, 1.5, "x", ["x"], [[]], {"x": 1}], ids=repr)
 def test_a_value_of_another_kind_is_no_traceback(directory, value):
-    """Whatever stands under a key: read as if it were not there, or refused in words."""
+    """Any value under a key is ignored as if missing, or refused with a message."""
     for name, keys in (
         ("config.json", ("model_type", "hidden_act", "layer_norm_eps", "auto_map", "vocab_size", "pruned_heads")),
         ("tokenizer.json", ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")),

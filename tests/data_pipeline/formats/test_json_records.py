@@ -122,9 +122,7 @@ def test_an_object_that_holds_the_documents_is_refused_with_the_command(tmp_path
 def test_objects_over_lines_are_refused_with_the_command(tmp_path):
     rows = [{"text": "a", "b": 1}, {"text": "c", "b": 2}]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row, indent=2) for row in rows))
-    with pytest.raises(
-        StageError, match=r"line 1 begins a JSON value that goes on over more lines. .*jq -c . .*a.jsonl >"
-    ):
+    with pytest.raises(StageError, match=r"line 1 begins a JSON value that spans several lines. .*jq -c . .*a.jsonl >"):
         read(tmp_path / "a.jsonl")
 
 
@@ -156,7 +154,7 @@ def test_a_window_larger_than_the_memory_is_said(tmp_path, monkeypatch):
 
 
 def test_every_ending_is_one_corpus(tmp_path):
-    """A third as .jsonl, a third as .json, a third as .jsonl.xz: two thirds were left out without a word."""
+    """A third as .jsonl, a third as .json, a third as .jsonl.xz: two thirds were left out silently."""
     rows = [json.dumps({"text": made_up_text.text(number)}) + "\n" for number in range(9)]
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.jsonl").write_text("".join(rows[:3]))

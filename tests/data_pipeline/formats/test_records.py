@@ -99,7 +99,7 @@ def test_a_damaged_table_is_said(tmp_path, name, kind):
 
 
 def test_an_arrow_stream_with_zeros_or_a_second_stream_is_not_read_in_part(tmp_path):
-    """The library takes either for the end: the rows behind were lost without a word."""
+    """Guards against lost rows: the library reads either as the end."""
     content = write(tmp_path / "stream.arrow", [{"text": f"{n} " * 50} for n in range(9)]).read_bytes()
     start = content.index(b"\xff\xff\xff\xff", len(content) // 2)  # where a batch begins
     for number, broken in enumerate((content[:start] + bytes(64) + content[start + 64 :], content + content)):

@@ -114,7 +114,7 @@ sys.exit({code})
 
 @pytest.fixture
 def npm(tmp_path, monkeypatch):
-    """An npm that puts an archive into the folder it is told; returns (what makes it, the log of its call)."""
+    """An npm that puts an archive into the folder given; returns (what makes it, the log of its call)."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RETRO_DOWNLOADS", "cache")  # relative, as the default is: npm runs elsewhere

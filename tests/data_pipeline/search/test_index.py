@@ -156,7 +156,7 @@ def test_samples_are_spread_over_the_table():
 def test_every_build_gives_the_same_bytes(tmp_path, root):
     """Guards against an index that differs from build to build, because SCaNN draws its centers at random by default.
 
-    Two builds with centers by chance may end with the same ones (a third of them do here), so the config is read too.
+    Two builds with random centers may end with the same ones (a third of them do here), so the config is read too.
     """
     build_index(tmp_path / "again", SCANN, root / "embeddings")
     assert files(tmp_path / "again") == files(root / "index")

@@ -56,10 +56,10 @@ def test_scores_are_those_of_the_formula(root):
 
 
 def test_tokens_beyond_the_vocabulary_are_named(root, tmp_path):
-    with pytest.raises(ValueError, match="Tokens of the chunks for frequencies-00000, .*: 9 is no id there"):
+    with pytest.raises(ValueError, match="Tokens of the chunks for frequencies-00000, .*: 9 is not a valid id"):
         build_lexical(tmp_path / "lexical", root / "chunks", 8)
     words, tokens = Lexical(root / "lexical"), ChunkTable(root / "chunks").tokens
-    with pytest.raises(ValueError, match="Tokens of a query for .*: 10 is no id there"):
+    with pytest.raises(ValueError, match="Tokens of a query for .*: 10 is not a valid id"):
         words.rerank(np.array([[1, 10]]), np.zeros((1, 2), int), np.zeros((1, 2)), tokens, 1)
 
 

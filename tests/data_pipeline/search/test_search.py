@@ -68,7 +68,7 @@ def test_blocks_change_no_bit(monkeypatch, queries, keys, pairs, crowd, nearer):
 
 
 def test_more_equals_than_k_are_taken_in_the_order_of_their_ids():
-    """300 copies of a text: rounding of the matrix product must not choose among them."""
+    """300 copies of a text: rounding of the matmul must not choose among them."""
     source = np.random.default_rng(1)
     keys = source.normal(size=(1000, 384)).astype(np.float32)
     keys[500:800] = keys[500]

@@ -1,4 +1,4 @@
-"""Files in a store: listed and read like local ones, again after errors, and given up with a way to go on."""
+"""Files in a store: listed and read like local ones, with retries, and errors that name the remedy."""
 
 import gzip
 import hashlib

@@ -107,11 +107,11 @@ with BuildLock(sys.argv[1]):
 
 
 def test_two_builds_in_one_directory(tmp_path, capsys):
-    """The second is told who is there; a killed one is in nobody's way, though its file is still there."""
+    """The second is refused with the first one's name; a killed one blocks nobody, though its file remains."""
     data = tmp_path / "run" / "data"
     child = subprocess.Popen([sys.executable, "-c", HOLD, str(data)], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "held\n"
-    with pytest.raises(StageError, match=rf"process {child.pid} on {os.uname().nodename} does so now"):
+    with pytest.raises(StageError, match=rf"process {child.pid} on {os.uname().nodename} is doing so now"):
         BuildLock(data).__enter__()
     made_up_text.write_folder(tmp_path / "text", documents=2)
     assert main(arguments(tmp_path, tmp_path / "run")) == 2

@@ -102,7 +102,7 @@ def main(stage, work, step):
             assert digest(directory) == wanted, "undisturbed in a child"
             break
         kills += 1
-        killed(stage, directory, 5)  # and once more while it is mended
+        killed(stage, directory, 5)  # and once more during the repair
         stage(directory)
         found = digest(directory)
         assert found == wanted, (after, {k for k in {*found, *wanted} if found.get(k) != wanted.get(k)})
@@ -236,7 +236,9 @@ def test_a_truncated_altered_or_missing_file_is_named(tmp_path):
     path = tmp_path / "1.npy"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    with pytest.raises(StageError, match=r"1.npy is truncated or grown: it has 207 bytes, but the manifest says 208"):
+    with pytest.raises(
+        StageError, match=r"1.npy is truncated or extended: it has 207 bytes, but the manifest says 208"
+    ):
         read_manifest(tmp_path, "made-up", verify=False)
     path.write_bytes(content[:-1] + b"!")
     read_manifest(tmp_path, "made-up", verify=False)

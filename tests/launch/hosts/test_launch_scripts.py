@@ -96,8 +96,8 @@ def test_the_cost_note_comes_before_the_launch(tmp_path):
     result = launch("slurm", "start", *flags, retro=stand_in(tmp_path), RETRO_PREFLIGHT=str(report))
     assert result.stderr.splitlines() == [
         "cost note: h100:16: fits, 61.2 of 95.7 GiB a device",
-        "cost note: at least 2.5 s a step (roofline: no real run is faster)",
-        "cost note: at least 12,346 chip-hours for the whole run",
+        "cost note: at least 2.5 s a step (roofline, a lower bound)",
+        "cost note: at least 12,346 chip-hours for the run",
         "cost note: at least 30,864.00 at your 2.50 per chip-hour",
     ]
     assert "sbatch" in result.stdout
@@ -108,11 +108,11 @@ def test_the_cost_note_comes_before_the_launch(tmp_path):
 
 
 def test_the_cost_note_leaves_out_what_preflight_leaves_out():
-    assert note("v4:4x4x4", "", {}) == ["chip-hours are not in preflight's answer"]
+    assert note("v4:4x4x4", "", {}) == ["chip-hours are not in preflight's output"]
     assert note("v4:4x4x4", "", {"fits": False, "chip_hours": 3}) == [
         "v4:4x4x4: DOES NOT FIT",
-        "at least 3 chip-hours for the whole run",
+        "at least 3 chip-hours for the run",
         "give --price-per-chip-hour=PRICE for the amount",
     ]
     assert note("v4:4x4x4", "two", {"chip_hours": 3})[-1] == "'two' is not a price"
-    assert note("v4:4x4x4", "2", {"chip_hours": None}) == ["chip-hours are not in preflight's answer"]
+    assert note("v4:4x4x4", "2", {"chip_hours": None}) == ["chip-hours are not in preflight's output"]

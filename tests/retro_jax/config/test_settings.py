@@ -180,6 +180,6 @@ def test_limits_and_special_values_are_accepted():
 
 
 def test_the_page_of_settings_is_made_from_the_declarations():
-    """docs/config.md holds every setting; `make config-page` writes it anew."""
+    """docs/config.md holds every setting; `make config-page` rewrites it."""
     assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == config_page()
     assert config_page().count("\n| `") == sum(one.setting.range is not None for one in declarations(RunConfig))

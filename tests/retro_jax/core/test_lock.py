@@ -27,7 +27,7 @@ def test_a_killed_process_leaves_no_lock_and_its_children_hold_none(tmp_path):
     holder = subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     child = int(holder.stdout.readline())
     here = os.uname().nodename
-    rule = f"One `retro train` at a time may write into .*run, but process {holder.pid} on {here} does so now"
+    rule = f"One `retro train` at a time may write into .*run, but process {holder.pid} on {here} is doing so now"
     with pytest.raises(ValueError, match=rule):
         lock_directory(tmp_path / "run", "train").acquire()
     (tmp_path / "link").symlink_to(tmp_path / "run")

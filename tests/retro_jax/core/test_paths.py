@@ -43,7 +43,7 @@ def test_home_and_file_urls_are_expanded(home):
         ("s3://bucket", "is a URL"),
         ("https://a.example/b", "is a URL"),
         ("file://server/x", r"names the machine 'server'; a local path has three slashes: file:///server/x"),
-        ("~no-such-user/x", "~no-such-user is no user of this machine. Give the full path, or ./~no-such-user/x"),
+        ("~no-such-user/x", "~no-such-user is not a user of this machine. Give the full path, or ./~no-such-user/x"),
         ("a\0b", "holds a NUL character"),
     ],
 )
@@ -53,7 +53,7 @@ def test_what_is_no_local_path_is_named(value, message):
 
 
 def test_folders_that_an_earlier_version_made_are_found_again(home):
-    """It took "~/run" and "gs://bucket/run" for names in the current folder: a run there is not begun anew elsewhere."""
+    """Guards against restarting a run that an earlier version put into folders named "~" or "gs:"."""
     Path("~/run").mkdir(parents=True)
     Path("gs:/bucket/run").mkdir(parents=True)
     with pytest.raises(ValueError, match=rf"means {home}/run, but .* '~/run' is in the current folder as well"):

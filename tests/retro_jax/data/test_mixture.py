@@ -33,4 +33,4 @@ def test_table_8_is_renormalized_and_followed(caplog):
     total = sum(WEIGHTS.values())
     expected = {name: count * weight / total for name, weight in WEIGHTS.items()}
     chi_square = sum((drawn[name] - expected[name]) ** 2 / expected[name] for name in names)
-    assert chi_square < 9.5  # the first percentile at 22 degrees of freedom: drawn by quota, steadier than by chance
+    assert chi_square < 9.5  # the first percentile at 22 degrees of freedom: drawn by quota, steadier than at random

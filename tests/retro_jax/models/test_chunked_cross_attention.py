@@ -1,4 +1,4 @@
-"""Chunked cross-attention: who stands in which attending row, who may read what, and exact zeros elsewhere."""
+"""Chunked cross-attention: the tokens of each attending row, the mask, and exact zeros elsewhere."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP: every loop stops at a safe point, saves, and goes on later as if nothing had been."""
+"""SIGINT, SIGTERM, SIGHUP: every loop stops at a safe point, saves, and continues later with the same bits."""
 
 import dataclasses
 import os
@@ -89,7 +89,7 @@ def test_a_notice_in_every_loop_saves_and_changes_nothing(tmp_path, monkeypatch,
     before = [signal.getsignal(number) for number in SIGNALS]
     with monkeypatch.context() as patch:
         step = stop(patch, number)
-        words = f"{number.name}; step {step} of 6 is saved. The same command goes on from it"
+        words = f"{number.name}; step {step} of 6 is saved. The same command continues from it"
         with pytest.raises(Preempted, match=words) as stopped:
             train(make_run(SMALL, **RUN), tmp_path)
     assert exit_code(stopped.value.number) == code
@@ -134,7 +134,7 @@ def test_the_command_ends_with_75_and_says_how_to_go_on(tmp_path):
     wait_for(workdir, 2, running)
     running[0].send_signal(signal.SIGTERM)
     assert finish(running) == [75]
-    assert "is saved. The same command goes on from it." in log_path(workdir).read_text()
+    assert "is saved. The same command continues from it." in log_path(workdir).read_text()
     params, _, step = load_params(workdir)
     assert step >= 2 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
@@ -220,7 +220,7 @@ def test_a_second_ctrl_c_ends_even_a_long_call_at_once():
         assert "SIGINT: stopping at the next safe point; Ctrl-C once more ends it" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130
-        assert process.stderr.read() == "Ctrl-C again: ended at once; what was finished before is whole.\n"
+        assert process.stderr.read() == "Ctrl-C again: stopped at once; finished files are complete.\n"
 
 
 class Step:

@@ -1,6 +1,6 @@
 """Recipes, and goldens of the shapes and shardings of all eight sizes.
 
-RETRO_UPDATE_GOLDENS=1 python -m pytest tests/retro_jax/presets/test_recipes.py      # writes tests/fixtures/golden anew, after a wanted change
+RETRO_UPDATE_GOLDENS=1 python -m pytest tests/retro_jax/presets/test_recipes.py      # rewrites tests/fixtures/golden after an intended change
 """
 
 import json

@@ -297,7 +297,7 @@ def test_a_negative_number_to_keep_is_refused(tmp_path, keep):
 
 
 def test_an_old_copy_under_another_name_is_refused(tmp_path):
-    """Checkpoints of before do not say their step in a file, but in an array."""
+    """Checkpoints of earlier versions store their step in an array, not in a file."""
     saved(tmp_path, 2)
     data = tmp_path / "2" / "run" / "data.json"
     data.write_text(json.dumps({key: value for key, value in json.loads(data.read_text()).items() if key != "step"}))

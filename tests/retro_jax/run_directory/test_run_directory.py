@@ -1,4 +1,4 @@
-"""A run directory is claimed late, never shared, never begun anew in silence, and not blocked by a damaged side file."""
+"""A run directory is claimed late, never shared, never restarted silently, and not blocked by a damaged side file."""
 
 import dataclasses
 import json
@@ -148,7 +148,7 @@ def test_a_damaged_side_file_is_made_again(workdir, data, capfd, name, spoil):
     assert isinstance(json.loads((workdir / name).read_text()), dict)
     assert json.loads((workdir / "saved.json").read_text()) == {"step": 4}
     assert json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(to_dict(small(data))))
-    if damaged is not None and name != "versions.json":  # which every start writes anew
+    if damaged is not None and name != "versions.json":  # which every start rewrites
         assert (workdir / f"{name}.damaged-0").read_bytes() == damaged
         assert f"{workdir / name} is damaged" in capfd.readouterr().err
 
@@ -188,7 +188,7 @@ def test_damaged_lines_of_metrics_are_taken_out_and_kept(workdir, data, capfd):
 
 
 def test_an_abandoned_line_that_was_cut_short_swallows_none(workdir, data):
-    """Lines behind the checkpoint are moved there; they must not go on in a line that a kill cut short."""
+    """Lines behind the checkpoint are moved there; they must not continue a line that a kill cut short."""
     whole_path(workdir / "checkpoints" / "4").unlink()
     (workdir / "metrics.abandoned.jsonl").write_text('{"step": 3, "lo')
     train(small(data), workdir)

@@ -320,7 +320,7 @@ def test_streams_that_fail_do_not_end_training(workdir, monkeypatch):
 
 @pytest.mark.parametrize("name", ["lr=1e-3,layers=[2,4]", "a:b", "x" * 255, "run?"])
 def test_wandb_gets_an_id_that_it_takes(name):
-    """It refuses / \\ # ? % : and long ones; a name without them stays, so that curves of before go on."""
+    """It refuses / \\ # ? % : and long ones; a name without them stays, so that old curves continue."""
     plain = plain_id(name)
     assert re.fullmatch(r"[\w.=,+-]{1,128}", plain) and plain == plain_id(name) != plain_id(name + "?")
     assert plain_id("seed=3,lr=1e-3") == "seed=3,lr=1e-3"
