@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/database.py --percent=100 runs/database docs/measured/database.md    # or: make database-report
 
-Every build is one JSON file in the given folder; one that is there is not made again, and an interrupted one continues
-(its line then says so). The whole share comes first: its tokenizer serves the smaller ones, so that they differ in their
-text alone. At the end index and neighbors are made once more in parts of one size. Memory and processor
+Every build is one JSON file in the given folder; an existing one is not repeated, and an interrupted one continues
+(its line then says so). The largest share comes first: the smaller ones use its tokenizer, so that they differ in their
+text alone. At the end index and neighbors are rebuilt in parts of one size. Memory and processor
 time are those of the building process, sampled five times a second, stage by stage.
 """
 
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 
 
 def measure_parts(folder: Path, percent: float, share: float, shards: int) -> dict:
-    """Index and neighbors of a finished build once more, in so many index shards, by a process that embeds nothing."""
+    """Rebuilds index and neighbors of a finished build in the given number of index shards, in a process that embeds nothing."""
     workdir = folder / f"{percent * share:g}-in-{shards}"
     continued = (workdir / "data" / "index").exists()
     (workdir / "data").mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def measure_parts(folder: Path, percent: float, share: float, shards: int) -> di
 
 
 def command(folder: Path, percent: float, share: float, workdir: Path) -> list[str]:
-    """A build, with one kind of index for all shares that can, and the tokenizer of the whole."""
+    """The config of a build, with one kind of index for all shares if possible, and the tokenizer of the largest."""
     found = [sys.executable, "-m", "launch.build", f"--config={ROOT}/configs/nine_subsets.py:{percent * share:g}"]
     found += [f"--workdir={workdir}", "--config.data.exact_below=1000"]
     tokenizer = folder / f"{percent:g}" / "data" / "tokenizer" / "tokenizer.model"
@@ -92,7 +92,7 @@ def command(folder: Path, percent: float, share: float, workdir: Path) -> list[s
 
 
 def measure(folder: Path, percent: float, share: float) -> dict:
-    """The row of one build: made now, or continued."""
+    """Runs or continues one build and returns its row."""
     workdir = folder / f"{percent * share:g}"
     started, load = time.time(), os.getloadavg()[0]
     continued = (workdir / "data").exists()
@@ -113,7 +113,7 @@ def measure(folder: Path, percent: float, share: float) -> dict:
 
 
 def run_and_watch(command: list[str]) -> tuple[dict[str, int], dict[str, float]]:
-    """Runs a build; in each stage the most resident memory of its process, in bytes, and its processor time, in seconds."""
+    """Runs a build and measures each stage: peak resident bytes and processor seconds of its process."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     peaks, processor = dict.fromkeys(STAGES, 0), dict.fromkeys(STAGES, 0.0)
     stage, ticks = ["documents"], os.sysconf("SC_CLK_TCK")

@@ -65,7 +65,7 @@ UNITS = {
 
 
 def page(rows: Sequence[Mapping], in_parts: Sequence[Mapping] = ()) -> str:
-    """The page of the builds there are, the first the largest, and of those made again in parts."""
+    """The page of the given builds, the first the largest, and of those rebuilt in parts."""
     whole = rows[0]
     stages = whole["stages"]
     length = stages["chunks"]["counts"]["chunk_length"]
@@ -91,7 +91,7 @@ def page(rows: Sequence[Mapping], in_parts: Sequence[Mapping] = ()) -> str:
 
 
 def _machine(rows) -> str:
-    """Says so where other work ran beside, for then the seconds are of no use to others."""
+    """A note if other work ran on the machine, which makes the seconds incomparable."""
     load = max(max(row["load_before"], row["load_after"]) for row in rows)
     idle = load <= rows[0]["cores"] + 1
     said = (

@@ -1,4 +1,4 @@
-"""Chunks embedded a second by the frozen encoder, against the same model in PyTorch and in sentence-transformers.
+"""Measures chunks a second of the frozen encoder against the same model in PyTorch and in sentence-transformers.
 
     .venv/bin/python benchmarks/embedding.py                                   # text of the wiki package
     .venv/bin/python benchmarks/embedding.py --data=runs/quickstart/data       # chunks of a finished build
@@ -29,7 +29,7 @@ from retro_jax.config import DataConfig, SourceConfig
 
 HERE = Path(__file__).resolve().parent
 SAME = 0.999  # the cosine over which two vectors of a text are the same output
-CHARACTERS = 250  # of a chunk of 64 tokens, near enough, where there is no build to take chunks from
+CHARACTERS = 250  # about those of a chunk of 64 tokens, if no build is given
 
 
 def main(argv: list[str]) -> None:
@@ -45,7 +45,9 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     directory = encoder_directory(DataConfig(encoder=options.encoder))
     encoder, chunks = FrozenEncoder(directory), texts(options.data, options.chunks)
-    ids = [row[: encoder.longest] for row in encoder.token_ids(chunks)]  # the peers have no windows for longer ones
+    ids = [
+        row[: encoder.longest] for row in encoder.token_ids(chunks)
+    ]  # the peers do not split longer ones into windows
     if not options.peer_python.exists():
         say(f"No peers: {options.peer_python} is missing (`make .venv-peer/.ready` installs it). Our sides run alone.")
     with tempfile.TemporaryDirectory() as temporary:
@@ -106,7 +108,7 @@ def texts(data: Path | None, count: int) -> list[str]:
 
 
 def start(options: argparse.Namespace, directory: Path, folder: Path) -> dict[str, Worker]:
-    """A process for each library and precision, warmed up; ours and sentence-transformers' leave their vectors."""
+    """Starts and warms up a process for each library and precision; ours and sentence-transformers' save their vectors."""
     shared = {
         "threads": options.threads,
         "allocator": options.allocator,
@@ -133,7 +135,7 @@ def path_of(folder: Path, name: str) -> Path:
 
 
 def asked(workers: dict[str, Worker]) -> dict[str, tuple[Worker, str]]:
-    """The sides: what is asked of which process. Ours answers for both, so that each stands next to its peer."""
+    """The sides: which process computes what. Ours runs both tasks, so that each is compared with its peer."""
     sides = {}
     for name, worker in workers.items():
         library, _, precision = name.partition(" ")
@@ -145,7 +147,7 @@ def asked(workers: dict[str, Worker]) -> dict[str, tuple[Worker, str]]:
 
 
 def cosines(vectors: dict[str, np.ndarray]) -> dict:
-    """Smallest and mean cosine of ours to sentence-transformers in float32, and of each in bfloat16 to that."""
+    """Smallest and mean cosine of each side to sentence-transformers in float32."""
     reference = "sentence-transformers float32" if "sentence-transformers float32" in vectors else "jax float32"
     wide = {name: rows.astype(np.float64) for name, rows in vectors.items()}
     wide = {name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in wide.items()}

@@ -1,11 +1,11 @@
-"""Kills at random moments over all stages of a build, locally and on a Ray cluster of this machine: are the bytes the same?
+"""Kills a build at random moments, locally and on a local Ray cluster, and compares the bytes of all stages.
 
     make database-faults     # 30 kills; appends to runs/benchmarks/faults.jsonl, continues there, writes docs/measured/database_faults.md
     PYTHONPATH=tests/fixtures .venv-ray/bin/python benchmarks/faults.py --kills=2 --kinds=local --output=faults.jsonl --page=faults.md
 
 A fault is one of: the building process gets SIGKILL ("local"), a worker process of the cluster does ("worker"), or a node
 is taken away ("node"), at a moment drawn evenly from the time an undisturbed build takes; a worker process as soon after
-it as one is at work. After a local kill the same command runs again; on a cluster the build goes on by itself. One line a
+it as one is at work. After a local kill the same command runs again; on a cluster the build continues by itself. One line a
 fault: kind, moment, the stage that was running, whether a process died in it, whether every byte is that of the
 undisturbed build.
 """
@@ -41,7 +41,7 @@ def command(text: Path, workdir: Path, *more: str) -> list[str]:
 
 
 def digest(data: Path) -> dict[str, str]:
-    """SHA-256 of every file of a build but its clock's, by name."""
+    """SHA-256 of every file of a build except its times, by name."""
     paths = (path for path in sorted(data.rglob("*")) if path.is_file() and path.name != "seconds.json")
     return {str(path.relative_to(data)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
@@ -64,7 +64,7 @@ def finish(process: subprocess.Popen) -> int:
 
 
 class Cluster:
-    """A head without work and three nodes of one CPU."""
+    """Starts a Ray head without CPUs and three nodes of one CPU."""
 
     def __init__(self):
         from ray.cluster_utils import Cluster as Nodes
@@ -129,15 +129,15 @@ def fault(kind: str, number: int, text: Path, work: Path, wanted: dict, seconds:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--kills", type=int, default=30, help="in all, taking turns over the kinds; an idle moment counts not"
+        "--kills", type=int, default=30, help="number of kills, taking turns over the kinds; idle moments do not count"
     )
-    parser.add_argument("--kinds", default="local,local,worker,node", help="taken in turns: local, worker, node")
+    parser.add_argument("--kinds", default="local,local,worker,node", help="kinds taken in turns: local, worker, node")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/faults.jsonl"))
     parser.add_argument("--page", type=Path, default=Path("docs/measured/database_faults.md"))
     options = parser.parse_args(argv)
     kinds = options.kinds.split(",")
     if unknown := set(kinds) - set(KINDS):
-        parser.error(f"--kinds holds {sorted(unknown)[0]!r}; there is {', '.join(KINDS)}.")
+        parser.error(f"--kinds holds {sorted(unknown)[0]!r}; choose from {', '.join(KINDS)}.")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in options.output.read_text().splitlines()] if options.output.exists() else []
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,6 +1,6 @@
-"""What both sides of search.py do with an index, whosever it is: build it, set it, ask it many queries or one by one.
+"""Builds, tunes and times any index, for both sides of search.py.
 
-Like worker.py this file has nothing of ours in it, because the peers' environment has none of our packages.
+Like worker.py it imports nothing of ours, because the peers' environment lacks our packages.
 """
 
 import cProfile
@@ -74,7 +74,7 @@ def serve_indexes(make: Callable[[str, np.ndarray, Path, dict], Index], versions
 
 
 def profile(work: Callable[[], object]) -> list[dict]:
-    """The functions in which most of the work's time is spent themselves, with their seconds."""
+    """The functions with the most own time, with their seconds."""
     profiler = cProfile.Profile()
     profiler.runcall(work)
     rows = pstats.Stats(profiler).stats.items()

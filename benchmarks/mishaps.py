@@ -1,4 +1,4 @@
-"""Mishaps of a training run besides a kill: strays, damage, second starts, closed streams, signals, odd paths.
+"""Mishaps of a training run other than kills: stray folders, damage, second starts, closed streams, signals, odd paths.
 
 `MISHAPS` maps the name of a kind to a function that plays one trial in a directory of its own and returns its facts. A
 trial runs `retro train` in processes of its own, up to the end, and compares the run with an undisturbed one.
@@ -19,7 +19,7 @@ from retro_jax.run_directory.whole import find_fault, newest_whole, steps
 from retro_jax.train.metrics import read_metrics
 
 SAVED, MISTAKE, INTERRUPTED = 75, 2, 130  # exit codes of `retro train`
-# `retro train` that meets its fate when it has entered PHASE for the time number TURN, or at once where PHASE is empty.
+# `retro train` that meets its fate when it enters PHASE for the TURN-th time, or at once if PHASE is empty.
 PROGRAM = """
 import os, signal, subprocess, sys, threading
 phase, turn, delay, victim, fate = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4], sys.argv[5]
@@ -91,7 +91,7 @@ DAMAGE = ("empty", "cut", "garbled", "removed")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a trial happens: its own directory, the data, the undisturbed run to compare with."""
+    """The directories of a trial: its own, the data, and the undisturbed run to compare with."""
 
     workdir: Path
     data: Path
@@ -99,12 +99,12 @@ class Place:
     draw: random.Random
 
     def run(self, *more: str, fate: Sequence[str] = (), workdir: Path | None = None) -> int:
-        """The exit code of `retro train` in this place."""
+        """Runs `retro train` there and returns its exit code."""
         program = ["-c", PROGRAM, *fate] if fate else []
         return finish(start_run(workdir or self.workdir, self.data, *more, program=program, model="small"), 1800)[0]
 
     def killed(self, *more: str) -> dict:
-        """Starts and kills a run at a step of its second half, when something is saved; what it had reached and saved."""
+        """Starts a run and kills it in its second half after a save; returns the steps reached and saved."""
         self.run(*more, fate=fate("step", self.draw.randint(STEPS // 2 + 1, STEPS - 1), "SIGKILL"))
         return {"reached": last_step(self.workdir), "saved": newest(self.workdir)}
 
@@ -123,13 +123,13 @@ def newest(workdir: Path) -> int:
 
 
 def last_step(workdir: Path) -> int:
-    """The last step that the metrics know of."""
+    """The last step in the metrics."""
     path = workdir / "metrics.jsonl"
     return max((record["step"] for record in read_metrics(path)), default=0) if path.exists() else 0
 
 
 def stray(place: Place) -> dict:
-    """Folders that are not ours stand among the checkpoints, and only the newest one is kept."""
+    """Puts stray folders among the checkpoints of a run that keeps only the newest one."""
     checkpoints, name = place.workdir / "checkpoints", place.draw.choice(STRAYS)
     (checkpoints / name).mkdir(parents=True)
     (checkpoints / name / "notes.txt").write_text("mine")
@@ -140,7 +140,7 @@ def stray(place: Place) -> dict:
 
 
 def pruned(place: Place) -> dict:
-    """Only the newest are kept, and the newest is damaged: nothing that is older than a whole one may be missed."""
+    """Damages the newest checkpoint of a run that keeps few: the newest whole one must remain."""
     keep = place.draw.choice((1, 2))
     flag = f"--config.train.keep_checkpoints={keep}"
     before = place.killed(flag)
@@ -157,7 +157,7 @@ def pruned(place: Place) -> dict:
 
 
 def second_start(place: Place) -> dict:
-    """The same command again, while the run is running: it is refused, and the first does not notice."""
+    """Runs the same command while the run is running: it is refused and does not disturb the first."""
     running = start_run(place.workdir, place.data, model="small")
     second = place.workdir.with_name(place.workdir.name + "-second")
     second.symlink_to(place.workdir.name)  # the same directory by another name
@@ -173,7 +173,7 @@ def second_start(place: Place) -> dict:
 
 
 def streams(place: Place) -> dict:
-    """Standard output and error are closed, full, or lose their reader."""
+    """Closes standard output and error, fills them, or removes their reader."""
     what = place.draw.choice(("closed", "/dev/full", "no reader"))
     when = place.draw.choice((fate("", 0, what), fate("step", place.draw.randint(1, STEPS), what)))
     return {"detail": f"{what}, {when[0] or 'start'} {when[1]}", "codes": [place.run(fate=when)], "problems": []}
@@ -226,7 +226,7 @@ def checkpoints_gone(place: Place) -> dict:
 
 
 def odd_path(place: Place) -> dict:
-    """The run directory has a name that patterns, URLs or shells would read otherwise; or a run is moved to one."""
+    """Runs in a directory whose name is a pattern or URL, or moves a run to one."""
     name = place.draw.choice(ODD_NAMES)
     inside = place.workdir.with_name(place.workdir.name + "-odd") / name
     inside.parent.mkdir(exist_ok=True)
@@ -245,7 +245,7 @@ def odd_path(place: Place) -> dict:
 
 
 def mistyped(place: Place) -> dict:
-    """A first start with a mistake claims nothing."""
+    """Starts with a mistake first, which must not claim the directory."""
     wrong = place.draw.choice(
         ("model.vocabulary=65", "train.batch=7", "train.mesh.fsdp=3", "train.learning_rate=-1.0", "model.neighbors=99")
     )
@@ -273,7 +273,7 @@ MISHAPS: dict[str, Callable[[Place], dict]] = {
 
 
 def play(kind: str, number: int, directory: Path, data: Path, whole: Path, seed: int) -> dict:
-    """One trial: its facts, and how the run ended in comparison with the undisturbed one."""
+    """Runs one trial and compares its end with the undisturbed run."""
     workdir = directory / f"mishap-{number}"
     shutil.rmtree(workdir, ignore_errors=True)  # of this trial's own, interrupted
     place = Place(workdir, data, whole, random.Random(f"{seed}/{kind}/{number}"))
@@ -316,7 +316,7 @@ def damage(path: Path, how: str, draw: random.Random) -> None:
 
 
 def mishap_rows(trials: Sequence[dict]) -> str:
-    """The lines of a table: kind, trials, as it should be, most steps lost, what was not."""
+    """The lines of the table: kind, trials, good, refused, most steps repeated."""
     lines = []
     for kind in MISHAPS:
         chosen = [trial for trial in trials if trial["kind"] == kind]
@@ -328,7 +328,7 @@ def mishap_rows(trials: Sequence[dict]) -> str:
 
 
 def read(path: Path) -> list[dict]:
-    """The trials of a file that `append` wrote; none where there is no file."""
+    """The trials of a file that `append` wrote; empty without a file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 

@@ -1,4 +1,4 @@
-"""Our side of search.py: SCaNN as `data_pipeline.search.scann` builds, sets and asks it, and the exact search beside it."""
+"""Our side of search.py: SCaNN as `data_pipeline.search.scann` builds, tunes and searches it, and exact search."""
 
 import importlib.metadata
 import time
@@ -31,7 +31,7 @@ class Scann:
         return {"setting": asdict(chosen), "recall": recall}
 
     def parts(self, queries, k) -> dict:
-        """Seconds of the library's call as we make it, each query by itself so that its answer depends on nothing else
+        """Seconds of the library's call as we make it, one query at a time so that results do not depend on the batch
         (`ScannSearcher.search`), and in the library's own batches, which share work between queries."""
         settings, seconds = self._searcher.settings, {}
         for name, batch in (("each by itself", 1), ("in batches of 256", 256)):

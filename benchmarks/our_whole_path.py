@@ -46,7 +46,7 @@ def build(settings):
 
 
 def keep(data: Path, folder: Path) -> dict:
-    """Leaves what the recall is measured on as three arrays; not timed."""
+    """Saves the three arrays that recall is measured on; not timed."""
     vectors, table, found = (
         kind(data / name)
         for kind, name in ((EmbeddingTable, "embeddings"), (ChunkTable, "chunks"), (NeighborTable, "neighbors"))

@@ -1,4 +1,4 @@
-"""Kills training at random moments, and plays other mishaps (mishaps.py): resumes, compares, writes docs/measured/reliability.md.
+"""Kills training at random moments, plays other mishaps (mishaps.py), resumes, compares, and writes docs/measured/reliability.md.
 
     make reliability
     JAX_PLATFORMS=cpu PYTHONPATH=tests/fixtures .venv/bin/python benchmarks/reliability.py --kills=2 --rounds=1 --directory=runs/reliability-2 --report=runs/reliability-2.md
@@ -6,7 +6,7 @@
 Every trial trains a tiny RETRO in a directory of its own, by `retro train` in one process or two (two devices in all). One
 process gets SIGKILL: at a time drawn from the seed after it entered a phase drawn too (a step, a save, a retrieval check),
 or after it was started. The same command runs again, and parameters, batches and metrics are compared with those of an
-undisturbed run, bit for bit. One line of JSON a trial goes to DIRECTORY/trials.jsonl; started again, it goes on behind the
+undisturbed run, bit for bit. One line of JSON a trial goes to DIRECTORY/trials.jsonl; started again, it continues after the
 last. The mishaps go to DIRECTORY/mishaps.jsonl. Storage that is full or turns read-only in a save is mounted for it, which takes root.
 """
 
@@ -84,7 +84,7 @@ def ended(running: Sequence[subprocess.Popen]) -> list[int]:
 
 
 def kill_once(directory: Path, data: Path, whole: Path, number: int, seed: int) -> dict:
-    """One trial: start, kill, look, resume, compare. A run that ends before its kill is drawn again."""
+    """One trial: start, kill, resume, compare. A run that ends before its kill is drawn again."""
     moment, processes = list(MOMENTS)[number % len(MOMENTS)], 1 + number // len(MOMENTS) % 2
     workdir, codes, attempt = directory / f"trial-{number}", [0], 0
     while -signal.SIGKILL not in codes:
@@ -132,7 +132,7 @@ def refuse_once(directory: Path, data: Path, whole: Path, fault: str) -> dict:
 
 
 def outcome(workdir: Path, whole: Path, again: list[int]) -> dict:
-    """What a resumed run came to."""
+    """Compares a resumed run with the undisturbed one."""
     return {
         "resumed": again,
         "differences": ["did not finish"] if any(again) else differences(workdir, whole, STEPS),
@@ -145,7 +145,7 @@ def outcome(workdir: Path, whole: Path, again: list[int]) -> dict:
 
 
 def report(trials: list[dict], mishaps: list[dict], storage: list[dict], options) -> str:
-    """docs/measured/reliability.md."""
+    """The text of docs/measured/reliability.md."""
     lost, in_flight, rows = [], [], []
     for trial in trials:
         unfinished = trial["saved"] < trial["reached"] // EVERY * EVERY  # the save of a step that was reached

@@ -1,4 +1,4 @@
-"""Writes docs/measured/performance.md from what the benchmarks measured: `python benchmarks/report.py runs/benchmarks docs/measured/performance.md`.
+"""Writes docs/measured/performance.md from the benchmarks' results: `python benchmarks/report.py runs/benchmarks docs/measured/performance.md`.
 
 Every figure of that page comes from the JSON files in the given folder; nothing is typed in.
 """
@@ -141,7 +141,7 @@ def search(result: dict) -> str:
         f"{result['keys']:,} keys of width {result['width']} ({result['data']}), {result['queries']:,} queries that are not "
         f"among them, {result['threads']} threads a side, {result['date']}{_loads(result)}; "
         f"{_versions(result)}. Every index is set, on other queries, until recall@{k} reaches "
-        f'{result["target"]}: "as built" is what `retro build` itself chooses by what a query reads, without a clock; all others '
+        f'{result["target"]}: "as built" is what `retro build` chooses by the cost of a query, without a clock; all others '
         "are the fastest of a finer series. A batch is all queries at once over all threads, which is how a build asks; "
         f"one by one is {single} queries, each a call. Bytes are of the files; in memory our search holds the keys once "
         "more than SCaNN's files do.",

@@ -2,7 +2,7 @@
 
     .venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/measured/scaling.md     # or: make scaling
 
-Each row is one JSON file in the given folder; a row that is there is not compiled again, so an interrupted run
+Each row is one JSON file in the given folder; an existing row is not compiled again, so an interrupted run
 continues. Rows for GPUs are the estimate; `--no-compile` writes the page from the rows there are.
 """
 

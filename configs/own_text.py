@@ -3,7 +3,7 @@
     retro build --config=configs/own_text.py:PATH --workdir=runs/mine
     retro train --config=configs/own_text.py:PATH --workdir=runs/mine
 
-`:PATH,172m` takes a size of the paper (172m, 425m, 1b5, 7b5); `:PATH,smoke` the smallest form. Without a word, a model
+`:PATH,172m` takes a size of the paper (172m, 425m, 1b5, 7b5); `:PATH,smoke` the smallest form. Without either, a model
 for a laptop (configs/quickstart.py without its text) and a vocabulary of 4,096.
 It reads .txt, .jsonl, .ndjson and .json (a value a line or one array), these also as .gz, .zst, .xz and .bz2, .parquet,
 .arrow, a Hugging Face data set folder, and a TFDS data set directory of ArrayRecord files; the build says which files it

@@ -61,7 +61,7 @@ def build_chunks(directory: Path, config: DataConfig, chunk_length: int, documen
     """
     from data_pipeline.tokens import Tokenizer  # SentencePiece; reading finished chunks does not need it
 
-    source, reader = read_documents_manifest(documents), Tokenizer(tokenizer)
+    source, text_tokenizer = read_documents_manifest(documents), Tokenizer(tokenizer)
     names = sorted(
         name for name, count in source.counts["subsets"].items() if any(count[s]["documents"] for s in SPLITS)
     )
@@ -72,13 +72,13 @@ def build_chunks(directory: Path, config: DataConfig, chunk_length: int, documen
     shards = []
     for number, (start, stop) in enumerate(ranges):
         stem = f"chunks-{number:05d}"
-        make = partial(_make, stem, texts.lines(start, stop), stop - start, reader, chunk_length, names)
+        make = partial(_make, stem, texts.lines(start, stop), stop - start, text_tokenizer, chunk_length, names)
         shards.append(Shard(stem, [f"{stem}.{column}.npy" for column in COLUMNS], make))
     return run_stage(
         directory,
         STAGE,
         stage_config(config, chunk_length),
-        {"documents": source.fingerprint, "tokenizer": reader.fingerprint},
+        {"documents": source.fingerprint, "tokenizer": text_tokenizer.fingerprint},
         shards,
         counts={"subsets": names, "chunk_length": chunk_length},
     )

@@ -40,7 +40,7 @@ LEAVES_GROW = 0.2  # 9, 10, 13, 24 leaves for 3, 11, 35, 360 thousand keys of ni
 
 
 @dataclass(frozen=True)
-class Sample:
+class BuiltSample:
     """The measured build of a sample."""
 
     text_bytes: int
@@ -55,9 +55,9 @@ class Sample:
 class Rates:
     """The measured samples: `text` up to the chunks, `small` and `large` all stages."""
 
-    text: Sample
-    small: Sample
-    large: Sample
+    text: BuiltSample
+    small: BuiltSample
+    large: BuiltSample
     width: int
     leaves: int  # searched in an index shard; 0: the search is exact
     scan: float  # seconds that one more key takes in the search for one query
@@ -131,7 +131,7 @@ def text_wanted(run: RunConfig, total: float) -> float:
     return min(total, training_bytes(run.model.vocabulary), TEXT_BYTES)
 
 
-def read_sample(data: Path) -> tuple[Sample, dict]:
+def read_sample(data: Path) -> tuple[BuiltSample, dict]:
     """A sample's finished stages, and the counts of their manifests."""
     facts, seconds, sizes = {}, {}, {}
     for path in sorted(data.glob("*/manifest.json")):
@@ -142,7 +142,7 @@ def read_sample(data: Path) -> tuple[Sample, dict]:
         sizes[stage] = sum(file.bytes for file in manifest.files)
     chunks = facts["chunks"]
     counts = (facts["documents"]["bytes"], chunks["tokens"], chunks["chunks"], chunks["database_chunks"])
-    return Sample(*counts, seconds, sizes), facts
+    return BuiltSample(*counts, seconds, sizes), facts
 
 
 def scan_seconds(data: Path) -> float:
@@ -224,7 +224,7 @@ def plan(rates: Rates, tokens: float, nodes: int) -> dict:
     }
 
 
-def _line(stage: str, small: Sample, large: Sample) -> tuple[float, float]:
+def _line(stage: str, small: BuiltSample, large: BuiltSample) -> tuple[float, float]:
     """Fixed seconds and seconds per chunk; if the larger sample was not slower, all of its time counts per chunk."""
     each = (large.seconds[stage] - small.seconds[stage]) / max(1, large.chunks - small.chunks)
     if each <= 0:

@@ -187,8 +187,8 @@ def _remove(invocation: Invocation) -> None:
     with BuildLock(data):
         counts = remove(data, read_ids(values.documents), values.source)
     print(
-        f"{counts['documents']:,} documents ({counts['chunks']:,} chunks) are removed now in all; evaluate and sample do "
-        f"not see them from now on. {Database(data).describe()}"
+        f"{counts['documents']:,} documents ({counts['chunks']:,} chunks) are removed in all; evaluate and sample no "
+        f"longer use them. {Database(data).describe()}"
     )
 
 
@@ -229,8 +229,8 @@ def _add(invocation: Invocation) -> None:
         require_new(invocation.given, new)
         counts = add(data, run, new, encoder_directory(run.data))
     print(
-        f"added {counts['documents']:,} documents ({counts['chunks']:,} chunks), {counts['copies']:,} of them copies of what "
-        f"is there and left out; evaluate and sample see them from now on. {Database(data).describe()}"
+        f"added {counts['documents']:,} documents ({counts['chunks']:,} chunks), {counts['copies']:,} of them copies of "
+        f"existing text and left out; evaluate and sample now use them. {Database(data).describe()}"
     )
 
 

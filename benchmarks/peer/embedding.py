@@ -1,6 +1,6 @@
 """The peer's side of embedding.py: the same BERT in PyTorch, with its fused attention, as sentence-transformers runs it.
 
-Texts sorted by length, 32 a batch, each batch padded to its longest; bfloat16 is the whole model in bfloat16.
+Texts sorted by length, 32 a batch, each batch padded to its longest; bfloat16 means the full model in bfloat16.
 """
 
 import json

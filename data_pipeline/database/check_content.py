@@ -46,10 +46,10 @@ def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = Fals
     vectors = EmbeddingTable(data / "embeddings", verify=False)
     neighbors = NeighborTable(data / "neighbors", verify=False)
     digests = []
-    reader = Tokenizer(data / "tokenizer")
-    damages = list(_check_chunks(data, table, reader, digests))
+    tokenizer = Tokenizer(data / "tokenizer")
+    damages = list(_check_chunks(data, table, tokenizer, digests))
     embedded, searched = (len(table) if everything else min(count, len(table)) for count in (EMBEDDED, SAMPLE))
-    damages += _check_embeddings(table, vectors, reader, encoder, embedded)
+    damages += _check_embeddings(table, vectors, tokenizer, encoder, embedded)
     facts = {"chunks": len(table), "embedded_again": embedded}
     for directory in addition_directories(data):
         damages += check_table(directory, str(directory.relative_to(data)), reader, encoder, facts, everything)
@@ -75,7 +75,10 @@ def check_table(
     """
     table, vectors = ChunkTable(directory / "chunks"), EmbeddingTable(directory / "embeddings", verify=False)
     count = len(table) if everything else min(EMBEDDED, len(table))
-    damages = [*_check_chunks(directory, table, reader, []), *_check_embeddings(table, vectors, reader, encoder, count)]
+    damages = [
+        *_check_chunks(directory, table, tokenizer, []),
+        *_check_embeddings(table, vectors, tokenizer, encoder, count),
+    ]
     facts["chunks"] += len(table)
     facts["embedded_again"] += count
     return [replace(damage, stage=f"{name}/{damage.stage}") for damage in damages]
@@ -85,7 +88,7 @@ def _shard(table: ChunkTable, stage: str, row: int) -> str:
     return f"{stage}-{int(np.searchsorted(np.cumsum(table.shard_rows), row, side='right')):05d}"
 
 
-def _check_chunks(data: Path, table: ChunkTable, reader: Tokenizer, digests: list[str]) -> Iterator[Damage]:
+def _check_chunks(data: Path, table: ChunkTable, tokenizer: Tokenizer, digests: list[str]) -> Iterator[Damage]:
     """Checks that every document's rows are contiguous, have its id, and decode in order to its text.
 
     So the row after a chunk in its document is the next chunk; `ChunkTable.value` is checked to return it.
@@ -112,9 +115,9 @@ def _check_chunks(data: Path, table: ChunkTable, reader: Tokenizer, digests: lis
             record["split"] == "train"
         ):
             yield Damage("chunks", shard, f"row {start} is not of document {record['id']} ({record['split']})")
-        elif (flat[: len(tokens)] == PADDING).any() or tokens[0] != reader.bos or tokens[-1] != reader.eos:
+        elif (flat[: len(tokens)] == PADDING).any() or tokens[0] != tokenizer.bos or tokens[-1] != tokenizer.eos:
             yield Damage("chunks", shard, f"rows {start} to {end - 1} are not one document from BOS to EOS")
-        elif reader.decode(tokens) != record["text"]:
+        elif tokenizer.decode(tokens) != record["text"]:
             yield Damage("chunks", shard, f"rows {start} to {end - 1} are not the text of document {record['id']}")
         else:
             following = np.full_like(rows, PADDING)
@@ -124,13 +127,13 @@ def _check_chunks(data: Path, table: ChunkTable, reader: Tokenizer, digests: lis
 
 
 def _check_embeddings(
-    table: ChunkTable, vectors: EmbeddingTable, reader: Tokenizer, encoder: FrozenEncoder, count: int
+    table: ChunkTable, vectors: EmbeddingTable, tokenizer: Tokenizer, encoder: FrozenEncoder, count: int
 ) -> Iterator[Damage]:
     """Embeds `count` chunks again, spread over all, and compares the vectors."""
     chosen = sample_rows(len(table), count)
     for start in range(0, len(chosen), ROWS):
         rows = chosen[start : start + ROWS]
-        texts = [reader.decode(row[row != PADDING]) for row in table.tokens[rows]]
+        texts = [tokenizer.decode(row[row != PADDING]) for row in table.tokens[rows]]
         again, stored = encoder.embed(texts, description="verify embeddings"), vectors[rows]
         norms = np.linalg.norm(again, axis=1) * np.linalg.norm(stored, axis=1)
         cosines = np.einsum("ne,ne->n", again, stored) / np.maximum(norms, 1e-12)

@@ -44,10 +44,10 @@ def build_embeddings(
     """
     check_settings(config)
     source = read_manifest(chunks, CHUNKS)
-    table, reader = ChunkTable(chunks), Tokenizer(tokenizer)
+    table, text_tokenizer = ChunkTable(chunks), Tokenizer(tokenizer)
     require_fingerprint(
         f"tokenizer {tokenizer} for {chunks}",
-        reader.fingerprint,
+        text_tokenizer.fingerprint,
         source.inputs["tokenizer"],
         "Point to the tokenizer of the chunks, or build again in another --workdir.",
     )
@@ -57,14 +57,14 @@ def build_embeddings(
     shards, start = [], 0
     for number, rows in enumerate(table.shard_rows):
         stem = f"embeddings-{number:05d}"
-        make = partial(_make, stem, reader, table, start, start + rows, config.embedding_dtype)
+        make = partial(_make, stem, text_tokenizer, table, start, start + rows, config.embedding_dtype)
         shards.append(Shard(stem, [f"{stem}.npy"], make, held))
         start += rows
     return run_stage(
         directory,
         STAGE,
         stage_config(config, encoder.fingerprint),
-        {"chunks": source.fingerprint, "tokenizer": reader.fingerprint},
+        {"chunks": source.fingerprint, "tokenizer": text_tokenizer.fingerprint},
         shards,
         counts={"database_chunks": table.database_chunks, "width": encoder.width},
     )
@@ -94,9 +94,9 @@ def stage_config(config: DataConfig, encoder: str) -> dict:
 
 
 def _make(
-    stem: str, reader: Tokenizer, table: ChunkTable, start: int, stop: int, dtype: str, temporary: Path, encoder
+    stem: str, text_tokenizer: Tokenizer, table: ChunkTable, start: int, stop: int, dtype: str, temporary: Path, encoder
 ) -> dict:
-    texts = [reader.decode(row[row != PADDING]) for row in table.tokens[start:stop]]
+    texts = [text_tokenizer.decode(row[row != PADDING]) for row in table.tokens[start:stop]]
     ids = encoder.token_ids(texts)
     vectors = encoder.embed_ids(ids, description=stem)
     if not np.isfinite(vectors).all():

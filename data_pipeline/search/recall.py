@@ -12,7 +12,7 @@ from retro_jax.core.dimensions import PADDING
 ROUNDING = 1e-5  # of the float32 distances against the float64 ones
 
 
-class Sample:
+class QuerySample:
     """Up to `size` chunks spread evenly over database and held-out documents, as queries that do not count themselves.
 
     Attributes:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from data_pipeline.search.exact import ExactSearcher, PlacedSearcher, check_queries, merge, paired_distances
-from data_pipeline.search.recall import Sample
+from data_pipeline.search.recall import QuerySample
 from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig
 from retro_jax.core.dimensions import PADDING
@@ -92,7 +92,7 @@ def scann_installed() -> bool:
     return importlib.util.find_spec("scann") is not None
 
 
-def tune(searcher: "ScannSearcher", ids, sample: Sample, config: DataConfig) -> tuple[IndexSettings, float]:
+def tune(searcher: "ScannSearcher", ids, sample: QuerySample, config: DataConfig) -> tuple[IndexSettings, float]:
     """The cheapest settings whose recall on the sample reaches the target, and that recall.
 
     Each number of candidates is tried with the fewest leaves that reach the target. Leaves that the user has chosen

@@ -19,7 +19,7 @@ import numpy as np
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.search.exact import ExactSearcher, MergedSearcher, PlacedSearcher, Searcher
-from data_pipeline.search.recall import Sample
+from data_pipeline.search.recall import QuerySample
 from data_pipeline.search.scann import (
     FILES,
     METRIC,
@@ -128,7 +128,7 @@ def _make(
     settings = choose_settings(len(keys), config)
     build_scann(folder, keys, settings)
     subset.save(folder, ids)
-    sample = Sample(vectors, config.neighbors_stored, config.recall_sample)
+    sample = QuerySample(vectors, config.neighbors_stored, config.recall_sample)
     sample.compare(ids, keys)
     settings, recall = tune(ScannSearcher(folder, keys, settings), ids, sample, config)
     return {"shards": {name: {**facts, **asdict(settings), "recall": recall}}}
@@ -138,7 +138,7 @@ def _measure(
     directory: Path, config: DataConfig, vectors: EmbeddingTable, subset: Subset, ranges: Sequence, temporary
 ) -> dict:
     """The recall of all index shards together, opened one after another."""
-    sample = Sample(vectors, config.neighbors_stored, config.recall_sample)
+    sample = QuerySample(vectors, config.neighbors_stored, config.recall_sample)
     found = None
     for number, (start, stop) in enumerate(ranges):
         name = f"index-{number:05d}"

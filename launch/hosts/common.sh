@@ -43,7 +43,7 @@ parse() {
       --?*)
         name=${argument#--}
         name=${name%%=*}
-        [[ $known == *" $name "* ]] || fail "--$name is not a flag of $SCRIPT; known:${known% } dry-run. What is meant for retro train alone goes after a lone --." 2
+        [[ $known == *" $name "* ]] || fail "--$name is not a flag of $SCRIPT; known:${known% } dry-run. Arguments only for retro train go after a lone --." 2
         if [[ $argument == *=* ]]; then FLAG[$name]=${argument#*=}; else FLAG[$name]=1; fi
         ;;
       *) fail "'$argument' is not a flag; flags look like --name=value." 2 ;;
@@ -60,7 +60,7 @@ need() {
     else
       [[ -n ${FLAG[$name]-} ]] && continue
     fi
-    fail "--$name=... is missing; $SCRIPT --help shows a line that works." 2
+    fail "--$name=... is missing; $SCRIPT --help shows a working line." 2
   done
 }
 
@@ -91,7 +91,7 @@ retro_program() {
   elif [[ -x $ROOT/.venv/bin/retro ]]; then
     printf '%s\n' "$ROOT/.venv/bin/retro"
   else
-    command -v retro || fail "there is no retro program; run make setup, or put retro on the PATH."
+    command -v retro || fail "retro was not found; run make setup, or put retro on the PATH."
   fi
 }
 

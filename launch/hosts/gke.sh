@@ -25,8 +25,8 @@ Flags:
   --namespace=NAME             (default 'default')
   --service-account=NAME       that may write to the bucket (default 'default')
   --max-restarts=N             after failures that are no preemption (default 3)
-  --config=FILE.py[:ARGUMENTS] and --config.SECTION.KEY=VALUE, as in retro train; what follows a lone -- is handed on
-  --price-per-chip-hour=2.00   yours, for the cost note
+  --config=FILE.py[:ARGUMENTS] and --config.SECTION.KEY=VALUE, as in retro train; arguments after a lone -- are passed on
+  --price-per-chip-hour=2.00   your price, for the cost note
   --delete                     allows restart and stop to delete the JobSet
   --dry-run                    prints the commands that would run
 END

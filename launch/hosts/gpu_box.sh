@@ -17,10 +17,10 @@ Example:
 
 Flags:
   --workdir=DIR               of the run; also DIR/launch with lock, pid and train.log
-  --config=FILE.py[:ARGUMENTS] and --config.SECTION.KEY=VALUE, as in retro train; what follows a lone -- is handed on
+  --config=FILE.py[:ARGUMENTS] and --config.SECTION.KEY=VALUE, as in retro train; arguments after a lone -- are passed on
   --state=DIR                 for lock, pid and train.log instead of WORKDIR/launch
-  --topology=h100:8           for the cost note alone
-  --price-per-chip-hour=2.00  yours, for the cost note
+  --topology=h100:8           only for the cost note
+  --price-per-chip-hour=2.00  your price, for the cost note
   --dry-run                   prints the commands that would run
 END
 }

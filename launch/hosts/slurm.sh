@@ -21,9 +21,9 @@ Flags:
   --gpus-per-node=N           leave out on CPU nodes
   --time=[DAYS-]HH:MM:SS      time limit; two minutes before it the job saves and requeues itself
   --name=NAME                 of the job (default retro- and the last part of WORKDIR)
-  --config=FILE.py[:ARGUMENTS] and --config.SECTION.KEY=VALUE, as in retro train; what follows a lone -- is handed on
-  --topology=h100:16          for the cost note alone
-  --price-per-chip-hour=2.00  yours, for the cost note
+  --config=FILE.py[:ARGUMENTS] and --config.SECTION.KEY=VALUE, as in retro train; arguments after a lone -- are passed on
+  --topology=h100:16          only for the cost note
+  --price-per-chip-hour=2.00  your price, for the cost note
   --dry-run                   prints the commands that would run
 Partition, account, quality of service and the like: sbatch's own variables, SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS.
 END

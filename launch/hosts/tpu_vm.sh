@@ -24,8 +24,8 @@ Flags:
   --runtime-version=VERSION    of the workers (default: the chip's base image)
   --spot                       cheaper, and taken away at any time
   --workdir=gs://BUCKET/FOLDER of the run, mounted with gcsfuse; or a path that all workers share
-  --config=FILE.py[:ARGUMENTS] and --config.SECTION.KEY=VALUE, as in retro train; what follows a lone -- is handed on
-  --price-per-chip-hour=2.00   yours, for the cost note
+  --config=FILE.py[:ARGUMENTS] and --config.SECTION.KEY=VALUE, as in retro train; arguments after a lone -- are passed on
+  --price-per-chip-hour=2.00   your price, for the cost note
   --delete                     allows restart and stop to delete the request with its slice
   --dry-run                    prints the commands that would run
 END

@@ -156,8 +156,8 @@ def apply_hidden(
 
 def zero_cca_outputs(params: dict) -> dict:
     """The same parameters with CCA output projections of zero, so that On equals Off, as a retrofit starts."""
-    reader = params["cross_attention"]
-    return {**params, "cross_attention": {**reader, "output": jnp.zeros_like(reader["output"])}}
+    cross = params["cross_attention"]
+    return {**params, "cross_attention": {**cross, "output": jnp.zeros_like(cross["output"])}}
 
 
 def layer_parameters(config: ModelConfig, params: dict) -> dict:
@@ -172,10 +172,10 @@ def layer_parameters(config: ModelConfig, params: dict) -> dict:
 
 
 def _unstack(params: dict, reading: tuple[int, ...]) -> dict:
-    stack, readers = params["layers"], params.get("cross_attention")
+    stack, cross_attention = params["layers"], params.get("cross_attention")
     layers = [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(stack["attention"]["query"].shape[0])]
     for index, number in enumerate(reading):
-        layers[number - 1]["cross_attention"] = jax.tree.map(lambda leaf, i=index: leaf[i], readers)
+        layers[number - 1]["cross_attention"] = jax.tree.map(lambda leaf, i=index: leaf[i], cross_attention)
     rest = {name: value for name, value in params.items() if name not in ("layers", "cross_attention")}
     return {**rest, "layers": layers}
 

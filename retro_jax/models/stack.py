@@ -44,7 +44,7 @@ def split_stack(stack: nnx.Module, sizes: list[int]) -> list[nnx.Module]:
 def apply_stack(
     x: Float[Array, "*B D"],
     layers: Layer,
-    readers: Attention | None,
+    cross_attention: Attention | None,
     reading: tuple[int, ...],
     self_update: Callable,
     read_update: Callable | None = None,
@@ -54,46 +54,46 @@ def apply_stack(
     remat: str,
     pin: Callable = ONE_DEVICE.pin,
 ) -> Float[Array, "*B D"]:
-    """x after all layers; those numbered in `reading` (from 1) have a reader between attention and feed-forward.
+    """Runs all layers on x; those numbered in `reading` (from 1) have cross-attention between self-attention and feed-forward.
 
-    `self_update(attention, x)` and `read_update(reader, x, memory)` give the residual updates; `memory` is
+    `self_update(attention, x)` and `read_update(cross, x, memory)` give the residual updates; `memory` is
     `prepare(x)`, called once with the stream after the self-attention of the first reading layer. With `scan`, equal
     groups (a reading layer and the plain ones after it) run as one `lax.scan`; without, every layer is unrolled.
     `pin` is the sharding constraint of the stream between layers, which the backward pass keeps for each layer.
     """
     rematerialized = _rematerialized(remat)
 
-    def after_attention(x, layer, reader, memory):
-        if reader is not None:
-            x = x + read_update(reader, x, memory)
+    def after_attention(x, layer, cross, memory):
+        if cross is not None:
+            x = x + read_update(cross, x, memory)
         return pin(x + layer.feed_forward(x))
 
     @rematerialized
-    def step(x, layer, reader, memory):
-        return after_attention(x + self_update(layer.attention, x), layer, reader, memory)
+    def step(x, layer, cross, memory):
+        return after_attention(x + self_update(layer.attention, x), layer, cross, memory)
 
-    def group(x, plain, reader, memory):
+    def group(x, plain, cross, memory):
         for layer in split_stack(plain, [1] * _count(plain)):
-            x, reader = step(x, _first(layer), reader, memory), None
+            x, cross = step(x, _first(layer), cross, memory), None
         return x
 
     runs = _runs(_count(layers), reading, scan)
     layer_runs = split_stack(layers, [groups * size for groups, size, _ in runs])
-    reader_runs = iter(split_stack(readers, [groups for groups, _, reads in runs if reads]) if reading else ())
+    cross_runs = iter(split_stack(cross_attention, [groups for groups, _, reads in runs if reads]) if reading else ())
     memory, x = None, pin(x)
     for (groups, size, reads), run in zip(runs, layer_runs, strict=True):
-        run_readers = next(reader_runs) if reads else None
+        run_cross = next(cross_runs) if reads else None
         if reads and memory is None:
-            layer, reader = _first(run), _first(run_readers)
+            layer, cross = _first(run), _first(run_cross)
             x = pin(x + rematerialized(self_update)(layer.attention, x))
             memory = prepare(x)
-            x = rematerialized(after_attention)(x, layer, reader, memory)
+            x = rematerialized(after_attention)(x, layer, cross, memory)
         elif groups == 1:
-            x = group(x, run, _first(run_readers), memory)
+            x = group(x, run, _first(run_cross), memory)
         else:
             run = jax.tree.map(lambda leaf, shape=(groups, size): leaf.reshape(*shape, *leaf.shape[1:]), run)
             x, _ = jax.lax.scan(
-                lambda x, weights, memory=memory: (group(x, *weights, memory), None), x, (run, run_readers)
+                lambda x, weights, memory=memory: (group(x, *weights, memory), None), x, (run, run_cross)
             )
     return x
 

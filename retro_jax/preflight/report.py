@@ -111,14 +111,14 @@ def _tried(run: RunConfig, topology: Topology, compiling: bool, say) -> list[dic
     found = remedies(run, topology)
     rows = {remedy.name: remedy.row(topology.memory_gib) for remedy in found}
     singles = [row for name, row in rows.items() if " + " not in name]
-    mending = [remedy for remedy in found if rows[remedy.name]["fits"]][:COMPILED_REMEDIES]
-    for remedy in mending if compiling else ():
+    fitting = [remedy for remedy in found if rows[remedy.name]["fits"]][:COMPILED_REMEDIES]
+    for remedy in fitting if compiling else ():
         say(f"compiling with {remedy.name} ({remedy.flags})")
         compiled = compile_step(remedy.run, topology)
         rows[remedy.name] |= {"compiled_gib": compiled.total_gib, "fits": compiled.fits}
         if compiled.fits:
             break
-    best = [rows[remedy.name] for remedy in mending if rows[remedy.name] not in singles]
+    best = [rows[remedy.name] for remedy in fitting if rows[remedy.name] not in singles]
     return singles + best
 
 

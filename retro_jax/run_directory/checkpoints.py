@@ -3,10 +3,10 @@
     RUN/checkpoints/STEP/            written by orbax under another name and renamed when complete
     RUN/checkpoints/STEP.whole.json  sizes and SHA-256 of its files, written last (whole.py)
 
-A save copies the state and returns; files are written while training goes on. It counts when it was read back: every
+A save copies the state and returns; files are written while training continues. It counts once it was read back: every
 array is opened as a restore would open it, and every file is read for its checksum. Nothing is deleted, unless
-`keep_checkpoints` asks for it: a broken checkpoint that stands in the way of a new one is renamed. A save that fails for
-want of space or rights is told and done without; the next one tries again.
+`keep_checkpoints` asks for it: a broken checkpoint with the name of a new one is renamed. A save that fails for
+lack of space or permission is logged; training continues and saves at the next interval.
 
 With several processes each writes its own shards, and orbax renames when all have; process 0 alone looks for whole
 checkpoints, reads back, writes listings and prunes.
@@ -147,15 +147,15 @@ class Checkpoints:
         if self.fault:
             step, _ = find_whole(self.directory)
             left = (
-                f"No checkpoint in {self.directory} is whole: mend the storage, then run the same command with --restart."
+                f"No checkpoint in {self.directory} is whole: correct the storage, then run the same command with --restart."
                 if step is None
-                else f"That of step {step} in {self.directory} is whole: mend the storage, then run the same command again; "
+                else f"That of step {step} in {self.directory} is whole: correct the storage, then run the same command again; "
                 f"it continues from there."
             )
             raise ValueError(f"the last checkpoint could not be saved: {self.fault}. {left}")
 
     def _pass_over(self, step: int, error: Exception) -> None:
-        """Says what storage refused; raises an error of any other kind."""
+        """Logs a storage error and records it; raises an error of any other kind."""
         self.fault = storage_fault(error) or ""
         if not self.fault:
             raise error
@@ -211,12 +211,12 @@ class Checkpoints:
         if fields:
             raise ValueError(
                 f"The checkpoint {path} belongs to another run: {'; '.join(fields)}. Continue with the config and data "
-                f"it was made with, or start anew in another --workdir."
+                f"it was made with, or start again in another --workdir."
             )
 
 
 def _context() -> ocp.Context:
-    """What orbax is told: "run" is JSON (it would make arrays of its numbers)."""
+    """Orbax's context: "run" is JSON (otherwise its numbers would become arrays)."""
     context = ocp.Context()
     context.checkpointables.registry = ocp.handlers.local_registry().add(
         ocp.handlers.JsonHandler, checkpointable_name="run"

@@ -1,4 +1,4 @@
-"""`retro build` from the command line, every stage real but for the weights of the encoder: made up and tiny."""
+"""`retro build` from the command line with all real stages, except a tiny made-up encoder."""
 
 import errno
 import os
@@ -47,7 +47,7 @@ def whole(root):
 
 
 def contents(workdir):
-    """Every byte of every stage but the clock's."""
+    """Every byte of every stage except its times."""
     files = (path for path in sorted(workdir.rglob("*")) if path.is_file() and path.name != "seconds.json")
     return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
 
@@ -97,7 +97,7 @@ def test_another_config_is_refused_and_nothing_changes(root, whole, capsys):
 
 
 def test_text_that_is_not_there_or_not_text_and_then_mended(root, tmp_path, capsys):
-    """Each mistake is named; none is in the way of the next attempt in the same directory."""
+    """Each mistake is named and does not block the next attempt in the same directory."""
     folder = tmp_path / "text"
 
     def attempt():
@@ -135,7 +135,7 @@ def test_text_that_is_not_there_or_not_text_and_then_mended(root, tmp_path, caps
 def test_a_first_start_with_a_mistyped_setting_does_not_use_up_the_directory(
     root, whole, tmp_path, mistake, named, capsys
 ):
-    """Nothing is claimed before it was checked: the corrected command ends as if there had been no mistake."""
+    """Guards against a directory claimed before the checks: the corrected command ends like a first one."""
     assert main([*arguments(root, tmp_path / "run"), f"--config.{mistake}"]) == 2
     assert named in capsys.readouterr().err
     assert main(arguments(root, tmp_path / "run")) == 0

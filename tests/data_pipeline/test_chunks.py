@@ -1,4 +1,4 @@
-"""Documents on the chunk grid: nothing lost, nothing shared, and [N, F] that never leaves a document."""
+"""Documents on the chunk grid: no token is lost or shared, and [N, F] never leaves a document."""
 
 import dataclasses
 import json
@@ -275,7 +275,7 @@ def test_a_tokenizer_that_loses_text_is_refused(root, tmp_path, monkeypatch):
 
 
 def test_another_tokenizer_or_chunk_length_is_refused(root):
-    """The stage names what differs and touches nothing."""
+    """The stage names the differences and changes nothing."""
     before = {path: path.stat().st_mtime_ns for path in (root / "chunks").rglob("*")}
     with pytest.raises(StageError, match=r"config.chunk_length \(there 8, now 16\)"):
         build_chunks(root / "chunks", made_up_text.config(root / "text"), 16, root / "documents", root / "tokenizer")

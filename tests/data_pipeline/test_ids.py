@@ -1,4 +1,4 @@
-"""An id that a table has no row for is named on the host: JAX would read the nearest row, NumPy wrap around."""
+"""Ids beyond a table are refused on the host: JAX would read the nearest row, NumPy wrap around."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def test_joined_shards_are_not_made_from_chunks_of_a_larger_vocabulary(tmp_path)
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Whole shards whose manifest states a smaller vocabulary than their tokens have, as another program may write it."""
+    """Intact shards whose manifest states a smaller vocabulary than their tokens have, as another program may write them."""
     directory = joined(tmp_path_factory.mktemp("joined"))
     path = directory / "manifest.json"
     facts = read_json(path, "")
@@ -61,7 +61,7 @@ def shards(tmp_path_factory):
 
 
 def test_a_token_of_joined_shards_beyond_the_models_vocabulary(shards):
-    """Training and evaluation name shard, sequence and token; without it they train on the last row of the embedding."""
+    """Guards against training on the last row of the embedding: errors name shard, sequence and token."""
     model = dataclasses.replace(MODEL, vocabulary=5_000)
     message = r"{}, {} sequence \d+, .*config.model.vocabulary: \d+ is not a valid id; ids run from 0 to 4999"
     examples = open_examples(shards, "validation", model)

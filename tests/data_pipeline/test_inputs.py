@@ -26,7 +26,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def no_stage(monkeypatch):
-    """The first stage must not be reached."""
+    """Fails when the first stage is reached."""
     monkeypatch.setattr(documents, "build_documents", lambda *_, **__: pytest.fail("a stage was begun"))
 
 
@@ -88,7 +88,7 @@ def test_what_the_config_names_is_opened_first(root, tmp_path, mistake, plan, no
     ],
 )
 def test_a_build_with_another_config_is_told_at_once(root, change, differs, no_stage, capsys):
-    """Before a stage is begun, even where the stage that differs is the last."""
+    """Before any stage runs, even if only the last one differs."""
     if not (root / "changed").exists():
         made_up_encoder.write(root / "changed", seed=1)
     assert build.main(arguments(root, root / "whole", f"--config.{change.format(root=root)}")) == 2

@@ -1,4 +1,4 @@
-"""Joined shards: packing shown on literal cases, every feature read back by plain TFDS, and what must never leak."""
+"""Joined shards: packing on literal cases, every feature read back by plain TFDS, and leaks."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ def test_windows_start_half_a_window_apart_and_score_each_chunk_once():
 
 
 def test_pack_validation_is_first_fit_in_order():
-    """Documents of 3, 2, 1, 5 chunks from chunk 100 on, sequences of 4: the 1 goes beside the 3, not beside the 2."""
+    """Documents of 3, 2, 1, 5 chunks from chunk 100 on, sequences of 4: the 1 is packed with the 3, not with the 2."""
     ids, scored = pack_validation([(100, 3), (103, 2), (105, 1), (106, 5)], 4)
     assert ids.tolist() == [
         [100, 101, 102, 105],
@@ -47,7 +47,7 @@ def test_pack_validation_is_first_fit_in_order():
 
 
 def slow_pack_validation(documents, chunks):
-    """First fit as the words say it, one loop inside the other."""
+    """First fit as two nested loops."""
     sequences = []
     for row, length in documents:
         scored = set()

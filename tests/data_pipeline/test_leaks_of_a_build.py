@@ -1,4 +1,4 @@
-"""Leaks of a whole `retro build` whose index is SCaNN: every chunk, by loops of its own, from the texts to the shards."""
+"""Leaks of a full `retro build` with SCaNN: every chunk, by independent loops, from the texts to the shards."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def data(root):
 
 @pytest.fixture(scope="module")
 def rows(data):
-    """Of each chunk: its document, and its tokens with those of the true next chunk, made from the texts alone."""
+    """The document of each chunk, and its tokens with those of the next chunk, made from the texts alone."""
     reader, found = Tokenizer(data / "tokenizer"), []
     for document in DocumentTable(data / "documents").read():
         tokens = [reader.bos, *reader.encode(document.text), reader.eos]
@@ -80,7 +80,7 @@ def test_no_neighbor_is_of_the_querys_document(data, rows):
 
 
 def test_every_continuation_is_the_true_next_chunk(data, rows):
-    """What a model reads of each neighbor, in every sequence of both splits, against the texts."""
+    """The model's input for each neighbor, in every sequence of both splits, against the texts."""
     expected = np.array([value for _, value in rows])
     assert np.array_equal(ChunkTable(data / "chunks").value(np.arange(len(rows))), expected)
     seen = set()
@@ -100,7 +100,7 @@ def test_every_continuation_is_the_true_next_chunk(data, rows):
 
 
 def test_what_scann_gives_stands_where_exact_search_has_it(data, rows):
-    """Every distance is the true one, in float64, and ids come in the order of exact search: all that is missed is recall."""
+    """Every distance is exact in float64 and ids are ordered as in exact search: an index may only lose recall."""
     vectors = EmbeddingTable(data / "embeddings")[: len(rows)].astype(np.float64)
     keys = ChunkTable(data / "chunks").database_chunks
     owner = np.array([document.id for document, _ in rows])
@@ -141,7 +141,7 @@ def test_verify_all_finds_what_a_sample_does_not(root, data, tmp_path):
 
 @pytest.mark.parametrize("what", ["ids", "continuations"])
 def test_verify_all_finds_shards_of_other_neighbors(root, data, tmp_path, monkeypatch, what):
-    """Shards that are whole by their checksums, but joined wrongly."""
+    """Shards with right checksums that were joined wrongly."""
     shutil.copytree(data, tmp_path / "data")
     copy = tmp_path / "data"
     shutil.rmtree(copy / "joined")

@@ -1,4 +1,4 @@
-"""The tokenizer loses nothing, counts every byte, and is the same every time."""
+"""The tokenizer loses nothing, counts every byte, and is deterministic."""
 
 import io
 import subprocess
@@ -53,7 +53,7 @@ def tokenizer(built):
 
 
 def serialized(**changes) -> bytes:
-    """A SentencePiece model trained outside of this project."""
+    """A SentencePiece model trained outside this project."""
     out = io.BytesIO()
     arguments = {"vocab_size": 360, "byte_fallback": True, "minloglevel": 2, "model_type": "unigram", **changes}
     lines = [line for seed in range(20) for line in made_up_text.text(seed).splitlines()]

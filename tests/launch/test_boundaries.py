@@ -1,4 +1,4 @@
-"""Where the system and libraries come in: their errors get words with file, value and remedy, and ours keep tracebacks."""
+"""Errors of the system and of libraries are explained with file, value and remedy; bugs of ours keep tracebacks."""
 
 import ast
 import errno
@@ -59,7 +59,7 @@ def test_a_file_where_a_folder_is_needed_is_named(capsys, tmp_path):
 
 
 def test_a_library_s_own_error_names_the_library_and_the_path_at_hand(capsys, tmp_path):
-    """Not passed off as ours: "Expecting value: line 1 column 1 (char 0)" alone says nothing."""
+    """Guards against a bare "Expecting value: line 1 column 1 (char 0)"."""
     path = tmp_path / "facts.json"
     path.write_text("")
 
@@ -99,7 +99,7 @@ def test_packages_names_and_devices(capsys):
     [("JAX_PLATFORMS", "cuda", "Leave JAX_PLATFORMS out"), ("JAX_ENABLE_X64", "maybe", "Correct it or leave it out")],
 )
 def test_devices_that_are_not_there(tmp_path, name, value, remedy):
-    """In a process of its own, for jax starts once."""
+    """In a process of its own, because jax starts once."""
     program = (
         "import sys; sys.path[:0] = ['tests/launch', 'tests/fixtures']; from test_boundaries import *\n"
         "def execute(call):\n    import jax\n    jax.devices()\n"
@@ -211,7 +211,7 @@ def source_files() -> list[Path]:
 
 
 def test_text_is_read_and_written_as_utf8_whatever_the_locale():
-    """LANG=C and PYTHONUTF8=0 must change nothing."""
+    """Guards against dependence on LANG=C and PYTHONUTF8=0."""
     found = []
     for path in source_files():
         for node, name in calls(path):
@@ -227,7 +227,7 @@ def test_text_is_read_and_written_as_utf8_whatever_the_locale():
 
 
 def test_json_and_arrays_of_files_are_read_by_the_functions_that_name_them():
-    """json.loads of a file's text, json.load and np.load say neither which file nor what to do."""
+    """json.loads, json.load and np.load name neither file nor remedy."""
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in source_files()

@@ -1,4 +1,4 @@
-"""The command line: help that works when pasted, one clear message a mistake, and the exit codes."""
+"""The command line: help that works when pasted, one clear message for each mistake, exit codes."""
 
 import errno
 import importlib
@@ -102,7 +102,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, capsys):
 
 
 def test_flags_of_two_words_and_of_one_dash(tmp_path):
-    """`--config FILE` said that --config is missing."""
+    """Guards against `--config FILE` being read as a missing --config."""
     for argv in (
         ["--config", "configs/quickstart.py:smoke", "--workdir", "runs/x", "--config.train.steps", "70"],
         ["-config", "configs/quickstart.py:smoke", "-workdir", "runs/x", "-config.train.steps=70"],
@@ -182,7 +182,7 @@ def test_a_config_file_that_fails_is_named_with_its_line(source, argument, messa
 
 
 def test_get_config_may_take_no_argument_and_leave_keys_out(tmp_path):
-    """It was a TypeError; sections that a file leaves out have their defaults."""
+    """Guards against a TypeError for missing sections; they have their defaults."""
     path = tmp_path / "x.py"
     path.write_text(
         "import ml_collections as m\n"
@@ -295,7 +295,7 @@ def test_help_answers_at_once_and_without_jax():
 
 
 def test_a_path_that_is_not_utf8_is_a_mistake_of_every_verb(capsys):
-    """ArrayRecord, SCaNN and tensorstore raise a TypeError each."""
+    """ArrayRecord, SCaNN and tensorstore raise a TypeError each for such paths."""
     for arguments in (["--workdir=/tmp/\udc80"], ["--workdir=/tmp/x", "--config.data.directory=/tmp/\udc80"]):
         assert main(["build", "--config=configs/quickstart.py:smoke", *arguments]) == 2
         assert "must be UTF-8, but is b'/tmp/\\x80'; rename the folder" in capsys.readouterr().err

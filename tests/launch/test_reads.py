@@ -1,4 +1,4 @@
-"""Every verb honors or refuses every key: the table of launch/reads.py, and what a command line with other keys gets.
+"""Every verb reads or refuses every key: the table of launch/reads.py against running verbs.
 
 That the table says what the verbs read while they run is held by `recording.assert_reads`, in the tests that run them.
 """
@@ -85,7 +85,7 @@ def a_value_outside(one) -> str:
 
 @pytest.mark.parametrize("verb", ALL)
 def test_a_value_out_of_range_is_refused_before_anything_is_done(verb, tmp_path, capsys):
-    """Over all keys that the verb reads: exit code 2, field and range are named, and nothing is written."""
+    """Over all keys that the verb reads: exit code 2, the message names field and range, and nothing is written."""
     definition, main, first = ALL[verb]
     workdir = tmp_path / "work"
     place = [f"--workdir={workdir}"] if definition.needs_workdir else []
@@ -186,7 +186,7 @@ def test_preflight_takes_no_workdir(capsys):
 
 
 def test_a_recipe_gives_way_to_what_the_command_line_says(capsys):
-    """A value that equals the default is a wish as well."""
+    """A value that equals the default is refused too."""
     argv = ["--config=configs/retro.py:7b5", "--topology=v5p:8x8x4", "--no-compile", "--json"]
     preflight = ALL["preflight"][1]
     assert preflight(argv) == 0 and '"recipe": "7b5,v5p-8x8x4"' in capsys.readouterr().out
@@ -203,7 +203,7 @@ def test_a_source_of_the_database_is_not_read_again():
 
 
 def test_every_flag_of_a_verb_is_known_here():
-    """A new flag needs a case above where another one can make it idle."""
+    """A new flag needs a case above if another flag can make it ineffective."""
     known = {
         "build": {"engine", "accelerator", "address", "plan", "plan_tokens", "plan_nodes", "plan_accelerator", "json"},
         "train": {"hosts", "coordinator", "processes", "process", "join_timeout", "profile", "restart"},

@@ -89,7 +89,7 @@ def test_off_and_an_empty_prompt(root, capsys):
 
 
 def test_the_number_of_neighbors_is_that_of_the_command_line(root, capsys):
-    """It was ignored: sampling read as many as in training."""
+    """Guards against ignoring config.model.neighbors: sampling read as many as in training."""
     asked = [f"--workdir={root}", f"--prompt={made_up_text.text(5, 12)}", "--config.sample.tokens=2"]
 
     def drawn(*more):
@@ -136,7 +136,7 @@ def test_mistakes_are_explained(root, tmp_path, capsys):
 
 
 def test_a_run_that_was_moved_finds_its_own_data(root, tmp_path):
-    """The run's config may name the place where it was trained; WORKDIR/data comes first."""
+    """WORKDIR/data comes before the training directory in the run's config."""
     path = tmp_path / "retro" / "config.json"
     path.parent.mkdir()
     config = json.loads((root / "retro" / "config.json").read_text())

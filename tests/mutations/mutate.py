@@ -1,4 +1,4 @@
-"""Plants known mistakes in a copy of the source, one at a time, and prints those that no test finds.
+"""Plants known mistakes in a copy of the source, one at a time, and prints those that no test detects.
 
     make mutations                                  # all; run again, it continues where it stopped
     .venv/bin/python tests/mutations/mutate.py --only=NAME    # the mistakes whose name contains NAME; --list prints all
@@ -35,7 +35,7 @@ OUTCOMES = {0: "passed", 1: "failed"}  # pytest's exit codes; any other says tha
 
 @dataclass(frozen=True)
 class Mutation:
-    """A mistake: in `file`, `old` (which occurs once) becomes `new`, and `test` must fail."""
+    """A mistake: `new` replaces `old`, which occurs once in `file`, and `test` must fail."""
 
     name: str
     covers: tuple[str, ...]  # topics of topics.toml
@@ -69,7 +69,7 @@ def load(root: Path = ROOT) -> tuple[list[Mutation], dict[str, str]]:
 
 
 def source_digest(root: Path) -> str:
-    """SHA-256 of what the tests may read: every file but documentation, the mistakes and what plants them."""
+    """SHA-256 of everything that the tests read: all files but documentation, the mistakes and this command."""
     digest = hashlib.sha256()
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         name = path.relative_to(root)
@@ -79,7 +79,7 @@ def source_digest(root: Path) -> str:
 
 
 def copy_source(root: Path, target: Path) -> Path:
-    """Copies what git does not ignore."""
+    """Copies the files that git does not ignore."""
     ignored = [line.rstrip("/") for line in (root / ".gitignore").read_text().split()]
     return Path(shutil.copytree(root, target, ignore=shutil.ignore_patterns(".git", *ignored)))
 
@@ -102,7 +102,7 @@ class Runner:
             self._copies.put(copy)
 
     def finds(self, mutation: Mutation) -> tuple[str, str]:
-        """The same of the mutation's test, with the mistake planted."""
+        """The outcome of the mutation's test with the mistake planted."""
         copy = self._copies.get()
         path = copy / mutation.file
         text = path.read_text()
@@ -183,7 +183,7 @@ class Log:
 
 
 def run_all(jobs: int, description: str, work: Mapping[object, Callable[[], tuple[str, str]]]) -> Iterator[tuple]:
-    """Yields (key of `work`, outcome, output, seconds) as the work is done, `jobs` at a time."""
+    """Runs the work, `jobs` at a time, and yields (key, outcome, output, seconds)."""
 
     def timed(function):
         started = time.monotonic()
@@ -199,7 +199,7 @@ def run_all(jobs: int, description: str, work: Mapping[object, Callable[[], tupl
 
 
 def check(root: Path, mutations: Sequence[Mutation], jobs: int) -> list[str]:
-    """Plants every mistake and returns a line for each that was not found.
+    """Plants every mistake and returns a line for each undetected one.
 
     Raises:
       ValueError: a missing text, or a test that fails without a mistake.
@@ -228,7 +228,7 @@ def check(root: Path, mutations: Sequence[Mutation], jobs: int) -> list[str]:
 
 
 def _require_passing(log: Log, runner: Runner, mutations: Sequence[Mutation], jobs: int) -> None:
-    """Runs the tests as they are, file by file."""
+    """Runs the tests without mistakes, file by file."""
     by_file: dict[str, set[str]] = {}
     for mutation in mutations:
         if log[(mutation.test,)] != "passed":
@@ -244,7 +244,7 @@ def _require_passing(log: Log, runner: Runner, mutations: Sequence[Mutation], jo
 
 
 def main(argv: Sequence[str], root: Path = ROOT) -> int:
-    """Returns 0 where every mistake was found, 1 where one was not, 2 where that could not be seen, 130 when stopped."""
+    """Returns 0 if every mistake was detected, 1 if not, 2 if that could not be tested, 130 when stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="the mistakes whose name contains this")
     parser.add_argument("--list", action="store_true", help="print name, file, test and topics, and plant nothing")

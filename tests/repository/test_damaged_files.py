@@ -1,4 +1,4 @@
-"""One file of a finished work directory is damaged, then a verb runs: the right result, or words that name the file.
+"""Damages one file of a finished work directory, then runs a verb: the result is right, or the message names the file.
 
 `make fuzz` makes 500 trials and prints what came of them; here there are fewer, the same ones every time.
 """
@@ -52,7 +52,7 @@ def folder(path: Path, at: float) -> None:
 
 
 def zeros(path: Path, at: float) -> None:
-    """What a power cut leaves of a file whose size was written before its content."""
+    """A file of NUL bytes, as after a power failure before the content was written."""
     path.write_bytes(bytes(path.stat().st_size))
 
 
@@ -61,7 +61,7 @@ def append(path: Path, at: float) -> None:
 
 
 def other_json(path: Path, at: float) -> None:
-    """JSON of another shape: `{}`, or bytes that are none for a file that is no JSON."""
+    """JSON of another shape: `{}`, or other bytes for a file that is not JSON."""
     path.write_bytes(b"{}\n" if at < 0.5 else b"[1]\n")
 
 
@@ -81,7 +81,7 @@ def finished(tmp_path_factory):
 
 
 def result(work: Path, verb: str, answer: Answer):
-    """What a verb is for, without the seconds it took."""
+    """The result of a verb, without the seconds it took."""
     data = work / "data"
     if verb in ("build", "repair"):
         return contents(data, STAGES if verb == "build" else (*STAGES, "additions/*/*"))
@@ -106,7 +106,7 @@ def result(work: Path, verb: str, answer: Answer):
 
 
 def contents(data: Path, stages) -> dict[str, bytes]:
-    """Bytes of the files that stages consist of; not those of their bookkeeping."""
+    """Bytes of the stages' files, without their records."""
     return {
         str(path.relative_to(data)): path.read_bytes()
         for stage in stages
@@ -116,7 +116,7 @@ def contents(data: Path, stages) -> dict[str, bytes]:
 
 
 def judge(finished: FinishedRun, verb: str, name: str, answer: Answer) -> str:
-    """What came of a trial: "right", "worded" and "told" are good."""
+    """The outcome of a trial: "right", "worded" and "told" are good."""
     if answer.code is None or "Traceback" in answer.err:
         return "traceback"
     if answer.code not in EXIT_CODES:
@@ -178,7 +178,7 @@ def test_a_damaged_file_gives_the_right_result_or_a_message_that_names_it(finish
 
 @pytest.mark.parametrize("name", ["results.json", "passages.json"])
 def test_an_altered_figure_is_measured_anew(finished, name):
-    """A digit changed on the disk must not stand in a report."""
+    """Guards against a report with a digit that changed on disk."""
     finished.restore()
     path = finished.work / name
     text = path.read_text()
@@ -191,7 +191,7 @@ def test_an_altered_figure_is_measured_anew(finished, name):
 
 
 def test_results_of_an_earlier_version_are_measured_anew(finished):
-    """Not read with a KeyError."""
+    """Guards against a KeyError."""
     finished.restore()
     path = finished.work / "results.json"
     found = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The Markdown pages: their links lead somewhere, and the example of the README runs."""
+"""The Markdown pages: their links resolve, and the example of the README runs."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ def broken_links(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_to_files(page):
-    """A page that was moved or renamed would leave dead links behind."""
+    """Guards against dead links after a page was moved or renamed."""
     assert broken_links(page) == []
 
 
@@ -32,7 +32,7 @@ def test_a_dead_link_is_found(tmp_path):
 
 
 def test_every_page_is_reached_from_the_readme():
-    """A page without a link to it is read by nobody."""
+    """Guards against pages that no link leads to."""
     reached, waiting = set(), [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
     while waiting:
         page = waiting.pop()

@@ -1,4 +1,4 @@
-"""Imports go one way: launch -> data_pipeline -> retro_jax, without circles, and retro_jax needs nothing of the build extra."""
+"""Imports go one way: launch -> data_pipeline -> retro_jax, without circles; retro_jax needs no build extra."""
 
 import ast
 import re
@@ -52,7 +52,7 @@ def imports(path: Path, *, everywhere: bool) -> dict[str, int]:
 
 @pytest.mark.parametrize("top", ORDER)
 def test_no_import_goes_up(top):
-    """retro_jax imports neither of the others, data_pipeline not launch; in functions neither."""
+    """Neither retro_jax nor data_pipeline imports from above, in functions either."""
     above = ORDER[ORDER.index(top) + 1 :]
     upward = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
@@ -83,7 +83,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_retro_jax_imports_without_the_build_extra(tmp_path):
-    """In an environment that holds every installed package but those of the extra, each module is imported."""
+    """Each module is imported in an environment with every installed package except those of the extra."""
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["build"]
     named = {re.match(r"[A-Za-z0-9_-]+", line)[0].lower() for line in extra}
     assert named >= set(BUILD_ALONE)

@@ -1,4 +1,4 @@
-"""The planted mistakes of tests/mutations, without planting them: each fits the source of today; and the command itself."""
+"""The planted mistakes of tests/mutations fit the source and name existing tests; and the command that plants them."""
 
 import ast
 import json
@@ -19,7 +19,7 @@ def functions(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_mistake_fits_the_source_and_names_its_test(mutation):
-    """A text that is no longer there, or a test of another name, would guard nothing and not say so."""
+    """Guards against an outdated mistake or test name, which would test nothing."""
     text = (ROOT / mutation.file).read_text()
     planted = mutation.plant(text)
     assert ast.dump(ast.parse(planted)) != ast.dump(ast.parse(text)), "the mistake changes no code"
@@ -64,7 +64,7 @@ test = "tests/test_package.py::test_last"
 
 @pytest.fixture
 def repository(tmp_path):
-    """A source of two functions with a test of one of them, and three mistakes: one found, one not, one of no syntax."""
+    """A source of two functions with a test of one, and three mistakes: detected, undetected, and invalid syntax."""
     root = tmp_path / "repository"
     (root / mutate.DATA).mkdir(parents=True)
     (root / ".gitignore").write_text("runs/\n")
@@ -90,7 +90,7 @@ def outcomes(root: Path) -> dict[str, str]:
 
 
 def test_the_command_prints_what_no_test_finds_and_resumes(repository, capsys, monkeypatch):
-    """Found is what a test says no to; a program that does not even start is not found."""
+    """Only a failing test detects a mistake; a program that does not start is no detection."""
     before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
     assert mutate.main(["--jobs=1"], repository) == 1
     printed = capsys.readouterr().out
@@ -104,7 +104,7 @@ def test_the_command_prints_what_no_test_finds_and_resumes(repository, capsys, m
 
 
 def test_the_command_refuses_what_shows_nothing(repository, capsys, monkeypatch):
-    """A test that does not end, a mistake whose text is gone, a test that fails as things are, a name of no mistake."""
+    """A test that does not end, a mistake without its text, a test that fails without a mistake, an unknown name."""
     with monkeypatch.context() as patch:
         patch.setattr(mutate, "TIMEOUT", 0.0)
         assert mutate.main(["--jobs=1"], repository) == 2

@@ -1,4 +1,4 @@
-"""What an installation and the repository promise: the lock, the extras, one import site a churning library, plain text."""
+"""Packaging rules: the lock, the extras, one import site for each churning library, plain text."""
 
 import ast
 import re
@@ -98,7 +98,7 @@ def test_the_lock_has_hashes_for_every_entry_and_no_address():
 
 
 def test_markers_pair_jax_with_the_flax_that_works_with_it():
-    """jax 0.11 dropped Python 3.11, and jax >= 0.11.1 breaks flax <= 0.12.8: each side of 3.12 has a pair of its own."""
+    """jax 0.11 dropped Python 3.11, and jax >= 0.11.1 breaks flax <= 0.12.8: each side of 3.12 has its own pair."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {}
     for line in project["dependencies"]:
@@ -124,7 +124,7 @@ def test_the_training_install_has_nothing_of_the_build_extra():
 
 
 def test_training_and_evaluation_import_nothing_of_the_build_extra():
-    """In a process where those imports fail, as on a machine without them."""
+    """Runs in a process where those imports fail, as on a machine without them."""
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in [*sorted((ROOT / "retro_jax").rglob("*.py")), ROOT / "launch/train.py", ROOT / "launch/evaluate.py"]

@@ -1,4 +1,4 @@
-"""What `import retro_jax as rx` and `import data_pipeline` offer: every name is there, documented, and imported when used."""
+"""The public names of `retro_jax` and `data_pipeline` exist, are documented, and are imported when used."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""`retro evaluate` and `retro sample` after `retro database remove` and `add`: the change counts, and nothing is trained."""
+"""`retro evaluate` and `retro sample` after `retro database remove` and `add`: changes take effect without training."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def root(tmp_path_factory, on_one_device):
 
 @pytest.fixture
 def work(root, tmp_path):
-    """A copy to change; its weights stay."""
+    """A copy that a test may change; the weights are those of the fixture."""
     shutil.copytree(root, tmp_path / "run")
     return tmp_path / "run"
 
@@ -49,7 +49,7 @@ def bpb(results):
 
 
 def check_controls(before, after):
-    """What does not retrieve has the same figures to the bit; what retrieves has others."""
+    """Conditions without retrieval keep their figures to the bit; those with retrieval change."""
     for subset, figures in bpb(before).items():
         for condition in ("baseline", "off", "empty"):
             assert figures[condition] is not None and bpb(after)[subset][condition] == figures[condition]
@@ -58,7 +58,7 @@ def check_controls(before, after):
 
 
 def trained_files(work):
-    """The runs, and the shards that training reads."""
+    """The files of the runs and of the shards that training reads."""
     folders = (work / "retro", work / "baseline", work / "data" / "joined")
     return {path: path.read_bytes() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -95,7 +95,7 @@ def test_what_was_removed_is_in_no_figure_and_no_sample(work, evaluate, capsys):
 
 
 def test_what_was_added_is_in_the_figures_and_in_samples(work, evaluate, capsys):
-    """The new text repeats held-out chunks among words of its own, so it must come first for them."""
+    """The new text repeats held-out chunks among other words, so it must be their nearest neighbor."""
     trained, table = trained_files(work), ChunkTable(work / "data" / "chunks")
     before, _, _, _ = evaluate()
     held_out = next(

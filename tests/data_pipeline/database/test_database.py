@@ -1,4 +1,4 @@
-"""`retro database`: what is damaged is found and redone alone; what was removed never comes back; what was added counts."""
+"""`retro database`: damage is found and redone alone, removed text never returns, added text is searched."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def work(root, tmp_path):
-    """A copy to change."""
+    """A copy that a test may change."""
     shutil.copytree(root / "whole", tmp_path / "run")
     return tmp_path / "run"
 
@@ -61,7 +61,7 @@ def delete(path):
 
 
 def age(path):
-    """The manifest of an earlier build, whose first shard was another."""
+    """The manifest of an earlier build with another first shard."""
     facts = json.loads(path.read_text())
     facts["files"][0]["sha256"] = "0" * 64
     del facts["sha256"]
@@ -74,7 +74,7 @@ def age(path):
         (flip, EMBEDDINGS, "altered (other sha256) -> redo embeddings-00001", EMBEDDINGS),
         (truncate, IDS, "bytes instead of", "neighbors/neighbors-00001.*"),
         (delete, "chunks/chunks-00000.tokens.npy", "is missing -> redo chunks-00000", "chunks/chunks-00000.*"),
-        (age, "chunks/manifest.json", "not that of the shards: other files -> write manifest.json anew", ""),
+        (age, "chunks/manifest.json", "not that of the shards: other files -> rewrite manifest.json", ""),
         (delete, "joined/manifest.json", "joined: manifest.json is missing or unreadable", ""),
         (truncate, "embeddings/.parts/embeddings-00000.json", "unreadable -> redo", "embeddings/embeddings-00000.npy"),
         (flip, "documents/part-00000.jsonl", "documents: part-00000.jsonl was altered", "documents/*-00000.*"),
@@ -121,7 +121,7 @@ def test_a_stage_made_from_another_build_is_set_aside_and_made_anew(root, work, 
 
 
 def test_a_real_build_keeps_every_promise(root, work):
-    """No neighbor of the query's document, by id and by text; every continuation is the true next chunk; exact distances."""
+    """No neighbor of the query's document, by id and by text; every continuation is the next chunk; exact distances."""
     encoder = open_encoder(work / "data" / "embeddings", root / "encoder")
     damages, facts = check_content(work / "data", encoder)
     chunks = len(ChunkTable(work / "data" / "chunks"))
@@ -137,7 +137,7 @@ def edit(path, change):
 
 @pytest.mark.parametrize("what", ["own", "text", "outside", "twice", "distance", "vector", "token", "exact"])
 def test_what_breaks_a_promise_is_named(root, work, what):
-    """Sizes stay, so that only the content tells."""
+    """Guards against checks by size alone: sizes stay, the content changes."""
     data = work / "data"
     table = ChunkTable(data / "chunks")
     ids, distances = data / "neighbors/neighbors-00000.ids.npy", data / "neighbors/neighbors-00000.distances.npy"
@@ -189,7 +189,7 @@ def test_what_breaks_a_promise_is_named(root, work, what):
 
 
 def renew_checksums(path):
-    """In the books of a shard that is one file, or one with its distances."""
+    """The record of a shard with one file, or with its distances."""
     stage = path.parent
     for book in (stage / ".parts" / f"{path.name.partition('.')[0]}.json", stage / "manifest.json"):
         facts = json.loads(book.read_text())
@@ -201,7 +201,7 @@ def renew_checksums(path):
 
 
 def test_wrong_content_under_right_checksums_is_redone_too(root, work, capsys):
-    """As if a machine had miscalculated before the checksum was taken."""
+    """Damage from before the checksum was taken, as by a faulty machine."""
     before = contents(work)
     data = work / "data"
     edit(data / IDS, lambda array: array[0].__setitem__(0, array[1, 0]))
@@ -244,7 +244,7 @@ def test_a_searcher_without_removed_keys_is_exact_search_over_the_others():
 
 @pytest.mark.parametrize("chunk", [-1, -2, 10**6])
 def test_a_chunk_that_is_not_there_has_no_document(root, chunk):
-    """NumPy takes -1 for the last one, and a search for the document of a row behind the last finds the last document."""
+    """Guards against row -1 or a row beyond the end, which NumPy reads as the last document."""
     now = Database(root / "whole" / "data")
     with pytest.raises(ValueError, match=f"{chunk} is no chunk of .*: ids run from 0 to {len(now.table) - 1}"):
         now.document(chunk)
@@ -297,7 +297,7 @@ def test_a_database_without_a_document_finds_nothing(work, capsys):
 
 
 def test_a_share_of_the_database_has_changes_of_its_own(root, tmp_path, capsys):
-    """All by --workdir alone; index shards are those of the build, not of what is added."""
+    """All by --workdir alone; index shards are those of the build, not of the addition."""
     work = tmp_path / "run"
     flags = ("--config.data.database_fraction=0.5", "--config.data.index_shards=3")
     assert build.main(arguments(root, work, *flags)) == 0
@@ -391,7 +391,7 @@ def test_the_verbs_read_the_settings_that_their_table_names(work):
 
 
 def test_a_mistake_in_adding_is_told_before_anything_is_written(root, work, capsys):
-    """Another encoder, or a source whose records lack the key, leaves no half-made addition behind."""
+    """Guards against a half-made addition after another encoder or a source whose records lack the key."""
     made_up_encoder.write(work / "other", seed=1)
     (work / "news.jsonl").write_text(json.dumps({"body": "text"}) + "\n")
     source = "--config.data.sources.news.path="

@@ -1,4 +1,4 @@
-"""Documents: every one kept or counted, ids and splits that nothing else moves, bad input refused by name."""
+"""Documents: each is kept or counted, ids and splits are stable, bad input is refused with its place."""
 
 import dataclasses
 import hashlib
@@ -50,7 +50,7 @@ def adds_up(counts):
 
 
 def test_the_id_of_a_document_is_written_down():
-    """A change here would renumber every database: 63 bits of BLAKE2b over subset and key."""
+    """Guards against renumbering every database: an id is 63 bits of BLAKE2b over subset and key."""
     assert document_id("wiki", "Mill") == document_id("wiki", "Mill") != document_id("wikiM", "ill")
     assert document_id("wiki", "Mill") == 2290367819967431987
     assert 0 <= document_id("wiki", "Mill") < 2**63
@@ -99,7 +99,7 @@ def test_reasons_are_told_apart(tmp_path):
 
 
 def test_order_of_the_input_changes_no_split_and_no_id(tmp_path):
-    """Lines shuffled, spread over other files, in a source of the same name: the same documents in the same order."""
+    """Guards against ids by place: shuffled lines in other files of the same source give the same documents in the same order."""
     texts = [made_up_text.text(seed, 30) for seed in range(60)]
     limits = {"max_train_bytes": 4000, "max_validation_bytes": 1500}
     _, found = build(tmp_path, texts, "first", limits)
@@ -128,7 +128,7 @@ def test_more_documents_move_no_document_to_the_other_split(tmp_path):
 
 
 def test_of_exact_duplicates_the_lowest_id_stays(tmp_path):
-    """Over all subsets, whichever source is read first; so no text is in both splits."""
+    """Guards against a text in both splits, over all subsets and whichever source is read first."""
     same = made_up_text.text(1)
     for order in (("a", "b"), ("b", "a")):
         for name in order:
@@ -174,7 +174,7 @@ def test_a_range_of_documents_is_read(tmp_path):
 
 
 def test_parts_are_the_documents_in_one_order(tmp_path, monkeypatch):
-    """Parts of about 1,000 bytes, each begun where the lines before it reach that much; only a lost one is copied again."""
+    """Parts of about 1,000 bytes, each begun at the first line past that size; only a lost one is copied again."""
     texts = [made_up_text.text(seed, 5 + 9 * (seed % 4)) for seed in range(40)]
     _, whole = build(tmp_path, texts, "whole")
     monkeypatch.setattr(documents, "PART_BYTES", 1000)
@@ -241,7 +241,7 @@ def test_no_sources_is_said(tmp_path):
 
 
 def test_two_texts_of_one_name_are_refused(tmp_path, monkeypatch):
-    """Ids must tell documents apart; two files cannot share a name, so the hash is made to collide."""
+    """Guards against one id for two documents; since files have distinct names, the hash is made to collide."""
     folder = made_up_text.write_folder(tmp_path / "text", 3)
     monkeypatch.setattr(documents, "document_id", lambda subset, key: 7)
     with pytest.raises(StageError, match="have the same name or id but different texts .*Rename one"):

@@ -1,4 +1,4 @@
-"""Near duplicates: the estimate against the exact index, who goes and why, statistics, and the rule of titles."""
+"""Near duplicates: the estimate against the exact index, dropped documents and reasons, statistics, titles."""
 
 import dataclasses
 import hashlib
@@ -56,7 +56,7 @@ def test_what_a_gram_sees():
 
 
 def test_signatures_are_written_down():
-    """A change here would make another corpus of the same text."""
+    """Guards against changed signatures, which would make another corpus of the same text."""
     found = Signer()("The mill grinds grain into flour, and the baker bakes bread of it, day after day after day.")
     assert found.shape == (128,) and found.dtype == np.uint32
     assert found[:3].tolist() == [458309360, 1330056626, 849393384]
@@ -108,7 +108,7 @@ def listing(directory):
 
 
 def test_training_documents_near_a_held_out_one_go(tmp_path):
-    """Exactly those that all pairs compared one by one say, from the training side only, each with its reason."""
+    """Exactly the pairs of a brute-force comparison, from the training side only, each with its reason."""
     config, texts = corpus(tmp_path)
     manifest = build_documents(tmp_path / "d", config)
     whole = build_documents(tmp_path / "all", dataclasses.replace(config, near_duplicate_jaccard=0))

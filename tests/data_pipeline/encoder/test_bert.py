@@ -1,4 +1,4 @@
-"""The frozen encoder: the packaged weights give the published cosines, and NumPy gives the same vectors."""
+"""The frozen encoder: the packaged weights give the published cosines, and NumPy gives equal vectors."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_agrees_with_plain_numpy_on_real_text(packaged):
 
 
 def test_bfloat16_products_keep_the_direction(packaged):
-    """What the embeddings stage computes in; see its COMPUTE_DTYPE."""
+    """The dtype of the embeddings stage; see its COMPUTE_DTYPE."""
     fast = FrozenEncoder(packaged.directory, compute_dtype="bfloat16")
     cosines = (fast.embed(real_texts()) * packaged.embed(real_texts())).sum(1)
     assert cosines.min() > 0.9995
@@ -61,7 +61,7 @@ def test_bfloat16_products_keep_the_direction(packaged):
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_every_length_agrees_with_plain_numpy(tmp_path, normalize):
-    """Padding of a text to its program's length, and of a batch to its rows, leaves no trace."""
+    """Guards against padding that changes a vector: of a text to its program's length, and of a batch to its rows."""
     directory = made_up_encoder.write(tmp_path, normalize=normalize)
     encoder = FrozenEncoder(directory, batch=3)
     texts = ["", "mill", *(" ".join((made_up_text.WORDS * 2)[:count]) for count in (*range(2, 40, 5), 58))]
@@ -74,7 +74,7 @@ def test_every_length_agrees_with_plain_numpy(tmp_path, normalize):
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 def test_a_vector_depends_on_its_text_alone(tmp_path, compute_dtype):
-    """To the bit, whatever stands beside it, before it or after it: what makes a killed stage end as another."""
+    """Guards against vectors that depend on their batch, to the bit: a killed stage would end with other bytes."""
     encoder = FrozenEncoder(made_up_encoder.write(tmp_path), batch=4, compute_dtype=compute_dtype)
     texts = [made_up_text.text(seed, 2 + seed % 17) for seed in range(30)]
     together = encoder.embed(texts)

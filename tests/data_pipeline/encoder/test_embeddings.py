@@ -1,4 +1,4 @@
-"""One vector a chunk, by one function for keys and queries; a killed stage ends as an undisturbed one."""
+"""Embeddings: one function for keys and queries; a killed stage ends with the bytes of an undisturbed one."""
 
 import dataclasses
 import shutil
@@ -45,7 +45,7 @@ def files(directory):
 
 
 def test_rows_are_the_chunks_texts(root):
-    """Held-out chunks too; padding is taken out before decoding, BOS and EOS are no text."""
+    """Held-out chunks too; padding is removed before decoding, BOS and EOS give no text."""
     root, config = root
     table, vectors, tokenizer = (
         ChunkTable(root / "chunks"),

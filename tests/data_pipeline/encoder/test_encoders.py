@@ -46,7 +46,7 @@ def test_vectors_are_the_librarys(kind, monkeypatch):
 
 @pytest.mark.encoders
 def test_vectors_are_those_of_the_library_installed(tmp_path):
-    """As above with directories made now. The library computes in a process of its own: two frameworks share no threads."""
+    """As above with new directories. The library runs in a process of its own: two frameworks share no threads."""
     program = Path(make_encoders.__file__)
     subprocess.run(
         [sys.executable, "-W", "ignore", program, tmp_path], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -57,7 +57,7 @@ def test_vectors_are_those_of_the_library_installed(tmp_path):
 
 
 def test_a_setting_that_decides_a_vector_is_in_the_fingerprint(directory):
-    """One after another, each beside the files that were always part of it; a setting without effect changes nothing."""
+    """Changes settings one at a time, each with the files that go with it; a setting without effect changes nothing."""
     seen = [FrozenEncoder(directory).fingerprint]
     for name, changes in (
         ("tokenizer_config.json", {"do_lower_case": False}),
@@ -97,7 +97,7 @@ def test_the_parts_of_sharded_weights_are_in_the_fingerprint(tmp_path):
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_long_text_is_pooled_over_windows(tmp_path, normalize):
-    """Every word piece counts: the mean over the tokens of windows of nearly one length, each between [CLS] and [SEP]."""
+    """Guards against truncation: the vector is the mean over the tokens of windows of nearly one length."""
     directory = made_up_encoder.write(tmp_path, normalize=normalize)
     encoder = FrozenEncoder(directory, batch=3)
     texts = ["mill river " * count for count in (29, 30, 59)]
@@ -114,7 +114,7 @@ def test_a_long_text_is_pooled_over_windows(tmp_path, normalize):
 
 
 def test_ids_that_the_model_has_no_vector_for(directory):
-    """Added to the tokenizer alone, tokens would all be clamped to the last row of the table."""
+    """Guards against tokens added to the tokenizer alone, which would all read the last row of the table."""
     path = directory / "tokenizer.json"
     facts = json.loads(path.read_text())
     rows = len(made_up_encoder.PIECES)
@@ -244,7 +244,7 @@ def test_a_prompt_that_is_not_pooled_is_refused(directory):
 
 
 def test_no_word_of_a_padding_file_reaches_a_vector(directory):
-    """Sides of padding and cutting, and limits of length, are of batches and of cutting: neither is done here."""
+    """Sides of padding and truncation, and limits of length, change nothing: neither is applied here."""
     before = FrozenEncoder(directory).embed(["the mill", "mill " * 40])
     for side in ("padding_side", "truncation_side"):
         change(directory / "tokenizer_config.json", **{side: "left", "model_max_length": 5})

@@ -1,4 +1,4 @@
-"""A format of another module's making is one entry: it is listed, read, counted and known to messages."""
+"""A format registered from another module is one entry: it is listed, read, counted and named in messages."""
 
 import pytest
 

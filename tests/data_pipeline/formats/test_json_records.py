@@ -1,4 +1,4 @@
-"""JSON as people have it: arrays on one line or printed over many, of objects or of strings; lines; what is neither."""
+"""JSON in common forms: arrays on one line or pretty-printed, of objects or strings; lines; and files that are neither."""
 
 import gzip
 import io
@@ -30,7 +30,7 @@ def read(path, limit=1 << 28, **options):
 @given(st.lists(TEXT, max_size=8), st.booleans(), st.sampled_from([None, 2, "\t"]), st.booleans(), st.integers(1, 40))
 @example(["", "\\", '"]', "[{", "\U0010ffff"], True, None, False, 1)
 def test_an_array_gives_back_every_text(tmp_path_factory, texts, strings, indent, ascii_only, block):
-    """However it is printed, and wherever a block of what is read ends."""
+    """Guards against dependence on printing or on the borders of read blocks."""
     path = tmp_path_factory.mktemp("a") / "a.json"
     values = texts if strings else [{"n": 1.5, "text": text, "more": [None, {"a": []}]} for text in texts]
     content = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
@@ -64,7 +64,7 @@ class Counted(io.BytesIO):
 
 
 def test_an_array_is_read_in_bounded_parts(tmp_path):
-    """One element is held, not the array: at a thousand elements no read is larger than a block."""
+    """Guards against arrays held in memory: at a thousand elements no read is larger than a block."""
     stream = Counted(json.dumps([{"text": "word " * 50}] * 1000).encode())
     file = json_records.SourceFile(str(tmp_path / "a.json"), "a.json", 1)
     assert len(list(json_records._Array(file, stream, 4000))) == 1000
@@ -127,7 +127,7 @@ def test_objects_over_lines_are_refused_with_the_command(tmp_path):
 
 
 def test_zstandard_with_a_long_window(tmp_path):
-    """As `zstd --long=31` writes it; it was called truncated."""
+    """Guards against calling a file of `zstd --long=31` truncated."""
     lines = "".join(json.dumps({"text": made_up_text.text(n)}) + "\n" for n in range(9)).encode()
     parameters = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=True, compression_level=1)
     packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
@@ -154,7 +154,7 @@ def test_a_window_larger_than_the_memory_is_said(tmp_path, monkeypatch):
 
 
 def test_every_ending_is_one_corpus(tmp_path):
-    """A third as .jsonl, a third as .json, a third as .jsonl.xz: two thirds were left out silently."""
+    """Guards against files left out by their ending: a third each as .jsonl, .json and .jsonl.xz."""
     rows = [json.dumps({"text": made_up_text.text(number)}) + "\n" for number in range(9)]
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.jsonl").write_text("".join(rows[:3]))

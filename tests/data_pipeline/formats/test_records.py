@@ -1,4 +1,4 @@
-"""Tables and data set folders: Parquet, Arrow in both forms, Hugging Face folders, TFDS; what is broken is named."""
+"""Tables and data set folders: Parquet, both forms of Arrow, Hugging Face folders, TFDS; damage is named."""
 
 import gzip
 import json

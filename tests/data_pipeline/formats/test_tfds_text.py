@@ -1,4 +1,4 @@
-"""TFDS data sets as text: whatever is damaged, missing or does not add up is named; it never becomes fewer documents."""
+"""TFDS data sets as text: damaged, missing or inconsistent files are named and never become fewer documents."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def flip(folder):
 
 
 def empty_record(folder):
-    """What the library gives for records that it cannot find; as an example it is one without a text."""
+    """The library's answer for records that it cannot find: an example without a text."""
     from array_record.python import array_record_module
 
     writer = array_record_module.ArrayRecordWriter(str(folder / NAME.format(1)), "group_size:1")
@@ -142,7 +142,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_an_error_that_names_the_file(folder, tmp_path, name):
-    """A shard cut in half was "120 documents, 40 dropped"."""
+    """Guards against a shard cut in half that reads as "120 documents, 40 dropped"."""
     damage, message = DAMAGE[name]
     damage(folder)
     config = DataConfig(sources={"mine": SourceConfig(path=str(folder))})

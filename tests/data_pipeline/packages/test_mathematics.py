@@ -1,4 +1,4 @@
-"""The one package that is run: a made-up generator of the same shape, with the names that libraries have moved since."""
+"""The only package whose code runs: a made-up generator of the same shape, with names that libraries have moved."""
 
 import hashlib
 import json

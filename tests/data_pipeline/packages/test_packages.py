@@ -1,4 +1,4 @@
-"""Pinned packages are fetched once, checked always, unpacked safely, and never run."""
+"""Pinned packages are downloaded once, checked always, unpacked safely, and never run."""
 
 import dataclasses
 import functools
@@ -87,7 +87,7 @@ def test_what_the_index_does_not_have_is_said(index, changes, reason):
 
 
 def test_without_a_network_the_remedy_is_given(tmp_path, monkeypatch):
-    """Three attempts, then the file to fetch by hand; an address with a password in it is not repeated."""
+    """Three attempts, then the file to download by hand; an address with a password is not repeated."""
     waited = []
     monkeypatch.setattr(packages.time, "sleep", waited.append)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -253,7 +253,7 @@ def test_unpacking_is_whole_and_checked(tmp_path):
 
 
 def test_no_code_of_a_package_runs(tmp_path, monkeypatch):
-    """An sdist with a setup.py, and a wheel with a module, that would leave a trace."""
+    """An sdist with a setup.py, and a wheel with a module, which would leave a trace if run."""
     trace = tmp_path / "trace"
     code = f"open({str(trace)!r}, 'w')"
     files = {"setup.py": code, "sympy/__init__.py": code, "conftest.py": code}
@@ -286,7 +286,7 @@ def test_the_real_packages_hold_what_is_documented(tmp_path):
 
 
 def earlier(tmp_path, monkeypatch, root):
-    """The current folder has what an earlier version downloaded; the cache of the user is elsewhere and empty."""
+    """The current folder has an earlier version's downloads; the user's cache is elsewhere and empty."""
     monkeypatch.delenv("RETRO_DOWNLOADS")
     monkeypatch.setenv("RETRO_CACHE", str(tmp_path / "user"))
     (tmp_path / "here" / "downloads").mkdir(parents=True)
@@ -305,7 +305,7 @@ def test_downloads_do_not_follow_the_current_folder(index, tmp_path, monkeypatch
 
 
 def test_what_an_earlier_version_fetched_is_used(index, tmp_path, monkeypatch):
-    """Unless it is damaged: then it is fetched into the cache, and the damaged file stays where it is."""
+    """A damaged old file is not used: the archive is downloaded into the cache, and the old file stays."""
     root, requests = index
     place, content = earlier(tmp_path, monkeypatch, root)
     place.write_bytes(content)
@@ -348,7 +348,7 @@ def test_a_cache_that_cannot_be_written_is_named(index, tmp_path, monkeypatch):
 
 
 def test_two_processes_may_fetch_and_unpack_one_file_at_once(tmp_path):
-    """The second begins while the first is half-way, and ends first; neither writes into the other's file."""
+    """Guards against two processes writing into one download: the second begins during the first and ends first."""
     path = tmp_path / "a.whl"
     with cache.own_temporary(path) as first:
         first.write_bytes(b"wh")

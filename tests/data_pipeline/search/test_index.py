@@ -1,4 +1,4 @@
-"""The index: which search a database gets, the same bytes from every build, recall against all distances."""
+"""The index: the choice of search, equal bytes from every build, and recall against all distances."""
 
 import dataclasses
 import pickle
@@ -11,7 +11,7 @@ from made_up_vectors import clustered, write_embeddings
 import data_pipeline.search.stage as index
 from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.search.exact import ExactSearcher
-from data_pipeline.search.recall import Sample, sample_rows
+from data_pipeline.search.recall import QuerySample, sample_rows
 from data_pipeline.search.scann import (
     FILES,
     IndexSettings,
@@ -123,7 +123,7 @@ def test_recall_is_in_the_manifest(root):
 
 
 def test_recall_counts_what_is_missed(root):
-    """A search that finds every second true neighbor has half the recall; one that returns the query itself none."""
+    """Guards against recall that counts wrong: half the true neighbors give a half, the query itself gives none."""
     vectors = EmbeddingTable(root / "embeddings")
     keys = vectors.database()
 
@@ -138,7 +138,7 @@ def test_recall_counts_what_is_missed(root):
             return np.repeat(ids[:, :1], k, axis=1), np.repeat(distances[:, :1], k, axis=1)
 
     def measure_recall(searcher, size):
-        sample = Sample(vectors, 10, size)
+        sample = QuerySample(vectors, 10, size)
         sample.compare(np.arange(KEYS), keys)
         return sample.recall(searcher)
 
@@ -279,7 +279,7 @@ def test_a_truncated_index_is_refused(tmp_path, root):
 
 
 def test_a_pickle_beside_the_index_is_not_read(tmp_path, root):
-    """SCaNN would load it, and loading a pickle runs what it says."""
+    """Guards against pickles: SCaNN would load this file, and loading runs its code."""
     shutil.copytree(root / "index", tmp_path / "index")
     (tmp_path / "index" / "index-00000" / "scann_docids.pkl").write_bytes(pickle.dumps(["a"]))
     with pytest.raises(StageError, match="scann_docids.pkl is not part of an index of ours"):

@@ -1,4 +1,4 @@
-"""Index shards: the same neighbors however many there are, settings from a recall target, more keys beside the old."""
+"""Index shards: the same neighbors for any number of them, settings from a recall target, additions."""
 
 import dataclasses
 
@@ -71,7 +71,7 @@ def test_a_search_over_shards_is_the_search_over_all(root):
 
 
 def test_a_shard_reads_its_own_keys_alone(root, tmp_path, monkeypatch):
-    """And while the recall of all is measured too: never more than one range of rows, beside the sample."""
+    """Guards against all keys in memory while recall is measured: only one range of rows at a time."""
     asked, real = [], EmbeddingTable.__getitem__
 
     def watched(self, rows):
@@ -85,7 +85,7 @@ def test_a_shard_reads_its_own_keys_alone(root, tmp_path, monkeypatch):
 
 
 def test_settings_of_a_shard_reach_the_target(root):
-    """Each shard's own; what was measured is what a new search over it gives; the merged recall is no lower."""
+    """Each shard has its own settings; a new search gives the measured recall; the merged recall is no lower."""
     counts = read_manifest(root / "scann-3", "index").counts
     vectors = EmbeddingTable(root / "embeddings")
     assert sorted(counts["shards"]) == ["index-00000", "index-00001", "index-00002"]
@@ -93,18 +93,18 @@ def test_settings_of_a_shard_reach_the_target(root):
         assert facts["recall"] >= 0.99 and 1 < facts["leaves_searched"] < facts["leaves"]
     assert counts["recall"]["value"] >= min(facts["recall"] for facts in counts["shards"].values())
     shard = next(part for part in index.index_shards(root / "scann-3", vectors.directory) if part[3] == 1100)
-    sample = index.Sample(vectors, 5, 100)
+    sample = index.QuerySample(vectors, 5, 100)
     sample.compare(np.arange(1100, 2200), vectors[1100:2200])
     assert sample.recall(index.open_shard(*shard)) == counts["shards"]["index-00001"]["recall"]
 
 
 def test_no_cheaper_settings_reach_the_target(root, tmp_path):
-    """Beside trying every number of leaves with every number of candidates."""
+    """Compared with all numbers of leaves and candidates."""
     config = dataclasses.replace(CONFIG, recall_target=0.97, index_leaves=60, index_reorder=0)
     build_index(tmp_path / "index", config, root / "embeddings")
     (shard,) = index.index_shards(tmp_path / "index", root / "embeddings")
     searcher, vectors = index.open_shard(*shard), EmbeddingTable(root / "embeddings")
-    sample = index.Sample(vectors, 5, 100)
+    sample = index.QuerySample(vectors, 5, 100)
     sample.compare(np.arange(KEYS), vectors[:KEYS])
     found = searcher.settings
 
@@ -135,7 +135,7 @@ def test_no_cheaper_settings_reach_the_target(root, tmp_path):
     ],
 )
 def test_settings_at_the_ends(root, tmp_path, change, leaves, reorder):
-    """What the user chose stays; a target of 0 takes the least there is; all leaves are an exact search."""
+    """The user's settings stay; a target of 0 takes the minimum; all leaves are an exact search."""
     build_index(tmp_path / "index", dataclasses.replace(CONFIG, **change), root / "embeddings")
     facts = read_manifest(tmp_path / "index", "index").counts["shards"]["index-00000"]
     assert (facts["leaves_searched"], facts["reorder"]) == (leaves, reorder)
@@ -153,7 +153,7 @@ def test_subsets_are_nested_and_of_their_size():
 
 @pytest.mark.parametrize(("config", "shards"), [(EXACT, 1), (EXACT, 3), (CONFIG, 1)])
 def test_a_share_of_the_database_is_whole_documents_of_it(root, tmp_path, config, shards):
-    """The same embeddings; neighbors are of the share's documents and, searched exactly, the nearest of them."""
+    """The same embeddings; neighbors are of the share's documents and, with exact search, the nearest of them."""
     config = dataclasses.replace(config, database_fraction=0.5, index_shards=shards)
     manifest = build_index(tmp_path / "index", config, root / "embeddings", root / "chunks")
     build_neighbors(tmp_path / "neighbors", config, root / "chunks", root / "embeddings", tmp_path / "index")

@@ -1,4 +1,4 @@
-"""BM25 of token ids against the formula in a loop; re-ranking of candidates."""
+"""BM25 of token ids against the formula in a loop, and reranking of candidates."""
 
 import math
 
@@ -48,7 +48,7 @@ def plain(query, chunk, database):
 
 
 def test_scores_are_those_of_the_formula(root):
-    """Held-out chunks are not in the statistics; padding is no word."""
+    """Held-out chunks are not in the statistics; padding does not count."""
     words = Lexical(root / "lexical")
     for query in (*ROWS, [5, 5, 9, -1], [3, -1, -1, -1]):
         expected = [plain(query, chunk, ROWS[:DATABASE]) for chunk in ROWS]
@@ -64,7 +64,7 @@ def test_tokens_beyond_the_vocabulary_are_named(root, tmp_path):
 
 
 def test_candidates_that_share_rare_words_come_first(root):
-    """Distances go with their ids; equal scores stay in the order of distance; what is missing stays last."""
+    """Distances move with their ids; equal scores stay in the order of distance; missing ones stay last."""
     words, tokens = Lexical(root / "lexical"), ChunkTable(root / "chunks").tokens
     queries = np.array([[1, 5, 9, 2], [3, 3, 3, 3], [7, -1, -1, -1]], np.int32)
     ids = np.array([[1, 0, 2, 3], [3, 1, 0, 2], [2, 0, -1, -1]])

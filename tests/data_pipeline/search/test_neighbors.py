@@ -1,4 +1,4 @@
-"""Neighbors: the k nearest chunks of other documents, by id, whatever the order or the batch."""
+"""Neighbors: the k nearest chunks of other documents, by id, for any order or batch."""
 
 import dataclasses
 import shutil
@@ -143,7 +143,7 @@ def test_missing_neighbors_index_nothing():
     """
 
     class Sparse:
-        """Of k asked for, the first quarter."""
+        """A searcher that returns only the first quarter of k."""
 
         def __len__(self):
             return 40

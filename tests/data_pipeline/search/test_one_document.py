@@ -1,4 +1,4 @@
-"""A corpus of one document has no neighbors: said before anything is searched, and the summary says what was found."""
+"""A corpus of one document has no neighbors: reported before the search, and counted in the summary."""
 
 import made_up_encoder
 import numpy as np
@@ -21,7 +21,7 @@ def counts(train, validation=0):
 
 
 def test_the_command_stops_at_the_documents(tmp_path, capsys):
-    """It searched ever deeper for minutes and then said "10 for each chunk"."""
+    """Guards against a search of minutes that ends with "10 for each chunk"."""
     (tmp_path / "a book.txt").write_text(text(0, 3000))
     made_up_encoder.write(tmp_path / "encoder")
     command = arguments(tmp_path, tmp_path / "run", "--config.data.validation_fraction=0.0")

@@ -1,4 +1,4 @@
-"""Exact search: squared L2, ties by id, the same bits however the work is cut."""
+"""Exact search: squared L2, ties by id, equal bits for any blocking."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_missing_is_minus_one_at_infinity():
 )
 @pytest.mark.parametrize("nearer", [False, True])
 def test_blocks_change_no_bit(monkeypatch, queries, keys, pairs, crowd, nearer):
-    """Nor does it whether a block's k-th is looked for, with keys that come nearer and nearer too."""
+    """The result does not depend on pruning by a block's k-th, also with keys sorted by falling distance."""
     source = np.random.default_rng(0)
     table = source.normal(size=(200, 48)).astype(np.float32)
     table[40:160] = table[40] + np.float32(1e-7) * source.normal(size=(120, 48)).astype(np.float32)

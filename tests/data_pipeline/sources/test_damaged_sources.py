@@ -1,4 +1,4 @@
-"""One file of text is damaged at a random place: every document is there, or an error names the file; never fewer."""
+"""One file of text is damaged at a random place: every document is read, or an error names the file; never fewer."""
 
 import bz2
 import gzip
@@ -65,7 +65,7 @@ def insert(content, place, source):
 @pytest.mark.parametrize("damage", [flip, cut, zero, insert])
 @pytest.mark.parametrize("name", FORMS)
 def test_no_document_is_lost_without_a_word(tmp_path, name, damage):
-    """Letters may change where a format has no checksum. A text file cut between two lines is a shorter text file."""
+    """Letters may change where a format has no checksum. A text file cut between two lines is a valid, shorter file."""
     source = random.Random(f"{name} {damage.__name__}")
     for trial in range(TRIALS):
         content = bytearray(FORMS[name])

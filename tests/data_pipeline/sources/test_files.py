@@ -121,7 +121,7 @@ def test_an_object_that_ends_early_is_no_end(store):
 
 
 def test_a_build_that_stopped_on_errors_reads_only_what_is_missing(store, tmp_path, monkeypatch):
-    """The store breaks at the third of five files; the next run reads the last three and gives the same bytes."""
+    """The store fails at the third of five files; the next run reads the last three and gives the same bytes."""
     monkeypatch.setattr("data_pipeline.sources.readers.UNIT_FILES", 1)
     texts = [" ".join([f"word{n}"] * 20) for n in range(5)]
     store.put_all({f"b/{n}.jsonl": lines(text) for n, text in enumerate(texts)})
@@ -155,7 +155,7 @@ def packed(form, texts):
 
 @pytest.mark.parametrize("form", ["txt", *PACKED, "parquet", "arrow", "stream.arrow"])
 def test_every_form_is_read_through_failures_and_given_up_cleanly(store, form):
-    """A store that fails now and then costs time; one that stays away is said to, not the file to be damaged."""
+    """A store that fails sometimes costs time; for one that stays away the error blames the store, not the file."""
     texts = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(5000)]
     store.put_all({f"b/a.{form}": "".join(texts).encode() if form == "txt" else packed(form, texts)})
     source, found = SourceConfig(path="flaky://b"), []
@@ -173,7 +173,7 @@ def test_every_form_is_read_through_failures_and_given_up_cleanly(store, form):
 
 @pytest.mark.parametrize("call", ["find", "info"])
 def test_a_store_that_cannot_be_listed(store, tmp_path, monkeypatch, call):
-    """Listing and fingerprints are tried again too, and nothing is begun before they are there."""
+    """Listing and fingerprints are retried too, and nothing is written before they succeed."""
     store.put_all({"b/0.jsonl": lines("word " * 20)})
     config = DataConfig(sources={"s": SourceConfig(path="flaky://b")}, validation_fraction=0.0)
     real, failures = getattr(Flaky, call), [4]
@@ -208,7 +208,7 @@ def test_a_store_that_cannot_be_listed(store, tmp_path, monkeypatch, call):
     ],
 )
 def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch, path, names):
-    """Here: a folder without permission, or a disk that fails, is no smaller corpus, by its name or by a glob."""
+    """Guards against a smaller corpus: a local folder without permission or on a failing disk is an error, also in a glob."""
     path = f"{tmp_path}/{path}"
     for name in ("a", "b"):
         (tmp_path / "in" / name).mkdir(parents=True)
@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch, p
 
 
 def test_the_command_stops_cleanly_and_the_same_command_goes_on(store, tmp_path, monkeypatch, capsys):
-    """`retro build` from a store that goes away after the documents' first units: exit code, one message, then all stages."""
+    """`retro build` from a store that fails after the documents' first units: exit code, one message, then all stages."""
     monkeypatch.setattr("data_pipeline.sources.readers.UNIT_FILES", 5)
     made_up_encoder.write(tmp_path / "encoder")
     texts = [made_up_text.text(number, 60 + 7 * number) for number in range(24)]

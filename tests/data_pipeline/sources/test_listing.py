@@ -1,4 +1,4 @@
-"""What of a folder is read and what is left out, said in the listing and kept in the manifest; never silently."""
+"""Files of a folder that are read and left out, with reasons in the listing and the manifest."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_a_manifest_of_before_is_described(tmp_path):
 
 
 def test_files_that_are_left_out_decide_nothing(tmp_path):
-    """A README that is added later would make a repaired stage another one than everything was built from."""
+    """Guards against a listing that a later README changes: a repaired stage would differ from the build."""
     config = made_up_text.config(made_up_text.write_folder(tmp_path / "text", 4))
     first = build_documents(tmp_path / "d", config)
     put(tmp_path / "text", "README.md")
@@ -120,7 +120,7 @@ def test_a_folder_with_nothing_to_read_says_what_it_holds(tmp_path):
 
 
 def test_links(tmp_path):
-    """In a circle, to a folder above, to themselves, twice to one file, into another folder, to nothing."""
+    """Links in a circle, to a folder above, to themselves, twice to one file, into another folder, to nothing."""
     put(tmp_path, "in/a.txt", "in/b/c.txt", "outside/d.txt")
     for link, target in (("in/up", "."), ("in/b/top", ".."), ("in/self.txt", "self.txt"), ("in/again.txt", "a.txt")):
         (tmp_path / link).symlink_to(target)
@@ -134,7 +134,7 @@ def test_links(tmp_path):
     assert listed(tmp_path / "in")[0] == names
     (tmp_path / "in" / "gone.txt").symlink_to("nowhere")
     with pytest.raises(
-        StageError, match="gone.txt of the source is a link to nowhere, which does not exist. Mend the link"
+        StageError, match="gone.txt of the source is a link to nowhere, which does not exist. Correct the link"
     ):
         listed(tmp_path / "in")
     with pytest.raises(StageError, match="gone.txt' is a link to nowhere, which does not exist"):
@@ -142,7 +142,7 @@ def test_links(tmp_path):
 
 
 def test_a_pipe_is_never_waited_for(tmp_path):
-    """Opening one for reading blocks until somebody writes."""
+    """Guards against opening a pipe, which blocks until somebody writes."""
     put(tmp_path, "a.txt")
     os.mkfifo(tmp_path / "b.txt")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -181,7 +181,7 @@ def test_home_and_file_urls_are_sources(tmp_path, monkeypatch):
 
 
 def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
-    """Its fingerprint is of what it was."""
+    """Guards against a file that changed after its fingerprint was taken."""
     put(tmp_path, "a.jsonl", content="".join(json.dumps({"text": text(n)}) + "\n" for n in range(3)))
     for change in (lambda path: path.write_text(path.read_text() * 2), lambda path: path.unlink()):
         raws = read_source("s", SourceConfig(path=str(tmp_path / "a.jsonl")))
@@ -214,7 +214,7 @@ def saved(folder, *names):
 
 
 def test_of_a_saved_data_set_its_own_files_are_read(tmp_path):
-    """`map` and `shuffle` leave caches beside it, which hold the rows again; they were read as well."""
+    """Guards against reading the caches of `map` and `shuffle`, which hold the rows again."""
     for split in ("train", "test"):
         saved(tmp_path / split, "data-00000-of-00001.arrow")
         arrow(tmp_path / split / "data-00000-of-00001.arrow", text=[split])

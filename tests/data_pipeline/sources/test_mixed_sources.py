@@ -1,4 +1,4 @@
-"""Any folder of files of any form: every document read is kept or counted, or the one bad file is named and nothing is made."""
+"""Folders of files of any form: each document is kept or counted, or the one bad file is named and nothing is made."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ FILES = st.lists(st.tuples(st.sampled_from(["txt", *PACKED, *TABLES]), RECORDS),
 
 
 def write(path, form, records, key="text"):
-    """A file of (text, subset) records; other keys stand beside them, before in some forms and behind in others."""
+    """A file of (text, subset) records; other keys stand before or after them."""
     ending, _, column = form.partition(" ")
     if ending == "txt":
         path.write_bytes("".join(text or "" for text, _ in records).encode())
@@ -54,7 +54,7 @@ def write_table(path, table):
 
 
 def documents_of(form, records):
-    """(subset, text) as they are to be read."""
+    """(subset, text) as they must be read."""
     if form == "txt":
         return [("s", "".join(text or "" for text, _ in records).removeprefix("\ufeff"))]
     mark = "\ufeff" if form.endswith("binary") else ""
@@ -153,7 +153,7 @@ BAD += [(latin1, form) for form in ["txt", *PACKED, *BINARY]] + [(invalid_string
 
 @pytest.mark.parametrize("make, form", BAD, ids=[f"{make.__name__}-{form}" for make, form in BAD])
 def test_one_bad_file_is_named_and_without_it_the_build_goes_on(tmp_path, make, form):
-    """Nothing is kept of it, and the directory is not spoiled for the next attempt."""
+    """Guards against a directory that a failed build makes unusable for the next attempt."""
     folder, good = tmp_path / "in", tmp_path / "good"
     for directory in (folder, good):
         directory.mkdir()

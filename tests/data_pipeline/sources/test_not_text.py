@@ -1,4 +1,4 @@
-"""What is not text is named as what it is, with a remedy that does no harm; nothing of it becomes a document."""
+"""Files that are not text are named by kind, with a harmless remedy; none becomes a document."""
 
 import bz2
 import codecs
@@ -64,7 +64,7 @@ BINARY = {
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.txt.gz", "a.jsonl.zst", "a.parquet", "a.arrow"])
 @pytest.mark.parametrize("message", BINARY)
 def test_a_file_of_another_kind_is_named_whatever_its_ending(tmp_path, name, message):
-    """`iconv -f latin1` was the advice for a renamed .gz: it makes letters of binary."""
+    """Guards against the advice `iconv -f latin1` for a renamed .gz: it makes letters of binary."""
     content = BINARY[message]
     own = {"a.txt.gz": "gzip", "a.jsonl.zst": "zstandard", "a.parquet": "Parquet"}.get(name, "none")
     if own in message:
@@ -76,7 +76,7 @@ def test_a_file_of_another_kind_is_named_whatever_its_ending(tmp_path, name, mes
 
 
 def test_a_pointer_among_texts_stops_the_build(tmp_path):
-    """A clone without git-lfs: thirty pointers were thirty documents."""
+    """Guards against reading a clone without git-lfs: thirty pointers were thirty documents."""
     (tmp_path / "in").mkdir()
     for number in range(4):
         (tmp_path / "in" / f"{number}.txt").write_bytes(POINTER if number % 2 else text(number).encode())
@@ -93,7 +93,7 @@ ENCODINGS = ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"]
 @pytest.mark.parametrize("content", [text(0), CYRILLIC, LINES, "Ελληνικά και λίγα ακόμη, για μια πρόταση."])
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.xz"])
 def test_utf16_without_a_mark_is_refused_with_a_command_that_works(tmp_path, encoding, content, name):
-    """Such bytes are valid UTF-8, so letters with NULs between them became documents."""
+    """Guards against UTF-16 read as UTF-8: letters with NULs between them became documents."""
     packed = lzma.compress if name.endswith(".xz") else bytes
     path = tmp_path / name
     path.write_bytes(packed(content.encode(encoding)))
@@ -113,7 +113,7 @@ def test_a_mark_names_the_encoding(tmp_path, mark, encoding):
 
 
 def test_a_text_may_hold_a_null_and_other_controls(tmp_path):
-    """A log with colors, a page feed, a NUL here and there: text as it stands."""
+    """A log with colors, a page feed and a few NULs is text, unchanged."""
     kept = ["one\0two\n" + text(1), "\x1b[31mred\x1b[0m\f\v " * 20, "\0", "a\0b\0", "1\t2\t3\t4\t5\t" * 20]
     for number, content in enumerate(kept):
         (tmp_path / f"{number}.txt").write_text(content)
@@ -156,7 +156,7 @@ FRENCH = "Le café est déjà prêt, et la forêt s'éveille.\n" * 4
     ],
 )
 def test_conversion_is_proposed_only_where_it_makes_text(tmp_path, content, message):
-    """Taking latin1 for granted spoils UTF-8 with one wrong byte, and every other encoding."""
+    """Guards against assuming latin1, which spoils UTF-8 with one wrong byte, and every other encoding."""
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(StageError, match=message) as caught:
         read(tmp_path / "a.txt")
@@ -170,7 +170,7 @@ def test_conversion_is_proposed_only_where_it_makes_text(tmp_path, content, mess
 
 
 def test_a_compressed_file_is_converted_from_its_plain_content(tmp_path):
-    """`iconv` over the compressed bytes would make a file of letters that nothing can unpack."""
+    """Guards against `iconv` over compressed bytes, which makes a file of letters that nothing can unpack."""
     line = json.dumps({"text": FRENCH}, ensure_ascii=False).encode("latin1") + b"\n"
     (tmp_path / "a b.jsonl.gz").write_bytes(gzip.compress(line))
     with pytest.raises(StageError, match=r"gzip -dc '.*a b.jsonl.gz' \| iconv -f latin1") as caught:

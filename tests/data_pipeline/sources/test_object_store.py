@@ -1,4 +1,4 @@
-"""Sources in a store that speaks S3, over HTTP: moto's server and s3fs, as a user would have them. `make test-store`."""
+"""Sources in an S3 store over HTTP, with moto's server and s3fs. `make test-store`."""
 
 import signal
 import socket
@@ -22,7 +22,7 @@ FORMS = ("txt", *PACKED, "parquet", "arrow")
 
 
 class Server:
-    """moto's server on a free port; what it holds is lost when it is killed."""
+    """moto's server on a free port; its content is lost when it is killed."""
 
     def __init__(self):
         with socket.socket() as probe:
@@ -67,7 +67,7 @@ def server(monkeypatch):
 
 
 def content() -> dict[str, bytes]:
-    """Every form, in two folders."""
+    """All formats, in two folders."""
     found = {f"b/{form}/{n:02d}.txt": TEXTS[n].encode() for n, form in enumerate(("x", "y"))}
     return found | {f"a.{form}": packed(form, TEXTS[5 * n : 5 * n + 5]) for n, form in enumerate(FORMS) if n}
 
@@ -90,7 +90,7 @@ def test_a_store_gives_what_a_folder_gives(server, tmp_path):
 
 
 def test_a_store_that_dies_half_way(server, tmp_path, monkeypatch):
-    """Retried, then a clean stop; when it is back, the same command reads what is missing and gives the same bytes."""
+    """Retries, then a clean stop; when the store is back, the same command reads the rest and gives the same bytes."""
     monkeypatch.setattr("data_pipeline.sources.readers.UNIT_FILES", 1)
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     held = content()  # once: gzip writes the time

@@ -1,4 +1,4 @@
-"""Readers: text files, JSONL and the shapes of the pinned packages; bad input named with file, place and remedy."""
+"""Reading of text files, JSONL and the pinned packages' shapes; bad input is named with file, place and remedy."""
 
 import bz2
 import gzip
@@ -47,7 +47,7 @@ PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress, ".xz": lzma
 @pytest.mark.parametrize("stem", ["in.jsonl", "in.ndjson", "in.json", "IN.JSONL"])
 @pytest.mark.parametrize("ending", [*PACK, ".zstd", ".GZ"])
 def test_jsonl_plain_and_compressed(tmp_path, stem, ending):
-    """Also as several compressed files one behind the other, as `cat` and parallel compressors leave them."""
+    """Also files of several compressed streams, as `cat` and parallel compressors write them."""
     lines = b'{"text": "one\\n"}\n\n{"text": "two \\u00e9", "more": 1}'
     pack = PACK[ending.lower().replace("zstd", "zst")]
     path = tmp_path / f"{stem}{ending}"
@@ -103,7 +103,7 @@ def test_what_is_not_utf8_is_named_with_its_byte(tmp_path):
 
 @pytest.mark.parametrize("ending", [".gz", ".zst", ".xz", ".bz2"])
 def test_a_broken_stream_is_said(tmp_path, ending):
-    """Cut off, in the second of two streams too; junk behind a stream, which bz2 and lzma take for an end; another kind."""
+    """Files cut off, in the second of two streams too; junk after a stream, which bz2 and lzma read as the end; another kind."""
     lines = [f'{{"text": "{hashlib.sha256(str(n).encode()).hexdigest()}"}}\n'.encode() for n in range(500)]
     packed, kind = (
         PACK[ending](b"".join(lines)),

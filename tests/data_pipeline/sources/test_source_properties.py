@@ -1,4 +1,4 @@
-"""Properties of readers, documents and chunks over any text: nothing is lost, nothing is changed, memory stays small."""
+"""Properties of reading, documents and chunks over any text: nothing is lost or changed, memory stays small."""
 
 import gzip
 import json
@@ -57,7 +57,7 @@ def test_every_format_gives_back_every_text_as_it_was(texts, form):
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.lists(st.one_of(st.none(), TEXT), max_size=12), st.sampled_from(FORMATS), st.sampled_from([0.0, 0.8]))
 def test_documents_in_are_documents_kept_and_dropped_with_a_reason(texts, form, jaccard):
-    """Nulls, copies, empty and near texts and all; what is kept is kept as it was, and the list names what cleaning took."""
+    """Nulls, copies, empty and near texts; kept texts are unchanged, and the list names what cleaning dropped."""
     with tempfile.TemporaryDirectory() as folder:
         source = SourceConfig(path=str(write(folder, form, texts)), max_train_bytes=40)
         config = DataConfig(sources={"s": source}, minimum_characters=1, validation_fraction=0.4)
@@ -82,7 +82,7 @@ def test_documents_in_are_documents_kept_and_dropped_with_a_reason(texts, form, 
 @given(st.lists(st.lists(st.integers(3, 99), max_size=40), max_size=8), st.integers(2, 9))
 @example([[], [5], [7] * 5000], 4)
 def test_chunks_hold_every_token_once_and_no_other(documents, length):
-    """Documents of no token, of one and of thousands: BOS, the tokens and EOS lie in order, the rest is padding."""
+    """Documents of no, one and thousands of tokens: BOS, the tokens and EOS in order, the rest is padding."""
     table, rows = cut([np.array(document, np.int32) for document in documents], length, 1, 2)
     assert rows.sum() == len(table) and len(rows) == len(documents)
     for document, part in zip(documents, np.split(table, np.cumsum(rows)[:-1]) if documents else [], strict=True):

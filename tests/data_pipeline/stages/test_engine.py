@@ -1,4 +1,4 @@
-"""Shards are made in the same way wherever that is: what travels, what is held, one build at a time."""
+"""Engines make shards with equal bytes: serialized arguments, resources, one build at a time."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ LARGEST = 20_000  # bytes of a shard's description; the tables of the build belo
 
 
 class Traveling:
-    """Sends every shard through bytes, as a cluster does, last shard first, and makes one that was lost twice."""
+    """Serializes every shard, as a cluster does, runs the last first, and makes one twice."""
 
     def __init__(self):
         self.sizes, self.opened = {}, []
@@ -58,7 +58,7 @@ def test_a_build_whose_shards_travel_has_the_same_bytes(tmp_path, rerank):
 
 
 def test_a_resource_is_opened_once_for_its_shards_and_only_one_is_held(tmp_path):
-    """What this process has already is not opened again; a shard without a resource gets none."""
+    """An open resource is not opened again; a shard without a resource gets none."""
     log = []
 
     def resource(key, here=None):
@@ -86,7 +86,7 @@ def test_the_engine_in_use_ends_with_its_block():
 
 
 def test_what_a_lost_process_left_is_not_in_the_result(tmp_path):
-    """Its folder goes, also where it appeared while the stage was running."""
+    """Guards against leftovers of another process's shard folder."""
 
     def make(folder):
         (folder.parent / ".writing-s0-lost").mkdir()
@@ -141,7 +141,7 @@ while entered < 200:
 
 
 def test_several_builds_at_once_and_one_goes_on(tmp_path):
-    """Opening, locking and removing the file by several processes never lets two in."""
+    """Guards against two holders of one lock, with several processes that open, lock and remove the file."""
     command = [sys.executable, "-c", RACE, str(tmp_path / "data")]
     children = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [(child.communicate()[1], child.returncode) for child in children] == [("", 0)] * 3

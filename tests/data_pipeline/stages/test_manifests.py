@@ -1,4 +1,4 @@
-"""Stages survive a kill at any point, refuse what does not fit, and never change what they only read."""
+"""Stages survive a kill at any point, refuse input that does not fit, and never change files that they only read."""
 
 import json
 import os
@@ -175,7 +175,7 @@ def test_only_missing_shards_are_made(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"\0" * 40, b'{"stage": "made-u', b"{}", b"[1]", None])
 @pytest.mark.parametrize("name", ["plan.json", "manifest.json", "seconds.json"])
 def test_damaged_bookkeeping_of_a_finished_stage_is_made_again_with_a_line(tmp_path, name, content, capsys):
-    """The shards are whole, so nothing of them is made again, and nothing is asked of the user."""
+    """The shards are intact, so they are not made again, and the user need not act."""
     stage(tmp_path)
     whole = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "seconds.json"}
     (tmp_path / name).unlink()
@@ -191,7 +191,7 @@ def test_damaged_bookkeeping_of_a_finished_stage_is_made_again_with_a_line(tmp_p
 @pytest.mark.parametrize("name", [".parts/s1.json", "1.npy"])
 @pytest.mark.parametrize("at", [0, 40, -2])
 def test_a_shard_damaged_between_two_starts_is_made_again_alone(tmp_path, name, at, capsys):
-    """Also where its size is right: what reached the disk before a crash need not be what was written."""
+    """Guards against a file of the right size with other bytes, as after a crash before they reached the disk."""
     stage(tmp_path)
     whole = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "seconds.json"}
     content = bytearray((tmp_path / name).read_bytes())
@@ -250,13 +250,13 @@ def test_a_truncated_altered_or_missing_file_is_named(tmp_path):
 
 
 def test_no_half_and_broken_manifests_are_named(tmp_path):
-    with pytest.raises(StageError, match=r"is not there: it has no manifest.json. Run `retro build`"):
+    with pytest.raises(StageError, match=r"does not exist: it has no manifest.json. Run `retro build`"):
         read_manifest(tmp_path / "none", "made-up")
     stage(tmp_path)
     with pytest.raises(StageError, match="holds the stage 'made-up', but 'chunks' is needed"):
         read_manifest(tmp_path, "chunks")
     (tmp_path / "manifest.json").write_text('{"stage": ')
-    with pytest.raises(StageError, match=r"manifest.json is cut off. `retro build` again, .* writes it anew"):
+    with pytest.raises(StageError, match=r"manifest.json is cut off. `retro build` again, .* rewrites it"):
         read_manifest(tmp_path, "made-up")
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(StageError, match="is half-written"):
@@ -274,9 +274,9 @@ def test_a_full_disk_costs_no_whole_shard(tmp_path):
     with pytest.raises(StageError, match=r"The disk of .* is full \(.*\). Free some space and run `retro build` again"):
         run_stage(tmp_path, "made-up", {"length": 4}, {"text": "aa"}, [fill(0), Shard("s1", ["1.npy"], make), fill(2)])
     log = []
-    mended = stage(tmp_path, log)
+    repaired = stage(tmp_path, log)
     assert log == [1, 2]
-    assert mended.files == stage(tmp_path.with_name("undisturbed")).files
+    assert repaired.files == stage(tmp_path.with_name("undisturbed")).files
 
 
 def test_other_errors_of_the_system_are_not_taken_for_a_full_disk(tmp_path):

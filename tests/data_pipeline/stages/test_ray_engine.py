@@ -1,4 +1,4 @@
-"""Builds on a Ray cluster of several nodes on this machine: the bytes of a build in one process, whatever is killed."""
+"""Builds on a local Ray cluster of several nodes give the bytes of a build in one process, under any kill."""
 
 import hashlib
 import os
@@ -35,7 +35,7 @@ MORE = ["--config.data.index_shards=2", "--config.data.shard_chunks=200"]
 
 
 class Nodes:
-    """A head without work and nodes of one CPU each."""
+    """A head without CPUs and nodes of one CPU each."""
 
     def __init__(self, count):
         from ray.cluster_utils import Cluster
@@ -90,7 +90,7 @@ def test_a_set_joined_on_a_cluster_has_the_same_bytes(root, nodes):
 
 
 def after(path, action):
-    """Does it in a thread as soon as a path that fits the pattern exists."""
+    """Runs it in a thread as soon as a path that fits the pattern exists."""
 
     def wait():
         folder, pattern = path
@@ -104,7 +104,7 @@ def after(path, action):
 
 
 def at_work():
-    """Ids of the worker processes that are doing something."""
+    """Ids of the busy worker processes."""
     found = []
     for entry in Path("/proc").iterdir():
         try:

@@ -80,7 +80,7 @@ def changed(path: str, value) -> dict:
     ],
 )
 def test_the_schemas_refuse_mistakes(path, value):
-    """A schema that lets everything pass would prove nothing."""
+    """Guards against a schema that accepts everything."""
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
         validate(changed(path, value))
 
@@ -122,7 +122,7 @@ def test_preempted_and_saved_is_restarted_without_being_counted():
     ],
 )
 def test_a_value_stays_one_argument(word, capsys):
-    """Through YAML and back nothing but the one argument has changed."""
+    """Only the one argument changes through YAML and back."""
     flags = ["--name=a", "--image=i", "--topology=v4:2x2x1", "--workdir=gs://my-bucket/x"]
     assert main([*flags, "--", word]) == 0
     jobset = yaml.safe_load(capsys.readouterr().out)
@@ -135,7 +135,7 @@ def test_a_value_stays_one_argument(word, capsys):
 
 
 def test_kubernetes_expands_nothing():
-    """It would put the pod's variable in the place of $(HOME), and reads $$ as one $."""
+    """Guards against Kubernetes' replacement of $(HOME) and $$ in arguments."""
     arguments = container(manifest(**VALUES | {"arguments": ["--config.x=$(HOME) $$"]}))["args"]
     assert arguments[1] == "--config.x=$$(HOME) $$$$"
 

@@ -1,4 +1,4 @@
-"""launch/hosts/gpu_box.sh and its loop: what runs again, what does not, and that stop saves."""
+"""launch/hosts/gpu_box.sh and its loop: restarts only after exit code 75, and stop saves."""
 
 import os
 import signal
@@ -80,7 +80,7 @@ def test_the_loop_hands_every_signal_on(tmp_path, number):
 
 
 def test_what_a_killed_loop_leaves_running_keeps_the_lock(box):
-    """Else a second training would write into the same run."""
+    """Guards against a second training in the same run."""
     flags = ("--config=x.py", "--config.steps=100000", "--config.seconds=0.05")
     assert box("start", *flags).returncode == 0
     wait_for(lambda: steps(box), "a step")

@@ -1,4 +1,4 @@
-"""What holds for all launch scripts: help, --dry-run, flags, the cost note, shellcheck."""
+"""All launch scripts: help, --dry-run, flags, the cost note, shellcheck."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def test_shellcheck_finds_nothing():
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_example_of_the_help_works_when_pasted(script, tmp_path):
-    """As it stands, but for --dry-run where that is not in it already; what it prints is a shell's language."""
+    """Runs the help's example with --dry-run; the output is valid shell."""
     help_text = launch(script, "--help", retro="").stdout
     assert launch(script, "start", "--help", retro="").stdout == help_text
     examples = [line.strip() for line in help_text.splitlines() if line.startswith(f"  launch/hosts/{script}.sh ")]

@@ -1,4 +1,4 @@
-"""Every config resolves, the paper's numbers stand literally, and mistakes come with a suggestion."""
+"""Every config resolves and has the paper's numbers, and mistakes come with a suggestion."""
 
 import dataclasses
 
@@ -95,7 +95,7 @@ def test_arguments_that_are_not_known(file, argument, message):
 
 
 def test_an_unknown_key_is_an_error():
-    """A key that is dropped leaves a size as it was: here, of the decoder, of its encoder and of training."""
+    """Guards against a dropped key, which would leave a size unchanged: of the decoder, its encoder and training."""
     for section, known in (({"model": {"widht": 4}}, "model.width"), ({"train": {"stepz": 1}}, "train.steps")):
         with pytest.raises(ValueError, match=rf"is not a known config key; did you mean config.{known}\?"):
             resolve(section)

@@ -1,4 +1,4 @@
-"""Every field of every config dataclass declares a range and a documentation, and a value outside is refused by name."""
+"""Every config field declares range and documentation, and a value outside is refused by name."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ VALUES = [one for one in DECLARED if one.setting.range is not None]
 
 
 def outside(declared):
-    """Values that the field must refuse. From the declaration's data, not from its `holds`."""
+    """Values that the field must refuse, from the declaration's data, not from its `holds`."""
     allowed = declared.setting.range
     match allowed:
         case Number():

@@ -1,4 +1,4 @@
-"""Paths as users write them: `~`, `file://` and URLs mean what they say or are refused by name, never a folder of that name."""
+"""Paths as users write them: `~`, `file://` and URLs are expanded or refused, never taken as folder names."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ def home(tmp_path, monkeypatch):
     ["a", "./~/a", "a/~", "lr=1e-3,layers=[2,4]", "C:x", "gs:/a", "a b\n", "$HOME/a", "a://b", "file:a", "é::b"],
 )
 def test_a_plain_path_stays_as_it_is(value):
-    """Whatever the file system allows is a path; a scheme has two letters or more."""
+    """Every other name is a path; a scheme has two letters or more."""
     assert local_path(value, "w") == Path(value)
 
 
@@ -64,7 +64,7 @@ def test_folders_that_an_earlier_version_made_are_found_again(home):
 
 
 def test_every_key_that_is_a_path_is_covered(home):
-    """A key of the config that says that it is a path and is missing from LOCAL_KEYS would be taken as it stands."""
+    """Guards against a path key missing from LOCAL_KEYS, which would not be expanded."""
     run = RunConfig(
         data=DataConfig(directory="~/d", tokenizer="~/t", encoder="file:///e"),
         train=TrainConfig(initialize_from="~/i"),

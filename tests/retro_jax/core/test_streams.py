@@ -1,4 +1,4 @@
-"""Nothing that is printed or logged ends or hurts training, and no message lands on a progress bar's line."""
+"""Printing and logging never stop training, and no message overwrites a progress bar's line."""
 
 import ast
 import contextlib
@@ -66,7 +66,7 @@ def test_what_the_encoding_does_not_have_is_printed_as_its_number():
 
 
 def test_a_reader_that_has_stopped_reading_stops_nobody(monkeypatch):
-    """A paused pager, Ctrl-S: the text is lost, and printed again when there is room."""
+    """With a paused pager or Ctrl-S text is lost, and printing resumes when there is room."""
     monkeypatch.setattr(streams, "PATIENCE_MS", 1)
     reading, writing = os.pipe()
     with open(reading, "rb", buffering=0) as reader, open(writing, "w") as writer:
@@ -90,7 +90,7 @@ def run_program(text: str, redirections: str = "", **options) -> subprocess.Comp
 
 
 def test_closed_descriptors_are_taken_by_nothing(tmp_path):
-    """With 1 and 2 closed the next file opened would be standard output, and a library's messages would be in it."""
+    """Guards against files opened as descriptor 1 or 2, which would receive a library's messages."""
     program = f"""
 from retro_jax.core.streams import protect
 protect()
@@ -188,7 +188,7 @@ def test_an_error_of_a_side_channel_is_told_once_and_an_interruption_passes(caps
 
 @contextlib.contextmanager
 def terminal():
-    """Standard error is a terminal; yields the lines that a person sees there in the end."""
+    """Standard error is a terminal; yields the lines that a person sees at the end."""
     leader, follower = os.openpty()
     termios.tcsetwinsize(follower, (24, 80))
     lines, text = [], b""

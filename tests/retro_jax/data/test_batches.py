@@ -1,4 +1,4 @@
-"""Batches: the same ones on every run, on resumption and on every number of processes; and who may not be read."""
+"""Batches: equal on every run, after resuming, and for any number of processes; and the data that is refused."""
 
 import asyncio
 import collections
@@ -105,7 +105,7 @@ def test_resumed_iterator_gives_the_remaining_batches(shards, consumed):
 
 
 def test_orbax_saves_and_restores_the_iterator(shards, tmp_path):
-    """The protocol that orbax v1 calls, as it calls it."""
+    """The protocol that orbax v1 calls."""
 
     class Created:
         async def await_creation(self):
@@ -202,7 +202,7 @@ def test_weights_that_cannot_be_meant(shards, weights, message):
     ],
 )
 def test_shards_that_do_not_fit_the_model(shards, change, message):
-    """The rule, both numbers and the remedy."""
+    """The error has the rule, both numbers and the remedy."""
     with pytest.raises(ValueError, match=message):
         train_iterator(shards, dataclasses.replace(MODEL, **change), TRAIN)
 

@@ -1,4 +1,4 @@
-"""The blockwise loss against whole logits: values, gradients leaf by leaf, and no array of the logits' size."""
+"""The blockwise loss against full logits: values, gradients leaf by leaf, and no array of the logits' size."""
 
 import jax
 import jax.numpy as jnp

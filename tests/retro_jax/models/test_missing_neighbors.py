@@ -30,7 +30,7 @@ def test_fully_padded_sets_are_off():
 
 
 def test_missing_neighbors_do_not_count():
-    """One real neighbor among two is that neighbor alone, whichever of the two it is."""
+    """One real neighbor among two equals that neighbor alone, in either place."""
     tokens, segments, neighbors = PACKED.batch()
     real, missing = neighbors[:, :, :1], np.full_like(neighbors[:, :, :1], PADDING)
     alone = np.asarray(compiled(TINY)(PARAMETERS, tokens, segments, real))
@@ -42,7 +42,7 @@ def test_missing_neighbors_do_not_count():
 
 
 def test_padded_retrieved_tokens_get_no_attention():
-    """What the encoder leaves at padded places changes no bit of CCA and gets no gradient."""
+    """The encoder's output at padded places changes no bit of CCA and gets no gradient."""
     reader = jax.tree.map(lambda leaf: leaf[0], merge(TINY, PARAMETERS).cross_attention)
     valid = PACKED.neighbor_tokens[None] >= 0
     positions = position_table(cross_distances(M, R), TINY.width, jnp.float32)
@@ -65,7 +65,7 @@ def test_padded_retrieved_tokens_get_no_attention():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_nan_in_loss_or_gradients(dtype):
-    """With sequences that retrieved everything, something and nothing, and one that is all padding."""
+    """Sequences that retrieved everything, something and nothing, and one of padding."""
     config = dataclasses.replace(TINY, compute_dtype=dtype, layers=3)
     params = random_parameters(config)
     tokens, segments, neighbors = PACKED.batch(4)

@@ -56,7 +56,7 @@ def test_forward_off_equalsloops():
 
 
 def test_loops_in_float32_stay_near_float64():
-    """The loops' own rounding is of the size of the agreement asked for, so the agreement is no accident of dtype."""
+    """The loops' own rounding is of the size of the tolerance, so the agreement does not depend on the dtype."""
     config = tiny(layers=3)
     params, sequence = random_parameters(config), pack(config, [9, 12], 2)
     assert_close(loops(config, params, sequence, np.float32), loops(config, params, sequence), sequence)

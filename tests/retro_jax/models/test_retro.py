@@ -1,4 +1,4 @@
-"""The whole model: arrangement of the layers, Off, gradients in both precisions, parameters as a dict, bad shapes."""
+"""The full model: arrangement of layers, Off, gradients in both precisions, parameters as a dict, bad shapes."""
 
 import dataclasses
 from functools import lru_cache
@@ -31,7 +31,7 @@ def _loss(config, params, *batch):
 
 @lru_cache
 def _compiled(config, gradients):
-    """The loss, or the loss and its gradients; compiled without effort, which these sizes do not repay."""
+    """The loss, or the loss and its gradients; compiled without optimization, which these sizes do not need."""
     function = jax.value_and_grad(_loss, argnums=1) if gradients else _loss
     options = {"xla_backend_optimization_level": 0}
     return jax.jit(lambda params, *batch: function(config, params, *batch), compiler_options=options)
@@ -155,7 +155,7 @@ def test_initial_parameters_follow_the_abstract_ones_and_the_seed():
 
 
 def test_a_fresh_model_knows_nothing():
-    """Not even that a token comes again, which a readout tied to the embedding would teach it: exp(-16) here."""
+    """Guards against an untrained model that predicts repeated tokens because of the tied readout: exp(-16) here."""
     config = tiny(width=256, vocabulary=1_000, layers=2, retrieval_layers=(2,), sequence_length=24)
     tokens, segments, _ = pack(config, [24], 0).batch()
     logits = jax.jit(lambda: merge(config, initialize(config, 0))(tokens, segments))()
@@ -167,7 +167,7 @@ def test_a_fresh_model_knows_nothing():
 
 
 def test_layers_as_a_list():
-    """Stacks undone: layer p's entry holds row p of the stacks, and the readers of P in their layers."""
+    """Without stacks: layer p's entry holds row p of the stacks, and the cross-attentions of P in their layers."""
     params = random_parameters(TINY)
     layered = layer_parameters(TINY, params)
     assert [sorted(layer) for layer in layered["layers"]] == [

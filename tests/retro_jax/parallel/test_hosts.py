@@ -1,4 +1,4 @@
-"""Several processes: who takes part, who is missing, and that a run of two is the run of one, whatever befalls them."""
+"""Several processes: discovery, missing ones, and a run of two that equals a run of one after any failure."""
 
 import json
 import signal
@@ -167,7 +167,7 @@ def whole(root):
 
 
 def test_two_processes_one_killed_are_the_run_of_one(root, whole):
-    """SIGKILL for one of two; the other says so and ends; one process finishes, bit for bit the undisturbed run."""
+    """SIGKILL for one of two; the other reports it and ends; one process finishes, bit for bit the undisturbed run."""
     workdir = root / "two"
     running = start_run(workdir, root / "data", processes=2)
     wait_for(workdir, 4, running)
@@ -209,7 +209,7 @@ def test_a_run_without_one_of_its_hosts_writes_nothing(root):
 
 @pytest.mark.parametrize("error", [ValueError("another config"), OSError("No space left on device")])
 def test_an_error_of_the_first_process_is_one_everywhere(monkeypatch, error):
-    """With its words; on the first itself as it was raised."""
+    """The error has its message everywhere; on the first process it is the original."""
     import jax
 
     sent = []

@@ -111,7 +111,7 @@ def test_a_notice_before_the_first_step_saves_nothing(tmp_path, monkeypatch, dat
 
 
 def test_a_turn_that_all_agree_on_is_asked_of_jax(monkeypatch):
-    """With several processes jax carries the notice: every turn has the next number, and True stays."""
+    """With several processes jax carries the notice: every turn has the next number, and True persists."""
     from jax.experimental import multihost_utils
 
     asked = []
@@ -185,7 +185,7 @@ def test_a_library_that_takes_the_signal_gives_it_back():
 
 
 def test_a_thread_may_train():
-    """Python hears signals in the main thread alone."""
+    """Python delivers signals to the main thread alone."""
     answers = []
 
     def work():
@@ -224,7 +224,7 @@ def test_a_second_ctrl_c_ends_even_a_long_call_at_once():
 
 
 class Step:
-    """In place of the process of a step: ends by itself, some time after a signal came to the one that started it."""
+    """Stands for a step's process: ends by itself some time after its parent got a signal."""
 
     number, heard = signal.SIGTERM, None
 
@@ -251,7 +251,7 @@ def test_quickstart_hands_a_signal_on_and_waits(tmp_path, monkeypatch, capsys, n
 
 
 def test_quickstart_leaves_ctrl_c_to_the_terminal(monkeypatch):
-    """Which sends it to both: twice would end the step at once, without its save."""
+    """Guards against sending Ctrl-C twice to the step, which would end it without its save."""
 
     class Quiet(Step):
         def send_signal(self, number):

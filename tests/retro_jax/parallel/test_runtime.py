@@ -1,4 +1,4 @@
-"""The allocator setting is taken by glibc, and kept out of where it does not belong."""
+"""The allocator setting is applied on glibc and nowhere else."""
 
 import platform
 import subprocess

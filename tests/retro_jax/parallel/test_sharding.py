@@ -1,4 +1,4 @@
-"""Who holds what on 8 virtual devices, and that it changes no number."""
+"""Shardings on 8 virtual devices, and that they change no number."""
 
 import dataclasses
 import re
@@ -136,7 +136,7 @@ def test_specs_of_every_parameter():
 
 
 def test_moments_are_sharded_like_their_parameters():
-    """ANCHORS: `jax.jit(optimizer.init)(params)` alone puts every moment on every device, silently."""
+    """Guards against `jax.jit(optimizer.init)(params)` alone, which silently puts every moment on every device."""
     run = make_run(mesh=EIGHT)
     mesh = make_mesh(EIGHT)
     optimizer = make_optimizer(run.train)

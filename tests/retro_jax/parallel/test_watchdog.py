@@ -1,4 +1,4 @@
-"""The watchdog: who is stuck, where, since when; and that it only speaks when something is."""
+"""The watchdog names the stuck process, its phase and time, and reports only when one is stuck."""
 
 import json
 import time
@@ -79,7 +79,7 @@ def test_a_process_without_a_heartbeat_is_described():
 
 @pytest.mark.parametrize("content", ["", "[1]", "{}", '{"host": "a", "phase": "step"}', "\x00\x00"])
 def test_a_damaged_heartbeat_is_none(tmp_path, content):
-    """The words about a lost host must not end in a KeyError."""
+    """Guards against a KeyError in the message about a lost host."""
     (tmp_path / "hosts").mkdir()
     (tmp_path / "hosts" / "1.json").write_text(content)
     beats = read_beats(tmp_path, 2)

@@ -37,13 +37,13 @@ def traced(run):
     ids=["plain", "full remat and accumulation", "dots", "baseline"],
 )
 def test_counted_flops_are_those_of_the_traced_step(model, change, accumulation):
-    """To the last product: remat, blocks, position tables and loops included."""
+    """Exact to the last product: remat, blocks, position tables and loops included."""
     run = make_run(dataclasses.replace(model, **change), accumulation=accumulation, mesh=MeshConfig(1, 1, 1))
     assert hlo.traced_flops(traced(run).jaxpr.jaxpr) == executed_flops(run)
 
 
 def test_traced_flops_agree_with_the_compiler_where_it_sees_every_loop():
-    """Unrolled, the compiler counts all; it adds what is no product (softmax, norms, Adam), hence the tolerance."""
+    """Unrolled, the compiler counts everything, also softmax, norms and Adam, hence the tolerance."""
     wide = {"width": 64, "feed_forward": 256, "heads": 4, "head_dim": 16, "scan": False, "loss_block": 0}
     run = make_run(dataclasses.replace(MODEL, **wide), mesh=MeshConfig(1, 1, 1))
     step = traced(run)
@@ -91,7 +91,7 @@ def test_parameters_by_part():
 
 
 def test_a_roofline_by_hand():
-    """A chip twice as many devices halves the time that products take; a CPU's rates are not known."""
+    """Twice as many devices halve the time of matmuls; a CPU's rates are unknown."""
     run = make_run()
     two, four = (roofline(run, parse_topology(f"h100:{count}"), ONE) for count in (2, 4))
     assert two.compute == executed_flops(run) / 2 / 989e12 == 2 * four.compute

@@ -1,4 +1,4 @@
-"""Names of slices, and what a wrong one is answered."""
+"""Names of slices, and the errors for wrong ones."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, belong to one run, and outlive a change of mesh."""
+"""Checkpoints are whole or absent, belong to one run, and survive a change of mesh."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ OPTIMIZER = optax.adam(1e-3)
 
 
 def facts(step):
-    """What a loop keeps beside the arrays."""
+    """The JSON that a loop saves beside the arrays."""
     return {"iterator": {"next_index": step}}
 
 
@@ -112,7 +112,7 @@ def test_a_save_that_all_have_written_becomes_whole_when_a_process_is_lost(tmp_p
 
 
 def test_eight_devices_restore_on_four_and_on_one(tmp_path):
-    """ANCHORS: another mesh is a matter of the shardings asked for."""
+    """Another mesh is only a matter of the shardings asked for."""
     saved(tmp_path, 3, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     for mesh in (MeshConfig(data=1, fsdp=2, tensor=2), MeshConfig(data=1), MeshConfig(data=1, fsdp=4, tensor=2)):
         like = make_state(0, mesh)
@@ -138,7 +138,7 @@ def lose_a_file(directory):
 
 
 def lose_the_listing(directory):
-    """What a kill between orbax's rename and our last write leaves."""
+    """The state after a kill between orbax's rename and our last write."""
     (directory.parent / f"{directory.name}.whole.json").unlink()
 
 
@@ -233,7 +233,7 @@ ODD_NAMES = [
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_any_name_that_a_file_system_takes(tmp_path, name):
-    """A run in 'layers=[2,4]' ended well and could never be restored: orbax globs below the path.
+    """Guards against a run in 'layers=[2,4]' that cannot be restored, because orbax globs below the path.
 
     So did one moved there.
     """
@@ -270,7 +270,7 @@ def test_a_save_that_no_restore_could_open_is_no_checkpoint(tmp_path, monkeypatc
 
 
 def test_a_piece_of_an_array_that_is_missing_is_found_before_the_save_counts(tmp_path, monkeypatch):
-    """The pieces of a process whose folder was not seen when orbax merged."""
+    """Guards against lost arrays of a process whose folder was not visible when orbax merged."""
     save = checkpoints_module.ocp.save_checkpointables_async
 
     def lose_a_piece(path, parts):
@@ -291,7 +291,7 @@ def test_a_piece_of_an_array_that_is_missing_is_found_before_the_save_counts(tmp
 
 @pytest.mark.parametrize("keep", [-1, -3])
 def test_a_negative_number_to_keep_is_refused(tmp_path, keep):
-    """-1 deleted every checkpoint, the one just saved included."""
+    """Guards against keep=-1, which deleted every checkpoint, the newest included."""
     with pytest.raises(ValueError, match=f"keep_checkpoints is how many to keep, 0 for all, but is {keep}"):
         open_checkpoints(tmp_path, keep=keep)
 

@@ -60,7 +60,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_refused_start_claims_nothing(tmp_path, data, name):
-    """vocabulary=4095 was refused with the advice 4096, which then 'belonged to a run with another config'."""
+    """Guards against claiming a directory before the checks: after vocabulary=4095 was refused, 4096 was 'another config'."""
     changes, message = MISTAKES[name]
     with pytest.raises(ValueError, match=message):
         train(small(data, **changes), tmp_path / "run")
@@ -99,7 +99,7 @@ def test_a_config_of_which_nothing_came_is_in_nobodys_way(tmp_path, data, monkey
 
 
 def test_an_altered_count_of_bytes_is_named(tmp_path):
-    """It would change every bit per byte, and nothing else."""
+    """Guards against an altered token_bytes.npy, which would only change bits per byte."""
     data = build_data(tmp_path / "data")
     path = data / "tokenizer" / "token_bytes.npy"
     content = bytearray(path.read_bytes())
@@ -111,7 +111,7 @@ def test_an_altered_count_of_bytes_is_named(tmp_path):
 
 
 def test_two_runs_in_one_directory(workdir, data):
-    """The second renamed the first's checkpoints, metrics.jsonl got 64,350 NUL bytes, and both ended with 0."""
+    """Guards against two writers: metrics.jsonl got 64,350 NUL bytes, and both ended with 0."""
     before = sorted(path.name for path in workdir.rglob("*"))
     with (
         lock_directory(workdir, "train"),
@@ -141,7 +141,7 @@ def lose(path):
 @pytest.mark.parametrize("name", ["config.json", "seconds.json", "saved.json", "versions.json"])
 @pytest.mark.parametrize("spoil", [empty, cut, garble, lose])
 def test_a_damaged_side_file_is_made_again(workdir, data, capfd, name, spoil):
-    """An empty one ended the run with 'Expecting value: line 1 column 1 (char 0)', and no file was named."""
+    """Guards against an empty file that ends the run with 'Expecting value: line 1 column 1 (char 0)'."""
     spoil(workdir / name)
     damaged = (workdir / name).read_bytes() if (workdir / name).exists() else None
     train(small(data), workdir)
@@ -158,7 +158,7 @@ def test_a_damaged_config_does_not_let_another_run_in(workdir, data):
     with pytest.raises(ValueError, match=r"belongs to another run: train.learning_rate"):
         train(small(data, learning_rate=0.5), workdir)
     assert (workdir / "config.json").read_text() == ""
-    with pytest.raises(ValueError, match=r"config.json is damaged.*`retro train` command of the run writes it anew"):
+    with pytest.raises(ValueError, match=r"config.json is damaged.*`retro train` command of the run rewrites it"):
         load_params(workdir)
 
 
@@ -260,7 +260,7 @@ def test_everything_works_below_a_name_with_brackets(tmp_path, data):
 
 
 class Stop:
-    """Makes the loop see a notice once, behind `step`."""
+    """Makes the loop get a notice once, after `step`."""
 
     def __init__(self, monkeypatch, step):
         self.step, self.loop, one_step = step, None, Loop.one_step
@@ -277,7 +277,7 @@ class Stop:
 
 
 def test_a_roll_back_finds_its_checkpoint_under_keep(tmp_path, data, monkeypatch, capfd):
-    """Saved at 6 by the schedule and at 7 on a notice, kept: 1. The spike at 8 went 'back to step 0'."""
+    """Guards against a roll back to step 0 after an unscheduled save: 6 by schedule, 7 on a notice, spike at 8."""
     next_batch = Loop.next_batch
 
     def spiking(loop):
@@ -300,7 +300,7 @@ def test_a_roll_back_finds_its_checkpoint_under_keep(tmp_path, data, monkeypatch
 
 @pytest.mark.parametrize("left", [3, None])
 def test_a_roll_back_takes_the_newest_that_is_left_or_stops(tmp_path, data, left):
-    """Never 'back to step 0' where the checkpoint of the schedule is gone: step 4 here, of a spike at 5."""
+    """Guards against 'back to step 0' where the scheduled checkpoint is gone: step 4 here, spike at 5."""
     run = small(data, steps=6, on_spike="roll_back")
     watchdog = types.SimpleNamespace(phase=lambda *_: None)
     loop = Loop(run, tmp_path, Inputs(run, tmp_path), (None, watchdog, None))

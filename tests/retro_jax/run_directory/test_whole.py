@@ -1,4 +1,4 @@
-"""Which checkpoints count, which are deleted, and what says that a run got somewhere. Files alone: nothing is trained."""
+"""Which checkpoints count, which are deleted, and signs of progress. Files only: nothing is trained."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def folders(directory):
 
 
 def damage(path):
-    """Same size, other content."""
+    """Guards against a check by size: same size, other content."""
     file = path / "params" / "manifest.ocdbt"
     file.write_text(file.read_text().swapcase())
 
@@ -63,7 +63,7 @@ def folder_for_listing(path):
 
 @pytest.mark.parametrize("spoil", [empty_listing, cut_listing, other_listing, binary_listing, folder_for_listing])
 def test_a_damaged_listing_is_a_fault_and_the_older_one_is_taken(tmp_path, capsys, spoil):
-    """An empty whole.json of the newest checkpoint ended every start with 'Expecting value: line 1 column 1'."""
+    """Guards against an empty whole.json that ends every start with 'Expecting value: line 1 column 1'."""
     write_whole(tmp_path, 3)
     spoil(write_whole(tmp_path, 6))
     assert newest_whole(tmp_path) == 3
@@ -71,7 +71,7 @@ def test_a_damaged_listing_is_a_fault_and_the_older_one_is_taken(tmp_path, capsy
 
 
 def test_an_altered_listing_is_not_taken_for_an_altered_array(tmp_path):
-    """A flipped digit in the listing blamed a sound file of the checkpoint."""
+    """Guards against blaming an intact file for a flipped digit in the listing."""
     path = write_whole(tmp_path, 3)
     write_json(whole_path(path), listing(path), seal=True)
     assert find_fault(path) is None
@@ -82,7 +82,7 @@ def test_an_altered_listing_is_not_taken_for_an_altered_array(tmp_path):
 
 
 def test_what_a_restore_needs_must_be_there(tmp_path):
-    """Orbax wrote no manifest below a path with brackets; the checksums of the rest were right."""
+    """Guards against a checkpoint without orbax's manifest, as below a path with brackets."""
     path = write_whole(tmp_path, 3)
     (path / "params" / "manifest.ocdbt").unlink()
     listed = json.loads(whole_path(path).read_text())
@@ -103,7 +103,7 @@ STRAYS = ("20251124", "007", "٣", "²", "12.bak", "-4", "+5", "1_0", " 8")
 
 
 def test_strays_are_no_checkpoints_and_are_never_touched(tmp_path):
-    """keep=1 deleted every checkpoint beside a folder named by a date. int() and isdigit() take more than our names."""
+    """Guards against counting folders named by a date: keep=1 then deleted every checkpoint."""
     for name in STRAYS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine").write_text("x")
@@ -126,7 +126,7 @@ def test_a_damaged_one_does_not_count_towards_what_is_kept(tmp_path, spoil):
 
 
 def test_a_later_one_than_the_save_is_neither_counted_nor_deleted(tmp_path):
-    """After a roll-back, or a copy by hand."""
+    """Guards against later steps that a roll-back or a copy left."""
     for step in (3, 6, 9):
         write_whole(tmp_path, step)
     prune(tmp_path, keep(1), 6, set())
@@ -252,7 +252,7 @@ def killed_before_the_first_save_is_due(workdir):
 
 
 def killed_in_the_first_save(workdir):
-    """It ends before the second begins, at step 6."""
+    """The first save ends before the second begins, at step 6."""
     begin_notes(workdir, 0)
     write_metrics(workdir, 6)
     whole_path(write_whole(workdir / "checkpoints", 3)).unlink()
@@ -271,7 +271,7 @@ def test_a_run_that_could_have_no_checkpoint_just_begins(tmp_path, make):
 
 
 def test_the_interval_is_that_of_the_run_before(tmp_path):
-    """checkpoint_every may change between starts: a larger one must not hide that checkpoints were there."""
+    """Guards against a larger checkpoint_every that hides earlier checkpoints."""
     (tmp_path / "config.json").write_text(json.dumps({"train": {"checkpoint_every": 3}}))
     write_metrics(tmp_path, 7)
     with pytest.raises(ValueError, match="shows progress"):

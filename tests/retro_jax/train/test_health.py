@@ -1,4 +1,4 @@
-"""Spikes, alarms, storage that refuses, and what the metrics tell of the machine."""
+"""Spikes, alarms, storage errors, and the machine's figures in the metrics."""
 
 import dataclasses
 import errno
@@ -106,7 +106,7 @@ def spiked(monkeypatch, at):
 
 
 def stopping(monkeypatch, at):
-    """Makes the loop fall over when it is about to read the batch behind step `at`, once."""
+    """Makes the loop fail once when it reads the batch after step `at`."""
     next_batch, fallen = Loop.next_batch, []
 
     def falling(loop):
@@ -127,7 +127,7 @@ def stopping(monkeypatch, at):
     ],
 )
 def test_a_spike_is_left_out_and_a_resumed_run_does_the_same(tmp_path, data, monkeypatch, capfd, action, falls):
-    """The batch of step 8 spikes. Runs that fall over before, at and behind it end with the same bits."""
+    """The batch of step 8 spikes. Runs that fail before, at and after it end with the same bits."""
     spiked(monkeypatch, {7})
     runs = []
     for at in (None, *falls):
@@ -288,7 +288,7 @@ def broken(*arguments, **keywords):
 
 
 def test_no_side_channel_ends_training(workdir, monkeypatch, capsys):
-    """TensorBoard, wandb, the trace, the clock, heartbeats, git; each says so once."""
+    """TensorBoard, wandb, the trace, the clock, heartbeats, git: each logs its failure once."""
     monkeypatch.setattr(metrics, "RecordWriter", broken)
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=broken))
     monkeypatch.setattr(jax.profiler, "start_trace", broken)
@@ -320,7 +320,7 @@ def test_streams_that_fail_do_not_end_training(workdir, monkeypatch):
 
 @pytest.mark.parametrize("name", ["lr=1e-3,layers=[2,4]", "a:b", "x" * 255, "run?"])
 def test_wandb_gets_an_id_that_it_takes(name):
-    """It refuses / \\ # ? % : and long ones; a name without them stays, so that old curves continue."""
+    """The service refuses / \\ # ? % : and long ids; valid names stay, so that old curves continue."""
     plain = plain_id(name)
     assert re.fullmatch(r"[\w.=,+-]{1,128}", plain) and plain == plain_id(name) != plain_id(name + "?")
     assert plain_id("seed=3,lr=1e-3") == "seed=3,lr=1e-3"

@@ -1,4 +1,4 @@
-"""Schedule, decay, clipping and what trains."""
+"""Schedule, decay, clipping and the split into trained and frozen parameters."""
 
 import dataclasses
 
@@ -56,7 +56,7 @@ def test_decay_falls_on_matrices_only():
 
 
 def test_one_update_by_hand():
-    """The first Adam update is -rate * sign(gradient), decay is added to it, and clipping comes before both."""
+    """The first Adam update is -rate * sign(gradient); decay is added to it, and clipping comes first."""
     train = TrainConfig(
         steps=10, warmup_steps=0, learning_rate=0.5, weight_decay=0.1, clip_norm=1.0, beta1=0.0, beta2=0.0, epsilon=1.0
     )
@@ -87,7 +87,7 @@ def test_every_parameter_has_a_group():
 
 
 def test_a_clip_norm_of_zero_turns_clipping_off():
-    """Clipping to a norm of 0 makes every gradient 0: weight decay alone would train."""
+    """Guards against clipping to a norm of 0, which makes every gradient 0."""
     base = TrainConfig(steps=10, warmup_steps=0, learning_rate=0.5, weight_decay=0.0, beta1=0.0, beta2=0.0, epsilon=1.0)
     params, grads = {"up": jnp.array([[2.0]])}, {"up": jnp.array([[30.0]])}
 

@@ -1,4 +1,4 @@
-"""The loop: a run that is killed and resumed is the run that was not; what is logged; when it refuses and stops."""
+"""The loop: resuming after kills, logging, refusals and stops."""
 
 import json
 import os

@@ -21,7 +21,7 @@ def published_count(text: str) -> int:
 
 @pytest.mark.parametrize(("text", "name"), [(WIKI_RAW, "wiki.valid.raw"), (WIKI_TOKENS, "wiki.test.tokens")])
 def test_articles_are_cut_at_their_titles_and_nothing_is_lost(tmp_path, text, name):
-    """Sections, ` = 7 = ` within a text, and a title that holds an equals sign are told apart."""
+    """Sections, ` = 7 = ` within a text, and a title that holds an equals sign are distinguished."""
     found = texts(write_wikitext(tmp_path, text, name))
     assert tuple(one.name for one in found) == WIKI_ARTICLES
     assert "".join(one.text for one in found) == text

@@ -1,4 +1,4 @@
-"""`retro build --plan`: laws of growth on figures to look at, and a plan against the build that it is for."""
+"""`retro build --plan`: its laws of growth on given figures, and a plan against the real build."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from made_up_vectors import clustered, write_embeddings
 from test_build import arguments
 
 from data_pipeline import plan as planning
-from data_pipeline.plan import Rates, Sample, chip_hours, plan
+from data_pipeline.plan import BuiltSample, Rates, chip_hours, plan
 from data_pipeline.search.stage import build_index
 from launch.build import main
 from retro_jax.config import DataConfig
@@ -18,10 +18,10 @@ from retro_jax.config import DataConfig
 STAGES = ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors", "joined")
 LATE = STAGES[3:]
 ONE_HOUR = dict.fromkeys(STAGES, 3600.0)
-TEXT = Sample(1000, 250, 20, 16, dict.fromkeys(STAGES[:3], 3600.0), dict.fromkeys(STAGES[:3], 10))
+TEXT = BuiltSample(1000, 250, 20, 16, dict.fromkeys(STAGES[:3], 3600.0), dict.fromkeys(STAGES[:3], 10))
 SIZES = dict.fromkeys(STAGES, 30)
-SMALL = Sample(0, 0, 20, 16, {**ONE_HOUR, **dict.fromkeys(LATE, 22.0)}, {})  # 2 s once and 1 s for each chunk
-LARGE = Sample(0, 0, 80, 64, {**ONE_HOUR, **dict.fromkeys(LATE, 82.0)}, SIZES)
+SMALL = BuiltSample(0, 0, 20, 16, {**ONE_HOUR, **dict.fromkeys(LATE, 22.0)}, {})  # 2 s once and 1 s for each chunk
+LARGE = BuiltSample(0, 0, 80, 64, {**ONE_HOUR, **dict.fromkeys(LATE, 82.0)}, SIZES)
 RATES = Rates(TEXT, SMALL, LARGE, 384, 2, 0.25)
 
 
@@ -45,7 +45,7 @@ def test_stages_grow_by_their_laws():
 
 
 def test_a_time_that_does_not_grow_counts_as_work():
-    rates = Rates(TEXT, LARGE, Sample(0, 0, 160, 128, LARGE.seconds, SIZES), 384, 0, 0.5)
+    rates = Rates(TEXT, LARGE, BuiltSample(0, 0, 160, 128, LARGE.seconds, SIZES), 384, 0, 0.5)
     assert plan(rates, 2500, 1)["stages"]["embeddings"]["node_hours"] * 3600 == pytest.approx(82.0 * 200 / 160)
     searched = plan(rates, 2500, 1)["stages"]["neighbors"]["node_hours"] * 3600
     assert searched == pytest.approx(200 * (82.0 / 160 + 0.5 * 160))  # exact: all 160 keys for each of 200 chunks
@@ -100,7 +100,7 @@ def test_a_plan_says_what_it_cannot_take(tmp_path, capsys):
 
 
 def test_what_a_key_takes_is_measured_in_scann(tmp_path, monkeypatch):
-    """Trying all leaves would be an exact search, which costs another time."""
+    """Guards against timing a search of all leaves, which is an exact search with another cost."""
     write_embeddings(tmp_path / "embeddings", clustered(1600), 1500)
     build_index(tmp_path / "index", DataConfig(exact_below=0, recall_sample=50), tmp_path / "embeddings")
     searched = []
