@@ -96,6 +96,6 @@ def _check_columns(file: SourceFile, names: list[str], columns: list[str], optio
         if column not in names:
             there = ", ".join(sorted(names))
             raise StageError(
-                f"{file.url} has no column {column!r}; there is: {there}. Set {option} to one that every file has."
+                f"{file.url} has no column {column!r}; it has: {there}. Set {option} to one that every file has."
             )
     return [*columns, *(column for column in optional if column in names and column not in columns)]

@@ -58,7 +58,7 @@ def split_lengths(folder: Path, split: str, where: str) -> dict[str, int]:
         )
     if split and split not in info.splits:
         there = ", ".join(sorted(info.splits))
-        raise StageError(f"{where}.split={split!r} is not a split of {folder}; there is: {there}.")
+        raise StageError(f"{where}.split={split!r} is not a split of {folder}; it has: {there}.")
     found = {}
     for name, facts in sorted(info.splits.items()):
         if split in ("", name):

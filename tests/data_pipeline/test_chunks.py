@@ -207,7 +207,7 @@ def test_a_missing_neighbor_indexes_nothing(tmp_path):
 @pytest.mark.parametrize("ids", [[5], [-2], [0, 99], [2**40]])
 def test_an_id_outside_is_refused(tmp_path, ids):
     table = write_table(tmp_path, DOCUMENTS, 3, 2)
-    with pytest.raises(ValueError, match="is no chunk id: they run from 0 to 4"):
+    with pytest.raises(ValueError, match="is not a chunk id: ids run from 0 to 4"):
         table.value(np.array(ids))
     with pytest.raises(ValueError, match="integers"):
         table.value(np.array(ids, np.float32))

@@ -42,8 +42,8 @@ def tokenizer(root) -> Path:
 
 
 MISTAKES = {
-    "encoder": (lambda root: [f"--config.data.encoder={root}/none"], "none is no encoder: there is no such directory"),
-    "encoder of a hub": (lambda root: ["--config.data.encoder=BAAI/bge-small-en"], "is not fetched; download it"),
+    "encoder": (lambda root: [f"--config.data.encoder={root}/none"], "none is not an encoder: this directory does not exist"),
+    "encoder of a hub": (lambda root: ["--config.data.encoder=BAAI/bge-small-en"], "are not downloaded; do so yourself"),
     "weights": (lambda root: [f"--config.data.encoder={damaged_encoder(root)}"], "truncated or no safetensors file"),
     "tokenizer": (lambda root: [f"--config.data.tokenizer={root}/none.model"], "none.model' does not exist"),
     "no tokenizer": (lambda root: [f"--config.data.tokenizer={root}/other.jsonl"], "is no SentencePiece model"),
@@ -56,7 +56,7 @@ MISTAKES = {
         "config.data.sources.own.evaluation_titles",
     ),
     "source": (lambda root: [f"--config.data.sources.more.path={root}/nothing"], "config.data.sources.more.path="),
-    "key": (lambda root: [f"--config.data.sources.more.path={root}/other.jsonl"], "has no key 'text'; there is: body"),
+    "key": (lambda root: [f"--config.data.sources.more.path={root}/other.jsonl"], "has no key 'text'; it has: body"),
     "package": (lambda root: ["--config.data.sources.more.package=wikis"], "'wikis' is not a package of the catalogue"),
     "dtype": (lambda root: ["--config.data.embedding_dtype=int8"], "embedding_dtype"),
     "lengths": (lambda root: ["--config.model.chunk_length=1"], "at least 2 tokens"),
@@ -113,4 +113,4 @@ def test_a_missing_extra_is_named(root, tmp_path, no_stage, monkeypatch, capsys)
 def test_a_place_that_cannot_hold_the_build(root, tmp_path, no_stage, capsys):
     (tmp_path / "data").write_text("a file")
     assert build.main(arguments(root, tmp_path)) == 2
-    assert f"{tmp_path}/data is no directory. Give another --workdir" in capsys.readouterr().err
+    assert f"{tmp_path}/data is not a directory. Give another --workdir" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_a_config_of_another_model_is_refused(root, capsys):
     asked = [f"--workdir={root}", "--prompt=a"]
     assert main([*asked, "--config=configs/quickstart.py:smoke"]) == 2
     err = capsys.readouterr().err
-    assert "holds another model than the config says" in err and "config.model.width (there 16, here 64)" in err
+    assert "holds a model that differs from the config" in err and "config.model.width (there 16, here 64)" in err
     assert main([*asked, "--config.model.feed_forward=32"]) == 2
     assert "config.model.feed_forward (there 16, here 32)" in capsys.readouterr().err
 

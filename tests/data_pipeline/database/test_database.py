@@ -246,9 +246,9 @@ def test_a_searcher_without_removed_keys_is_exact_search_over_the_others():
 def test_a_chunk_that_is_not_there_has_no_document(root, chunk):
     """Guards against row -1 or a row beyond the end, which NumPy reads as the last document."""
     now = Database(root / "whole" / "data")
-    with pytest.raises(ValueError, match=f"{chunk} is no chunk of .*: ids run from 0 to {len(now.table) - 1}"):
+    with pytest.raises(ValueError, match=f"{chunk} is not a chunk of .*: ids run from 0 to {len(now.table) - 1}"):
         now.document(chunk)
-    with pytest.raises(ValueError, match=f"{chunk} is no chunk: they run"):
+    with pytest.raises(ValueError, match=f"{chunk} is not a chunk: ids run"):
         Provenance(root / "whole" / "data" / "documents", root / "whole" / "data" / "tokenizer", now.table).pieces(
             chunk
         )

@@ -91,7 +91,7 @@ def test_the_parts_of_sharded_weights_are_in_the_fingerprint(tmp_path):
     save_file({name: tensors[name] + 1 for name in parts["b.safetensors"]}, directory / "b.safetensors")
     assert FrozenEncoder(directory).fingerprint != sharded.fingerprint
     (directory / "b.safetensors").unlink()
-    with pytest.raises(StageError, match="lists b.safetensors, which is not there"):
+    with pytest.raises(StageError, match="lists b.safetensors, which is missing"):
         FrozenEncoder(directory)
 
 

@@ -75,7 +75,7 @@ def test_a_hugging_face_folder(tmp_path):
 def test_columns_that_are_not_in_every_file_are_named(tmp_path):
     write(tmp_path / "1.parquet", [{"text": "a"}])
     write(tmp_path / "2.parquet", [{"body": "b", "n": 1}])
-    with pytest.raises(StageError, match=r"2.parquet has no column 'text'; there is: body, n. Set .*mine.text_key"):
+    with pytest.raises(StageError, match=r"2.parquet has no column 'text'; it has: body, n. Set .*mine.text_key"):
         read(tmp_path)
     with pytest.raises(StageError, match=r"1.parquet, row 1 has no text under 'n', but 7"):
         read(write(tmp_path / "n" / "1.parquet", [{"n": 7}]), text_key="n")
@@ -172,9 +172,9 @@ def test_a_tfds_directory(tmp_path):
         ("mine", "train:2", "zwölf"),
     ]
     assert [r.text for r in read(tmp_path, format="tfds", split="test")] == ["three"]
-    with pytest.raises(StageError, match="mine.split='val' is not a split of .*; there is: test, train"):
+    with pytest.raises(StageError, match="mine.split='val' is not a split of .*; it has: test, train"):
         read(tmp_path, split="val")
-    with pytest.raises(StageError, match="split test, example 1 has no key 'body'; there is: n, text"):
+    with pytest.raises(StageError, match="split test, example 1 has no key 'body'; it has: n, text"):
         read(tmp_path, text_key="body")
     with pytest.raises(StageError, match="split train, example 2 is a document of more than .*max_document_memory=5 "):
         list(read_source("mine", SourceConfig(path=str(tmp_path)), 5))

@@ -222,7 +222,7 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch, p
 
     monkeypatch.setattr("data_pipeline.sources.walk.os.scandir", failing)
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
-    with pytest.raises(StageError, match=r"w.path=.* cannot be read: permission denied \(.*/in/b\). Give yourself"):
+    with pytest.raises(StageError, match=r"w.path=.* cannot be read: permission denied \(.*/in/b\). Change its"):
         listed(path)
     failures[0] = OSError("input/output error")
     with pytest.raises(StageError, match="w.path=.* cannot be read: 5 attempts failed, the last with OSError"):

@@ -111,7 +111,7 @@ def cut(path, form):
 
 def other_column(path, form):
     write(path, form, [("fine enough", "a")], key="body")
-    yield "has no (key|column) 'text'; there is: .*body"
+    yield "has no (key|column) 'text'; it has: .*body"
 
 
 def number_as_text(path, form):

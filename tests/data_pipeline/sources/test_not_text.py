@@ -127,7 +127,7 @@ def test_binary_and_zeros_are_no_text(tmp_path):
     with pytest.raises(StageError, match="a.txt is not text: .* of its first 512 bytes are control characters"):
         read(tmp_path / "a.txt")
     (tmp_path / "b.txt").write_bytes(bytes(4096))
-    with pytest.raises(StageError, match="b.txt holds nothing but NUL bytes: it was never written to its end"):
+    with pytest.raises(StageError, match="b.txt holds only NUL bytes: it was never fully written"):
         read(tmp_path / "b.txt")
 
 

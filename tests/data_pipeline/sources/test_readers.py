@@ -66,9 +66,9 @@ def test_nested_keys(tmp_path):
     "line, options, message",
     [
         ('{"text": "cut', {}, r"in.jsonl, line 2 is not JSON: Unterminated string .* at column 10. .*Correct this one"),
-        ('{"body": "x", "a": 1}', {}, r"line 2 has no key 'text'; there is: a, body. Set .*mine.text_key"),
+        ('{"body": "x", "a": 1}', {}, r"line 2 has no key 'text'; it has: a, body. Set .*mine.text_key"),
         ('{"text": 3}', {}, r"line 2 has no text under 'text', but 3"),
-        ("[1]", {}, r"line 2 has no key 'text'; there is: no keys \(it is \[1\]\)"),
+        ("[1]", {}, r"line 2 has no key 'text'; it has: no keys \(it is \[1\]\)"),
         ('{"text": "x"}', {"subset_key": "meta.name"}, r"line 1 has no key 'meta.name'.*Set .*mine.subset_key"),
         (
             '{"text": "x", "id": null}',
@@ -78,7 +78,7 @@ def test_nested_keys(tmp_path):
         ('{"text": "x", "id": ""}', {"id_key": "id"}, r"line 2 has no id under 'id', but ''"),
         ('{"text": "x", "id": true}', {"id_key": "id"}, r"line 2 has no id under 'id', but True"),
         ('{"text": "x", "id": 1.5}', {"id_key": "id"}, r"line 2 has no id under 'id', but 1.5"),
-        ('{"text": "x"}', {"id_key": "meta.id"}, r"line 2 has no key 'meta.id'; there is: text. Set .*mine.id_key"),
+        ('{"text": "x"}', {"id_key": "meta.id"}, r"line 2 has no key 'meta.id'; it has: text. Set .*mine.id_key"),
         ('{"text": "\\ud800"}', {}, r"line 2 holds half of a surrogate pair \(\\ud800\)"),
         ('{"text": "x", "id": "\\ud801"}', {"id_key": "id"}, r"line 2 holds half of a surrogate pair \(\\ud801\)"),
         ('{"text": "x", "name": "\\ud802"}', {"subset_key": "name"}, r"line 2 holds half of a surrogate pair"),

@@ -217,7 +217,7 @@ def test_a_second_ctrl_c_ends_even_a_long_call_at_once():
         process.send_signal(signal.SIGTERM)
         assert "SIGTERM" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        assert "SIGINT: stopping at the next safe point; Ctrl-C once more ends it" in process.stderr.readline()
+        assert "SIGINT: stopping at the next safe point; Ctrl-C once more stops it" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130
         assert process.stderr.read() == "Ctrl-C again: stopped at once; finished files are complete.\n"

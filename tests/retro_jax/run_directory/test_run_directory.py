@@ -207,7 +207,7 @@ def test_a_lost_newest_checkpoint_is_told(workdir, data, capfd):
     shutil.rmtree(workdir / "checkpoints" / "4")
     whole_path(workdir / "checkpoints" / "4").unlink()
     train(small(data), workdir)
-    assert "step 4 was saved, and is not there any more" in capfd.readouterr().err
+    assert "step 4 was saved and is now missing" in capfd.readouterr().err
 
 
 def test_a_run_whose_checkpoints_are_gone_stops_and_restart_begins_anew(workdir, data, capfd):
