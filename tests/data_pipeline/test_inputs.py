@@ -42,8 +42,14 @@ def tokenizer(root) -> Path:
 
 
 MISTAKES = {
-    "encoder": (lambda root: [f"--config.data.encoder={root}/none"], "none is not an encoder: this directory does not exist"),
-    "encoder of a hub": (lambda root: ["--config.data.encoder=BAAI/bge-small-en"], "are not downloaded; do so yourself"),
+    "encoder": (
+        lambda root: [f"--config.data.encoder={root}/none"],
+        "none is not an encoder: this directory does not exist",
+    ),
+    "encoder of a hub": (
+        lambda root: ["--config.data.encoder=BAAI/bge-small-en"],
+        "are not downloaded; do so yourself",
+    ),
     "weights": (lambda root: [f"--config.data.encoder={damaged_encoder(root)}"], "truncated or no safetensors file"),
     "tokenizer": (lambda root: [f"--config.data.tokenizer={root}/none.model"], "none.model' does not exist"),
     "no tokenizer": (lambda root: [f"--config.data.tokenizer={root}/other.jsonl"], "is no SentencePiece model"),

@@ -108,7 +108,7 @@ def test_a_character_cut_in_two_is_shown_as_such(tokenizer):
 
 @pytest.mark.parametrize("token", [-1, made_up_text.VOCABULARY])
 def test_what_is_no_token_cannot_be_decoded(tokenizer, token):
-    with pytest.raises(ValueError, match=f"{token} is no token"):
+    with pytest.raises(ValueError, match=f"{token} is not a token"):
         tokenizer.decode([5, token])
 
 

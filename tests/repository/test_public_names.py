@@ -45,7 +45,7 @@ def test_a_public_function_is_no_module_of_its_name():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(AttributeError, match="retro_jax.models has no public name 'retrro'; there is: .*Retro"):
+    with pytest.raises(AttributeError, match="retro_jax.models has no public name 'retrro'; it has: .*Retro"):
         importlib.import_module("retro_jax.models").retrro  # noqa: B018
 
 
