@@ -180,7 +180,3 @@ def test_no_file_names_a_machine_path_or_a_registry_host():
     )
     assert offenses(paths, text_files()) == []
     assert offenses(hosts + r"|registry\.", text_files()) == []
-
-
-def test_spelling_is_american():
-    assert offenses("(?i)neighb" + "our", text_files()) == []

@@ -28,6 +28,10 @@ DIALECT = {
     r"\bproperty \d+\b": "the property in words",
     r"\b(?-i:PAPER|TRAPS|DESIGN|ANCHORS|HOUSE)(\.md|,? section| \d)": "the paper's section, or the fact itself",
 }
+BRITISH = (
+    r"neighbour|colour|behaviour|favour|licence|grey\b|\bcentres?\b|artefact|modelling|labelled|isation\b"
+    r"|\b(initial|normal|serial|organ|recogn|optim|summar|real|general|special)is(e|es|ed|ing)\b"
+)
 # Files that are still to be read; take an entry out when its words are plain.
 UNREAD = (
     "retro_jax/evaluate/",
@@ -52,21 +56,28 @@ def offenses(pattern: str, texts: dict[str, str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def texts() -> dict[str, str]:
+def every_text() -> dict[str, str]:
     return {
         str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
         for path in text_files()
-        if path.suffix in SUFFIXES
-        and path.name != "test_speech.py"
-        and "golden" not in path.parts
-        and not str(path.relative_to(ROOT)).startswith(UNREAD)
+        if path.suffix in SUFFIXES and path.name != "test_speech.py" and "golden" not in path.parts
     }
+
+
+@pytest.fixture(scope="module")
+def texts(every_text) -> dict[str, str]:
+    return {name: text for name, text in every_text.items() if not name.startswith(UNREAD)}
 
 
 @pytest.mark.parametrize("pattern", DIALECT)
 def test_a_phrase_of_the_dialect_does_not_come_back(pattern, texts):
     """Guards against wording that a reader from outside has to decode; the list says what to write instead."""
     assert offenses(pattern, texts) == [], f"write: {DIALECT[pattern]}"
+
+
+def test_spelling_is_american(every_text):
+    """Guards against two spellings of one word, in names and in prose."""
+    assert offenses(BRITISH, every_text) == []
 
 
 def test_a_phrase_is_found_over_a_line_break():
