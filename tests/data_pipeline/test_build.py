@@ -85,7 +85,7 @@ def test_a_build_interrupted_at_every_other_shard_ends_with_the_same_bytes(root,
     assert contents(root / "interrupted") == whole
     err = capsys.readouterr().err
     for number in SIGNALS:
-        assert f"interrupted by {number.name}. What was finished is kept" in err
+        assert f"interrupted by {number.name}. Finished files are kept" in err
     assert "the disk is full" in err
 
 

@@ -187,7 +187,7 @@ def test_neighbors_belong_to_chunks_and_survive_another_packing():
 
 
 @pytest.mark.parametrize(
-    ("bad", "reason"), [((0, 1), "own document"), ((0, 10**6), "outside of the database"), ((0, -7), "outside")]
+    ("bad", "reason"), [((0, 1), "own document"), ((0, 10**6), "outside the database"), ((0, -7), "outside")]
 )
 def test_neighbors_of_other_chunks_are_refused(bad, reason, tmp_path):
     """Guards against a neighbor of the query's own document. The rule is checked again where the leak would happen."""
@@ -330,7 +330,7 @@ def test_splits_without_text(tmp_path):
     with pytest.raises(StageError, match="no validation sequences.*validation_fraction"):
         open_split(tmp_path / "a", "validation")
     table, neighbors = made_up(10, training=0)
-    with pytest.raises(StageError, match="No document is left to train on"):
+    with pytest.raises(StageError, match="No document remains to train on"):
         build(tmp_path / "b", table, neighbors)
 
 

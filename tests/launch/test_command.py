@@ -218,7 +218,7 @@ def test_errors_of_the_work_itself(capsys, monkeypatch):
     err = capsys.readouterr().err
     assert "k is 5" in err and "No such file or directory: text.txt" in err and "retro_jax[build]" in err
     assert attempt(GOOD, raising(KeyboardInterrupt())) == 130
-    assert "interrupted by SIGINT. What was finished is kept" in capsys.readouterr().err
+    assert "interrupted by SIGINT. Finished files are kept" in capsys.readouterr().err
     with pytest.raises(KeyError):  # a mistake of ours keeps its traceback
         attempt(GOOD, raising(KeyError("x")))
     monkeypatch.setenv("RETRO_TRACEBACK", "1")

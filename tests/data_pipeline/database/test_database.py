@@ -74,7 +74,7 @@ def age(path):
         (flip, EMBEDDINGS, "altered (other sha256) -> redo embeddings-00001", EMBEDDINGS),
         (truncate, IDS, "bytes instead of", "neighbors/neighbors-00001.*"),
         (delete, "chunks/chunks-00000.tokens.npy", "is missing -> redo chunks-00000", "chunks/chunks-00000.*"),
-        (age, "chunks/manifest.json", "not that of the shards: other files -> rewrite manifest.json", ""),
+        (age, "chunks/manifest.json", "does not fit the shards: other files -> rewrite manifest.json", ""),
         (delete, "joined/manifest.json", "joined: manifest.json is missing or unreadable", ""),
         (truncate, "embeddings/.parts/embeddings-00000.json", "unreadable -> redo", "embeddings/embeddings-00000.npy"),
         (flip, "documents/part-00000.jsonl", "documents: part-00000.jsonl was altered", "documents/*-00000.*"),

@@ -282,5 +282,5 @@ def test_a_pickle_beside_the_index_is_not_read(tmp_path, root):
     """Guards against pickles: SCaNN would load this file, and loading runs its code."""
     shutil.copytree(root / "index", tmp_path / "index")
     (tmp_path / "index" / "index-00000" / "scann_docids.pkl").write_bytes(pickle.dumps(["a"]))
-    with pytest.raises(StageError, match="scann_docids.pkl is not part of an index of ours"):
+    with pytest.raises(StageError, match="scann_docids.pkl is not part of a retro_jax index"):
         open_searcher(tmp_path / "index", root / "embeddings")

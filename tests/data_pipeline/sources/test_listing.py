@@ -149,9 +149,9 @@ def test_a_pipe_is_never_waited_for(tmp_path):
         listener.bind(os.path.relpath(tmp_path / "c.txt"))
         assert listed(tmp_path) == (["a.txt"], {"pipes, sockets or devices": 2})
         for name in ("b.txt", "c.txt"):
-            with pytest.raises(StageError, match=f"{name}' is no file but a pipe, socket or device"):
+            with pytest.raises(StageError, match=f"{name}' is not a file but a pipe, socket or device"):
                 listed(tmp_path / name)
-    with pytest.raises(StageError, match="is no file but a pipe, socket or device"):
+    with pytest.raises(StageError, match="is not a file but a pipe, socket or device"):
         listed("/dev/null")
 
 

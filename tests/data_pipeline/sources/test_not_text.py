@@ -46,7 +46,7 @@ def parquet():
 
 BINARY = {
     "a Git LFS pointer.*git lfs pull": POINTER,
-    "an AppleDouble file.*Take it out": DOUBLE,
+    "an AppleDouble file.*Remove it": DOUBLE,
     r"a gzip file.*rename it to .*\.gz": gzip.compress(b"text"),
     r"an xz file.*rename it to .*\.xz": lzma.compress(b"text"),
     r"a bzip2 file.*rename it to .*\.bz2": bz2.compress(b"text"),

@@ -247,7 +247,7 @@ def test_quickstart_hands_a_signal_on_and_waits(tmp_path, monkeypatch, capsys, n
     monkeypatch.setattr(quickstart.subprocess, "Popen", Step)
     monkeypatch.setattr(quickstart, "in_foreground", lambda: False)
     assert quickstart.main(["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}"]) == code
-    assert f"retro quickstart: interrupted by {number.name}. What was finished is kept" in capsys.readouterr().err
+    assert f"retro quickstart: interrupted by {number.name}. Finished files are kept" in capsys.readouterr().err
 
 
 def test_quickstart_leaves_ctrl_c_to_the_terminal(monkeypatch):

@@ -184,7 +184,7 @@ def test_damaged_lines_of_metrics_are_taken_out_and_kept(workdir, data, capfd):
     train(small(data), workdir)
     assert path.read_bytes() == b"".join(lines)
     assert (workdir / "metrics.jsonl.damaged-0").read_bytes() == content
-    assert "taken out, and all kept in metrics.jsonl.damaged-0" in capfd.readouterr().err
+    assert "removed, and all kept in metrics.jsonl.damaged-0" in capfd.readouterr().err
 
 
 def test_an_abandoned_line_that_was_cut_short_swallows_none(workdir, data):
