@@ -113,7 +113,7 @@ def explain(error: BaseException, verb: Verb) -> tuple[int, str | None]:
             if isinstance(error, ValueError) and not is_foreign(error):
                 return DISK_FULL, f"the disk is full: {said}"  # our own message says what is kept
             return DISK_FULL, (
-                f"the disk is full: {_room(cause) or said} What was finished is whole and nothing "
+                f"the disk is full: {_room(cause) or said} Finished files are complete and nothing "
                 f"was removed: make room, then run the same command again; it continues where it stopped."
             )
     if isinstance(error, flags.Error) or (isinstance(error, ValueError) and not is_foreign(error)):

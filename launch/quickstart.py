@@ -71,7 +71,7 @@ def quickstart(invocation: Invocation, argv: Sequence[str]) -> int:
             raise Interrupted(Signals.first)
         if code:
             print(
-                f"quickstart: step {number}, {step.title}, ended with exit code {code}. What was finished is kept: the "
+                f"quickstart: step {number}, {step.title}, ended with exit code {code}. Finished steps are kept: the "
                 f"same command continues there.",
                 file=sys.stderr,
             )

@@ -119,7 +119,7 @@ def test_what_scann_gives_stands_where_exact_search_has_it(data, rows):
 
 def test_verify_all_looks_at_every_chunk(root, rows, capsys):
     assert database.main(["verify", "--all", f"--workdir={root / 'run'}"]) == 0
-    facts = json.loads(capsys.readouterr().out.split(" is whole: ")[1])
+    facts = json.loads(capsys.readouterr().out.split(" is intact: ")[1])
     for name in ("chunks", "embedded_again", "queries_searched"):
         assert facts[name] == len(rows), name
     assert facts["joined_chunks"] >= len(rows) and 0 < facts["rows_as_exact"] < len(rows)

@@ -52,7 +52,7 @@ def test_the_example_of_the_help_works_when_pasted(script, tmp_path):
 @pytest.mark.parametrize("guide", ["first_slurm_run", "first_pod_run"])
 def test_the_commands_of_the_guides_work(guide, tmp_path):
     """All but those that stand for `the flags of start`."""
-    text = (ROOT / "docs" / f"{guide}.md").read_text().replace("\\\n", " ")
+    text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text().replace("\\\n", " ")
     commands = [line for line in text.splitlines() if line.startswith("    launch/hosts/") and "<" not in line]
     assert len(commands) >= 4
     for command in commands:
