@@ -70,7 +70,7 @@ def _check_writable(data: Path) -> None:
 
 
 def check_source(name: str, source: SourceConfig, limit: int) -> None:
-    """Lists the files of a source of training text and reads its first document, so that a missing key is told for every source.
+    """Lists the files of a source of training text and reads its first document, so that a missing key is reported for every source.
 
     Raises:
       ValueError, StageError: see `data_pipeline.sources.readers`.

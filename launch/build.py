@@ -15,9 +15,11 @@ from retro_jax.core.streams import deliver
 
 def _flags(values: flags.FlagValues) -> None:
     engine.define_flags(values)
-    flags.DEFINE_boolean("plan", False, "build nothing: what it would take, from a sample", flag_values=values)
-    flags.DEFINE_float("plan_tokens", 0.0, "of the corpus to plan for; 0: the config's sources", flag_values=values)
-    flags.DEFINE_integer("plan_nodes", 1, "machines like this one", flag_values=values)
+    flags.DEFINE_boolean("plan", False, "build nothing; estimate time and memory from a sample", flag_values=values)
+    flags.DEFINE_float(
+        "plan_tokens", 0.0, "tokens of the corpus to plan for; 0: the config's sources", flag_values=values
+    )
+    flags.DEFINE_integer("plan_nodes", 1, "number of machines like this one", flag_values=values)
     flags.DEFINE_string(
         "plan_accelerator", "", "embedding on this chip at its published rate, e.g. h100", flag_values=values
     )
@@ -66,7 +68,7 @@ def _build(invocation: Invocation) -> None:
 
 
 def check_flags(values: flags.FlagValues) -> None:
-    """Raises ValueError where a flag would be ignored beside the others, or cannot be meant."""
+    """Raises ValueError where the other flags would make a flag ignored, or its value is out of range."""
     of_plan, of_ray = ("plan_tokens", "plan_nodes", "plan_accelerator", "json"), engine.FLAGS
     given = {name for name in (*of_plan, *of_ray) if values[name].value != values[name].default}
     if not values.plan and (extra := sorted(given & set(of_plan))):

@@ -20,7 +20,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def check_flags(chosen: flags.FlagValues) -> None:
-    """Raises ValueError for a time to wait that cannot be meant."""
+    """Raises ValueError for a waiting time outside its range."""
     if not 0 < chosen.join_timeout < float("inf"):
         raise ValueError(f"--join_timeout={chosen.join_timeout} must be a number of seconds above 0.")
 

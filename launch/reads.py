@@ -12,8 +12,8 @@ from retro_jax.config import ModelConfig
 # Whether there are retrieval layers: a baseline's data need no neighbors.
 BUILD = ("data", "model.vocabulary", "model.sequence_length", "model.chunk_length", "model.retrieval_layers")
 TRAIN = ("model", "train", "data.directory")
-# A trained model keeps its parameters: keys of the model that they depend on must say what the run's config says, the
-# others (`retro_jax.config.RUNTIME`) may differ. `at_run_time` holds them against the run.
+# A trained model keeps its parameters: keys of the model that they depend on must equal the run's config, the
+# others (`retro_jax.config.RUNTIME`) may differ. `at_run_time` compares them with the run.
 EVALUATE = ("evaluate", "model", "train.mesh", "data.directory")
 MODEL_OF_SAMPLE = tuple(f"model.{field.name}" for field in fields(ModelConfig) if field.name != "loss_block")
 PLACE = ("data.directory", "data.database_fraction")

@@ -69,7 +69,7 @@ def continue_text(run: RunConfig, workdir: Path, prompt: str, retrieval: bool) -
     """The prompt with its continuation, then the sources of each chunk, as the terminal shows them.
 
     Raises:
-      ValueError, StageError: see `open_model`, or settings that cannot be meant.
+      ValueError, StageError: see `open_model`, or settings outside their range.
     """
     from retro_jax.core.progress import progress
     from retro_jax.generate.sampling import check_settings, sample

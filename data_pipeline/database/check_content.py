@@ -52,7 +52,7 @@ def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = Fals
     damages += _check_embeddings(table, vectors, tokenizer, encoder, embedded)
     facts = {"chunks": len(table), "embedded_again": embedded}
     for directory in addition_directories(data):
-        damages += check_table(directory, str(directory.relative_to(data)), reader, encoder, facts, everything)
+        damages += check_table(directory, str(directory.relative_to(data)), tokenizer, encoder, facts, everything)
     if damages:
         return damages, facts
     digest_of = np.repeat(np.array(digests), np.diff([*table.first_chunks(), len(table)]))
@@ -66,7 +66,7 @@ def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = Fals
 
 
 def check_table(
-    directory: Path, name: str, reader: Tokenizer, encoder: FrozenEncoder, facts: dict, everything: bool
+    directory: Path, name: str, tokenizer: Tokenizer, encoder: FrozenEncoder, facts: dict, everything: bool
 ) -> list[Damage]:
     """Chunks and vectors of an addition or of an evaluation set. Counts are added to those in `facts`.
 

@@ -82,7 +82,7 @@ class Database:
         self._provenances: dict[int, Provenance] = {}
 
     def facts(self) -> dict:
-        """What a report says: version, additions, documents and chunks removed."""
+        """The entries of a report: version, additions, documents and chunks removed."""
         removed = [self.tombstones.rows(table)[: table.database_chunks] for table in self.tables]
         documents = [
             np.unique(table.document_ids[: table.database_chunks][gone])
@@ -158,7 +158,7 @@ class Database:
 
     def _part(self, chunk: int) -> tuple[Provenance, int]:
         if not 0 <= chunk < self.first[-1]:
-            raise ValueError(f"{chunk} is no chunk of {self.data}: they run from 0 to {self.first[-1] - 1}.")
+            raise ValueError(f"{chunk} is not a chunk of {self.data}: ids run from 0 to {self.first[-1] - 1}.")
         number = int(np.searchsorted(self.first, chunk, side="right")) - 1
         if number not in self._provenances:
             directory = self.directories[number]

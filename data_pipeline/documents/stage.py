@@ -167,7 +167,7 @@ def _copy_part(work: Path, names: Sequence[str], start: int, stop: int, temporar
 
 
 def check_settings(config: DataConfig) -> None:
-    """Raises StageError where a setting of the stage cannot be meant."""
+    """Raises StageError where a setting of the stage is outside its range."""
     if not training_sources(config):
         found = f"holds evaluation sets alone ({', '.join(config.sources)})" if config.sources else "is empty"
         raise StageError(
@@ -190,7 +190,7 @@ def training_sources(config: DataConfig) -> dict[str, SourceConfig]:
 
 
 def source_facts(source: SourceConfig) -> dict:
-    """The source's config without its paths: what the files hold counts (the input's digest), not where they are."""
+    """The source's config without its paths: the content of files counts (the input's digest), not their place."""
     facts = to_dict(source)
     for key in ("path", "role", "protocol"):  # the protocol is that of an evaluation set, which says it itself
         del facts[key]

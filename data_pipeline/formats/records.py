@@ -18,7 +18,7 @@ ROWS = 64  # of a table that are Python objects at once
 def parquet_rows(
     file: SourceFile, columns: list[str], option: str, optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, str, Mapping]]:
-    """Yields the rows of a Parquet file, counted from 1, with those top-level columns alone, and of `optional` with what is there."""
+    """Yields the rows of a Parquet file, counted from 1, with the given columns and the existing ones of `optional`."""
     import pyarrow as pa  # of the [build] extra
     import pyarrow.parquet
 

@@ -104,7 +104,7 @@ def require_chunks(table: ChunkTable, vectors: EmbeddingTable, chunks: Path, emb
         f"chunk table {chunks} for {embeddings}",
         table.fingerprint,
         vectors.inputs["chunks"],
-        "Point to the chunks that were embedded, or run `retro build` with another --workdir.",
+        "Point to the chunks of the embeddings, or run `retro build` with another --workdir.",
     )
 
 
@@ -120,8 +120,8 @@ def search_chunks(
 ) -> Manifest:
     """Writes the neighbors of every chunk of `table` from row `start` on.
 
-    Every index shard answers for every shard of chunks by itself, where it is held in memory; then the answers for a
-    shard of chunks are merged. The nearest of all are the nearest among the nearest of each, so the parts change nothing.
+    Each index shard, held in memory, is searched for every shard of chunks; then the results for a
+    shard of chunks are merged. The k nearest of all are among the k nearest of each part, so parts do not change the result.
 
     Args:
       facts: the config of the stage; "neighbors_stored" is k.
@@ -208,7 +208,7 @@ def _search(
         for first in range(start, stop, QUERIES_AT_ONCE):
             block = slice(first, min(first + QUERIES_AT_ONCE, stop))
             documents = table.document_ids[block]
-            asked = np.flatnonzero(documents != only)  # the others would be searched ever deeper for what is not there
+            asked = np.flatnonzero(documents != only)  # the other rows would be searched to the end without a result
             if len(asked):
                 places = block.start - start + asked
                 ids[places], distances[places] = find_neighbors(

@@ -17,7 +17,7 @@ NOBODYS = -2  # the id of a padded key: no query has it
 
 
 def causal_mask(segments: Int[Array, "B C"], token_valid: Bool[Array, "B T"]) -> Mask:
-    """Who may read whom: tokens up to and including oneself, of the same document, no padding."""
+    """The causal mask: each token reads itself and earlier tokens of its document, and no padding."""
     length = token_valid.shape[1]
     of_token = jnp.repeat(segments, length // segments.shape[1], axis=1)
     same = of_token[:, :, None] == of_token[:, None, :]

@@ -90,7 +90,7 @@ def chunked_cross_attention(
 
     `start` is the place in [N, F] of the first token that was encoded.
 
-    Row i = 1 is the last token of C_u. The other rows lie in C_{u+1}, and read E_u only if that chunk goes on with
+    Row i = 1 is the last token of C_u. The other rows lie in C_{u+1}, and read E_u only if that chunk continues
     the document of C_u: the first chunk of every document is a C_1.
     """
     m, chunks, length = chunk_length, len(encoded), len(x)
@@ -121,7 +121,7 @@ def encode(
     chunk_length: int,
     start: int = 0,
 ) -> Float[np.ndarray, "C K R D2"]:
-    """E = ENCODER(RET, H) (Algorithm 1): every neighbor of every chunk by itself, conditioned on its own chunk H_u.
+    """E = ENCODER(RET, H) (Algorithm 1): each neighbor of each chunk separately, conditioned on its chunk H_u.
 
     `start` is the place in [N, F] of the first of `neighbor_tokens`.
     """

@@ -1,4 +1,4 @@
-"""The steps of a run on devices that are not there, training and evaluation: their shapes, where they lie, what to compile."""
+"""The steps of a run on absent devices, training and evaluation: shapes, shardings, and the functions to compile."""
 
 from functools import partial
 

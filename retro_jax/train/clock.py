@@ -106,7 +106,7 @@ def memory() -> dict[str, float]:
 
 
 def measured_peak(dtype: str, size: int = 1024) -> float:
-    """FLOP/s of a device on a square matrix product in `dtype`, summed up in float32: the best of five."""
+    """FLOP/s of a device on a square matmul in `dtype`, summed up in float32: the best of five."""
     matrix = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
     product(matrix, matrix).block_until_ready()

@@ -55,7 +55,7 @@ def test_quickstart_passes_over_a_trained_model(tmp_path):
     checkpoint = write_whole(tmp_path / "checkpoints", run.train.steps)
     assert quickstart.is_trained(step)
     assert not quickstart.is_trained(quickstart.Step("train", "train", [*arguments, "--config.train.seed=1"]))
-    (checkpoint / "run" / "data.json").unlink()  # a damaged model, and then a damaged config, are the verb's to mend
+    (checkpoint / "run" / "data.json").unlink()  # a damaged model, and then a damaged config, are repaired by the verb
     assert not quickstart.is_trained(step)
     (tmp_path / "config.json").write_text("")
     assert not quickstart.is_trained(step)

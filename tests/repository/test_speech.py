@@ -40,6 +40,8 @@ UNREAD = (
     "retro_jax/models/flops.py",
     "retro_jax/models/attention.py",
     "data_pipeline/stages/",
+    "data_pipeline/evaluation/",
+    "tests/data_pipeline/evaluation/",
     "data_pipeline/pipeline.py",
 )
 SUFFIXES = (".py", ".md", ".sh", ".sbatch", ".toml", ".yaml", ".html", ".css", "")

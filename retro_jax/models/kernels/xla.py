@@ -1,6 +1,6 @@
-"""The default attention: matrix products and a softmax that XLA compiles for every device, with a gradient of its own.
+"""The default attention: matmuls and a softmax that XLA compiles for every device, with a gradient of its own.
 
-Heads lead every array ([H, N, ...]): the position product is then one matrix product a head over all rows, and
+Heads lead every array ([H, N, ...]): the position product is then one matmul a head over all rows, and
 everything else one batched product over heads and rows.
 """
 

@@ -252,7 +252,7 @@ def test_a_chunk_that_is_not_there_has_no_document(root, chunk):
         Provenance(root / "whole" / "data" / "documents", root / "whole" / "data" / "tokenizer", now.table).pieces(
             chunk
         )
-    with pytest.raises(ValueError, match="numbered from 0, but -1"):
+    with pytest.raises(ValueError, match="numbered from 0, but document -1"):
         DocumentTable(root / "whole" / "data" / "documents").lines(-1)
 
 

@@ -1,4 +1,4 @@
-"""r(C), C_alpha and bpb(alpha) (paper 2.6; PAPER.md section 8, property 11)."""
+"""r(C), C_alpha and bpb(alpha) (paper 2.6)."""
 
 import numpy as np
 from hypothesis import given, settings

@@ -302,7 +302,7 @@ def test_evaluation_without_neighbors_is_refused(root, capsys):
     assert evaluate_main([f"--workdir={root}", "--config.model.layers=3"]) == 2
     assert "config.model.layers (there 2, here 3)" in capsys.readouterr().err
     assert evaluate_main([f"--workdir={root}", "--config.model.neighbors=4"]) == 2
-    assert "The stage 'embeddings' in" in capsys.readouterr().err, "more than the 3 stored are searched anew"
+    assert "The stage 'embeddings' in" in capsys.readouterr().err, "more than the 3 stored are searched again"
 
 
 def test_a_model_of_another_database_is_refused(root, monkeypatch, capsys):
