@@ -201,8 +201,8 @@ def test_a_whole_text_is_scored_from_its_first_token_on():
 def test_what_cannot_be_scored_is_refused(params):
     with pytest.raises(ValueError, match="1 window or more, but batch=0"):
         likelihoods(MODEL, params, Letters(), [text_of(5, 1)], None, batch=0)
-    with pytest.raises(ValueError, match="config.model.vocabulary: 37 is no id there"):
+    with pytest.raises(ValueError, match="config.model.vocabulary: 37 is not a valid id"):
         likelihoods(MODEL, params, Letters(), [Text([0, 37, 3], 1)], None, batch=1)
-    with pytest.raises(ValueError, match="Tokens of neighbors, config.model.vocabulary: 99 is no id there"):
+    with pytest.raises(ValueError, match="Tokens of neighbors, config.model.vocabulary: 99 is not a valid id"):
         likelihoods(MODEL, params, Letters(), [text_of(9, 1)], lambda texts: find(texts) * 0 + 99, batch=1)
     assert likelihoods(MODEL, params, Letters(), [], find, batch=1) == []
