@@ -21,10 +21,6 @@ def _flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("plan_nodes", 1, "number of machines like this one", flag_values=values)
     flags.DEFINE_string(
-        "plan_accelerator", "", "embedding on this chip at its published rate, e.g. h100", flag_values=values
-    )
-    flags.DEFINE_integer("plan_nodes", 1, "number of machines like this one", flag_values=values)
-    flags.DEFINE_string(
         "plan_accelerator", "", "estimate embedding on this chip at its published rate, e.g. h100", flag_values=values
     )
     flags.DEFINE_boolean("json", False, "print the plan as JSON", flag_values=values)

@@ -126,7 +126,9 @@ def test_another_model_is_refused_by_field_and_what_touches_no_parameter_is_take
         if field.name not in without_effect:
             value = getattr(trained, field.name)
             other = dataclasses.replace(trained, **{field.name: not value if isinstance(value, bool) else value * 2})
-            with pytest.raises(ValueError, match=rf"runs/x holds a model that differs.*config.model.{field.name} \(there "):
+            with pytest.raises(
+                ValueError, match=rf"runs/x holds a model that differs.*config.model.{field.name} \(there "
+            ):
                 at_run_time(trained, other, "runs/x")
     encoder = dataclasses.replace(trained.encoder, layers=9)
     with pytest.raises(ValueError, match=r"config.model.encoder.layers \(there 2, here 9\)"):
