@@ -6,7 +6,6 @@ wikitext.neighbors(k=20, share=0.1)         stored neighbors, or what to run to 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,16 +23,7 @@ from retro_jax.config import SourceConfig
 from retro_jax.core.dimensions import PADDING
 from retro_jax.core.files import read_json
 from retro_jax.data.rows import first_rows
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a document beside its tokens (`retro_jax.evaluate.sets.DocumentFacts`)."""
-
-    name: str
-    bytes: int  # of its text in UTF-8
-    words: int = 0  # in the original tokenization; 0: the protocol counts none
-    scored: tuple[tuple[int, int], ...] = ()  # byte ranges that are scored; (): all of it
+from retro_jax.evaluate.sets import DocumentFacts
 
 
 def open_set(data: Path, name: str) -> "StoredSet":
@@ -115,15 +105,15 @@ class StoredSet:
         found = self.tables.chunks.tokens[np.where(there, rows, 0) + self.tables.first]
         return np.where(there[..., None], found, PADDING).astype(np.int32)
 
-    def documents(self, start: int, stop: int) -> list[Facts]:
+    def documents(self, start: int, stop: int) -> list[DocumentFacts]:
         """Facts of documents [start, stop)."""
         return list(self._read(start, stop))
 
-    def _read(self, start: int, stop: int) -> Iterator[Facts]:
+    def _read(self, start: int, stop: int) -> Iterator[DocumentFacts]:
         first = self.tables.first_document
         for record in read_records(self.tables.documents.lines(first + start, first + stop)):
             scored = tuple(tuple(pair) for pair in record.get("scored", ()))
-            yield Facts(record["name"], len(record["text"].encode()), record.get("words", 0), scored)
+            yield DocumentFacts(record["name"], len(record["text"].encode()), record.get("words", 0), scored)
 
     def document(self, row: int):
         """The document (`data_pipeline.documents.stage.Document`) of a chunk."""
