@@ -182,6 +182,25 @@ def test_bits_stand_at_the_place_of_the_token_they_predict(task, overlap):
         assert np.array_equal(block.tokens, np.asarray(task.text.table.tokens)[task.text.first :][rows])
 
 
+def test_a_targets_document_is_that_of_its_position(task):
+    """A document's last position predicts nothing, also where the next document follows in the table."""
+    block = task.block(0, len(task.text.edges) - 1)
+    ends = np.cumsum(np.bincount(block.documents)) - 1
+    assert (block.targets[ends, -1] == -1).all()
+    flat, owners = block.tokens.reshape(-1), np.repeat(block.documents, M)
+    for place in np.flatnonzero(block.targets.reshape(-1) >= 0):
+        assert owners[place] == owners[place + 1] and block.targets.reshape(-1)[place] == flat[place + 1]
+
+
+def test_more_overlap_means_more_windows(task):
+    """An overlap that is read and then forgotten: windows of 6 chunks start 3 apart, or 1 apart with three quarters."""
+    counts = [
+        len(dataclasses.replace(task, overlap=overlap).block(0, len(task.text.edges) - 1).windows)
+        for overlap in (0.5, 0.75)
+    ]
+    assert counts[1] > counts[0]
+
+
 def test_batch_size_changes_no_figure(totals, task, tmp_path):
     again, _ = scored_with(dataclasses.replace(task, batch=3), tmp_path, retro=reader, baseline=constant)
     for condition in ("baseline", "off", "on", "random", "empty", "oracle"):  # "shuffled" is over a batch
