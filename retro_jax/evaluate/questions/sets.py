@@ -1,0 +1,47 @@
+"""What question answering reads: a set of questions with their prompts and passages as tokens.
+
+`data_pipeline.evaluation.questions` opens one; anything with these attributes will do.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, Int64
+
+
+class QuestionSet(Protocol):
+    """N questions.
+
+    Attributes:
+      fingerprint: changes iff questions, answers or passages change.
+      chunk_length: M.
+      stored: K, passages of a question at most.
+      prompt_chunks: P of each question.
+      found: rank, from 1, of the first passage in which an answer stands, as far as its R tokens go; 0: in none.
+      stops: tokens that end an answer: EOS, and those that hold a line end.
+      facts: plain JSON for the report.
+    """
+
+    name: str
+    fingerprint: str
+    chunk_length: int
+    stored: int
+    prompt_chunks: Int64[np.ndarray, "N"]
+    found: Int64[np.ndarray, "N"]
+    stops: Bool[np.ndarray, "V"]
+    facts: Mapping[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def prompts(self, numbers: Int[np.ndarray, "B"]) -> Int32[np.ndarray, "B P*M"]:
+        """Prompts of questions with the same number of chunks."""
+        ...
+
+    def passages(self, numbers: Int[np.ndarray, "B"]) -> Int32[np.ndarray, "B K R"]: ...
+
+    def records(self, start: int, stop: int) -> Sequence[Mapping[str, Any]]:
+        """ "id", "question", "answers" of each."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
