@@ -53,7 +53,10 @@ class TrainConfig:
         {}, Named(at_least(0)), "Share of each subset among the sequences; {} draws them as the shards hold them."
     )
     initialize_from: str = setting(
-        "", TEXT, "Run directory of a baseline whose decoder is loaded before step 0 (retrofit); empty: none."
+        "",
+        TEXT,
+        "Run directory whose weights are loaded before step 0: of a baseline the decoder (retrofit), of a RETRO model all "
+        "(fine-tuning); empty: none.",
     )
     trainable: str = setting(
         "all", one_of("all", "retrieval"), "What trains; retrieval: only encoder and CCA (retrofit, paper 4.2)."

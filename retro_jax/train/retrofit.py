@@ -1,10 +1,12 @@
-"""Initial parameters: random, or a trained decoder with a new encoder and CCA (retrofit, paper 4.2).
+"""Initial parameters: random, a trained decoder with a new encoder and CCA (retrofit, paper 4.2), or all of a RETRO model.
 
-A retrofit loads every decoder weight of the baseline bit for bit and sets the CCA output projections to zero, so that
-step 0 is the baseline, with retrieval On or Off. With `config.train.trainable="retrieval"` only encoder and CCA train
-and Off always equals the baseline; "all" trains everything from there.
+From a RETRO run a RETRO model takes every weight, to be fine-tuned (paper C.4). A retrofit loads every decoder weight of the
+baseline bit for bit and sets the CCA output projections to zero, so that step 0 is the baseline, with retrieval On or Off.
+With `config.train.trainable="retrieval"` only encoder and CCA train and Off always equals the baseline; "all" trains
+everything from there.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -12,7 +14,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from retro_jax.config import RunConfig
+from retro_jax.config import RUNTIME, ModelConfig, RunConfig
 from retro_jax.models.retro import zero_cca_outputs
 from retro_jax.parallel.sharding import Mesh
 from retro_jax.run_directory.checkpoints import load_fingerprints, load_params
@@ -22,6 +24,7 @@ from retro_jax.train.optimizer import group
 from retro_jax.train.state import TrainState, create_state, initial_params
 
 DECODER_FIELDS = ("vocabulary", "layers", "width", "heads", "head_dim", "feed_forward")
+FREE = (*RUNTIME, "sequence_length")  # of a RETRO model: no weight depends on them
 
 
 def initial_state(
@@ -30,12 +33,15 @@ def initial_state(
     """The state at step 0.
 
     Raises:
-      ValueError: a retrofit of a model without retrieval, or from a decoder of another shape or tokenizer.
+      ValueError: a retrofit of a model without retrieval, or from a model of another shape or tokenizer.
     """
     check_start(run, fingerprints)
     if not run.train.initialize_from:
         return create_state(run, optimizer, mesh)
-    base, _, _ = load_params(Path(run.train.initialize_from))
+    source = Path(run.train.initialize_from)
+    if takes_all(run, read_config(source)):
+        return create_state(run, optimizer, mesh, load_params(source, mesh=mesh)[0])
+    base, _, _ = load_params(source)
     return create_state(run, optimizer, mesh, graft(initial_params(run, mesh), base))
 
 
@@ -49,7 +55,7 @@ def check_start(run: RunConfig, fingerprints: dict) -> None:
         )
     if train.initialize_from:
         source = Path(train.initialize_from)
-        _require_same_decoder(run, read_config(source), source)
+        _require_same_sizes(run, read_config(source), source)
         _require_same_tokenizer(fingerprints["tokenizer"], source, require_whole(source))
 
 
@@ -65,22 +71,43 @@ def graft(params: dict, base: dict) -> dict:
     return zero_cca_outputs(grafted) if "cross_attention" in grafted else grafted
 
 
-def _require_same_decoder(run: RunConfig, base: RunConfig, source: Path) -> None:
+def takes_all(run: RunConfig, base: RunConfig) -> bool:
+    """Whether the run starts with all weights of the other, not with its decoder alone."""
+    return run.model.retrieves and base.model.retrieves
+
+
+def _require_same_sizes(run: RunConfig, base: RunConfig, source: Path) -> None:
+    every = takes_all(run, base)
     fields = [
-        f"config.model.{name} (there {getattr(base.model, name)}, here {getattr(run.model, name)})"
-        for name in DECODER_FIELDS
-        if getattr(base.model, name) != getattr(run.model, name)
+        f"config.model.{name} (there {there}, here {here})"
+        for field in (_sizes(run.model) if every else DECODER_FIELDS)
+        for name, there, here in _values(field, getattr(base.model, field), getattr(run.model, field))
+        if there != here
     ]
     if fields:
+        what = "RETRO model" if every else "decoder"
         raise ValueError(
-            f"The decoder of {source} does not fit this model: {'; '.join(fields)}. Take the sizes of that run."
+            f"The {what} of {source} does not fit this model: {'; '.join(fields)}. Take the sizes of that run."
         )
+
+
+def _sizes(model: ModelConfig) -> list[str]:
+    return [one.name for one in dataclasses.fields(model) if one.name not in FREE]
+
+
+def _values(name: str, there, here) -> list[tuple]:
+    """(name, value there, value here) of a field, or of each field of a section."""
+    if not dataclasses.is_dataclass(there):
+        return [(name, there, here)]
+    return [
+        (f"{name}.{one.name}", getattr(there, one.name), getattr(here, one.name)) for one in dataclasses.fields(there)
+    ]
 
 
 def _require_same_tokenizer(tokenizer: str, source: Path, step: int) -> None:
     found = load_fingerprints(source, step)["tokenizer"]
     if found != tokenizer:
         raise ValueError(
-            f"The decoder of {source} was trained with tokenizer {found[:16]}…, but this data has {tokenizer[:16]}…; "
+            f"The model of {source} was trained with tokenizer {found[:16]}…, but this data has {tokenizer[:16]}…; "
             f"build the data with that tokenizer (config.data.tokenizer)."
         )

@@ -106,3 +106,39 @@ def test_training_retrieval_alone_needs_a_decoder_and_retrieval_layers(base, mod
 def test_a_directory_without_a_run_is_named(base, tmp_path):
     with pytest.raises(ValueError, match="is not a run directory: it has no config.json"):
         start(retrofit_run(tmp_path), base)
+
+
+@pytest.fixture(scope="module")
+def retro(base, tmp_path_factory):
+    """A trained RETRO model."""
+    workdir = tmp_path_factory.mktemp("retro")
+    (workdir / "data").symlink_to(base / "data")
+    train(make_run(MODEL, steps=4, mesh=MESH), workdir)
+    return workdir
+
+
+def test_a_retro_model_starts_with_every_weight_of_another(base, retro):
+    """Guards against a fine-tuning that keeps the decoder alone; of another sequence length and number of neighbors."""
+    longer = dataclasses.replace(MODEL, sequence_length=2 * MODEL.sequence_length, neighbors=1)
+    run = make_run(longer, initialize_from=str(retro), mesh=MESH)
+    state = start(run, base)
+    assert int(state.step) == 0
+    wanted = flatten_dict(load_params(retro)[0])
+    for path, leaf in flatten_dict(state.params).items():
+        np.testing.assert_array_equal(leaf, wanted[path], err_msg=str(path))
+        assert leaf.sharding.mesh.size == 8
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_a_baseline_starts_with_the_decoder_of_a_retro_model(base, retro):
+    params = start(make_run(BASELINE, initialize_from=str(retro), mesh=MESH), base).params
+    np.testing.assert_array_equal(params["embedding"], load_params(retro)[0]["embedding"])
+
+
+def test_only_a_retro_model_of_the_same_shape_fits(base, retro):
+    encoder = dataclasses.replace(MODEL.encoder, feed_forward=48)
+    other = dataclasses.replace(MODEL, retrieval_layers=(2,), encoder=encoder)
+    with pytest.raises(
+        ValueError, match=r"retrieval_layers \(there \(2, 3\), here \(2,\)\); config.model.encoder.feed_for"
+    ):
+        start(make_run(other, initialize_from=str(retro), mesh=MESH), base)
