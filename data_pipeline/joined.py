@@ -4,7 +4,7 @@ The schema and the packing of chunks into sequences are in `retro_jax.data.joine
 never needed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def build_joined(
             shards.append(_example_shard(split, name, packing, part, table, neighbors, stored, vocabulary))
     schema = (sequence_length, length, stored)
     ranges = {split: {name: list(pair) for name, pair in made.subsets.items()} for split, made in packings.items()}
-    metadata = _metadata_shard(Path(directory), schema, sizes)
+    metadata = metadata_shard(Path(directory), schema, sizes)
     return run_stage(directory, STAGE, config, inputs, shards, counts={"subsets": ranges}, last=metadata)
 
 
@@ -144,27 +144,48 @@ def _example_shard(split, name, packing, part, table, neighbors, stored, vocabul
 
 
 def _make(split, name, examples, table, neighbors, stored, vocabulary, temporary: Path) -> dict:
+    chunk_ids, marks, subsets = examples
+    schema = features(chunk_ids.shape[1] * table.chunk_length, table.chunk_length, stored)
+    joined = (
+        join(ids, scored, split, subset, table, neighbors)
+        for ids, scored, subset in zip(chunk_ids, marks, subsets, strict=True)
+    )
+    targets = write_examples(temporary / name, schema, joined, vocabulary)
+    chunks = int((chunk_ids != PADDING).sum())
+    return {"sequences": {split: len(chunk_ids)}, "chunks": {split: chunks}, "scored_targets": {split: targets}}
+
+
+def write_examples(path: Path, schema, examples: Iterable[Mapping], vocabulary: int) -> int:
+    """Writes a shard of examples; returns the number of targets that count.
+
+    Raises:
+      ValueError: a token outside of the vocabulary.
+    """
     from array_record.python import array_record_module
     from tensorflow_datasets.proto import tf_example_pb2
 
-    chunk_ids, marks, subsets = examples
-    schema = features(chunk_ids.shape[1] * table.chunk_length, table.chunk_length, stored)
-    writer = array_record_module.ArrayRecordWriter(str(temporary / name), "group_size:1")  # random access
-    chunks = targets = 0
-    for ids, scored, subset in zip(chunk_ids, marks, subsets, strict=True):
-        example = join(ids, scored, split, subset, table, neighbors)
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")  # random access
+    targets = 0
+    for example in examples:
         for tokens in (example["tokens"], example["neighbor_tokens"]):
-            check_ids(f"Tokens of the chunks for {name}, config.model.vocabulary", tokens, vocabulary, OTHER_TOKENIZER)
-        chunks += int((ids != PADDING).sum())
+            what = f"Tokens of the chunks for {path.name}, config.model.vocabulary"
+            check_ids(what, tokens, vocabulary, OTHER_TOKENIZER)
         targets += int(example["loss_mask"].sum())
         # Parsed and written again in a fixed order of keys: TFDS leaves it to a hash that changes with the process.
         record = tf_example_pb2.Example.FromString(schema.serialize_example(example))
         writer.write(record.SerializeToString(deterministic=True))
     writer.close()
-    return {"sequences": {split: len(chunk_ids)}, "chunks": {split: chunks}, "scored_targets": {split: targets}}
+    return targets
 
 
-def _metadata_shard(directory: Path, schema, sizes: Mapping[str, Sequence[int]]) -> Shard:
+def metadata_shard(directory: Path, schema: tuple[int, int, int], sizes: Mapping[str, Sequence[int]]) -> Shard:
+    """What TFDS opens the shards by; made after them.
+
+    Args:
+      schema: arguments of `features`.
+      sizes: sequences of each shard, by split.
+    """
+
     def make(temporary: Path) -> dict:
         import tensorflow_datasets as tfds
 

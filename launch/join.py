@@ -13,6 +13,8 @@ from launch.arguments import Invocation, Verb
 from launch.command import run_verb
 from retro_jax.config import SourceConfig
 
+QUESTIONS = "questions"  # the protocol whose records are questions and not text
+
 
 def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("set", None, "name of the set: letters, digits, _, - and .", flag_values=values)
@@ -22,7 +24,12 @@ def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "protocol", "", "how its records are read and scored; empty: as whole documents", flag_values=values
     )
-    flags.DEFINE_integer("neighbors", 0, "of each chunk; 0: as many as the build stored", flag_values=values)
+    flags.DEFINE_integer(
+        "neighbors",
+        0,
+        "of each chunk, 0: as many as the build stored; of questions passages, 0: 20",
+        flag_values=values,
+    )
     flags.DEFINE_float("share", 1.0, "of the database's documents that is searched, nested", flag_values=values)
     flags.DEFINE_string(
         "database", "", "data directory of another database of the same encoder and tokenizer", flag_values=values
@@ -32,6 +39,9 @@ def _flags(values: flags.FlagValues) -> None:
         0.0,
         "leave out training documents that hold this share of the 13-grams of a document of the set; 0: none",
         flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "train", False, "of questions also joined shards, to fine-tune a trained model on", flag_values=values
     )
     engine.define_flags(values)
 
@@ -68,8 +78,13 @@ def _join(invocation: Invocation) -> None:
     engine.check_flags(values)
     data = database_directory(invocation.data_directory, run.data.database_fraction)
     name, source = values.set, set_source(invocation, data)
+    asks = source is not None and source.protocol == QUESTIONS
+    _check_questions(values, asks)
     check_asked(data, values.neighbors, values.share, values.database, values.without)
     with BuildLock(data) as lock, engine.chosen_engine(values, lock):
+        if asks:
+            print(_join_questions(invocation, data, name, source))
+            return
         if source is not None:
             print(describe_set(name, join(run, data, name, source)))
         else:
@@ -82,6 +97,26 @@ def _join(invocation: Invocation) -> None:
                 f"{name}: {found.stored} neighbors of each chunk from {found.facts['chunks']:,} chunks{left_out} "
                 f"({found.directory})"
             )
+
+
+def _check_questions(values: flags.FlagValues, asks: bool) -> None:
+    """Raises ValueError for flags of questions with a set of text, and the other way round."""
+    if values.train and not asks:
+        raise ValueError(f"--train writes shards of questions; it needs --protocol={QUESTIONS}.")
+    if asks and (values.share != 1 or values.database or values.without):
+        raise ValueError(
+            "--share, --database and --without are of sets of text. The passages of questions are those of their file, or "
+            "the nearest chunks of the database."
+        )
+    if asks and values.neighbors < 0:
+        raise ValueError(f"--neighbors={values.neighbors} counts passages; take 1 or more, or 0 for 20.")
+
+
+def _join_questions(invocation: Invocation, data: Path, name: str, source: SourceConfig) -> str:
+    from data_pipeline.evaluation.questions.join import describe_questions, join_questions
+
+    passages, train = invocation.flags.neighbors, invocation.flags.train
+    return describe_questions(name, join_questions(invocation.run, data, name, source, passages, train))
 
 
 def set_source(invocation: Invocation, data: Path) -> SourceConfig | None:

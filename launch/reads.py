@@ -16,6 +16,8 @@ TRAIN = ("model", "train", "data.directory")
 # others (`retro_jax.config.RUNTIME`) may differ. `at_run_time` compares them with the run.
 EVALUATE = ("evaluate", "model", "train.mesh", "data.directory")
 MODEL_OF_SAMPLE = tuple(f"model.{field.name}" for field in fields(ModelConfig) if field.name != "loss_block")
+# Of the joined shards that a set of questions is fine-tuned on.
+OF_QUESTIONS = ("model.sequence_length", "data.shard_sequences", "data.validation_fraction")
 PLACE = ("data.directory", "data.database_fraction")
 
 READS: dict[str, tuple[str, ...]] = {
@@ -26,7 +28,14 @@ READS: dict[str, tuple[str, ...]] = {
     # It answers for `retro train` with the same flags, so it takes all that shape, time or name that run's step.
     "preflight": ("model", "train", "evaluate.batch"),
     "quickstart": tuple(dict.fromkeys((*BUILD, *TRAIN, *EVALUATE))),
-    "join": (*PLACE, "data.sources", "data.encoder", "data.max_document_memory", "data.shard_chunks"),
+    "join": (
+        *PLACE,
+        "data.sources",
+        "data.encoder",
+        "data.max_document_memory",
+        "data.shard_chunks",
+        *OF_QUESTIONS,
+    ),
     "database info": PLACE,
     "database verify": (*PLACE, "data.encoder"),
     "database verify --repair": BUILD,  # repairs run the build's own stages

@@ -25,6 +25,8 @@ from data_pipeline.sources.readers import source_digest
 from data_pipeline.stages.run import StageError, read_manifest, read_plan, write_json
 from retro_jax.config import DataConfig, RunConfig, SourceConfig, to_dict
 
+QUESTIONS = "questions"  # the stage that sets of questions have in place of documents
+
 
 def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping:
     """Makes what is missing of a set.
@@ -45,6 +47,8 @@ def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping
     data = Path(data)
     check_join(run, data, name, source)
     directory = set_directory(data, name)
+    if (directory / QUESTIONS).exists():
+        raise StageError(f"The set {name!r} is there already, as a set of questions: {directory}. Take another --set.")
     at = {stage: directory / stage for stage in ("documents", "chunks", "embeddings")}
     encoder, config = encoder_directory(run.data), run.data
     _refuse_other_content(at["documents"], name, source)

@@ -29,6 +29,7 @@ from retro_jax.run_directory.plain_path import require_path
 from retro_jax.run_directory.restart import begin_notes, signs_of_progress
 
 REWRITE = "The `retro train` command of the run rewrites it if a whole checkpoint has that config."
+QUESTIONS = "questions"  # the stage that shards of questions are made of
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -51,6 +52,8 @@ def data_directory(run: RunConfig, workdir: Path) -> Path:
 def fingerprints(data: Path) -> dict[str, str]:
     """Fingerprints of the data that a run depends on: tokenizer, database with neighbors, joined shards.
 
+    Shards of questions hold passages of no database: they have "questions" in its place.
+
     Raises:
       StageError: an unfinished stage, or shards cut with another tokenizer than the one beside them.
     """
@@ -64,11 +67,14 @@ def fingerprints(data: Path) -> dict[str, str]:
         require_fingerprint(
             "tokenizer", tokenizer.fingerprint, chunks.inputs["tokenizer"], f"{data} mixes two builds; build it again."
         )
-    return {
-        "tokenizer": tokenizer.fingerprint,
-        "database": joined.inputs["neighbors"],
-        "joined": joined.fingerprint,
-    }
+    if QUESTIONS in joined.inputs:
+        require_fingerprint(
+            "tokenizer", tokenizer.fingerprint, joined.inputs["tokenizer"], f"Join the questions of {data} again."
+        )
+        made_of = {QUESTIONS: joined.inputs[QUESTIONS]}
+    else:
+        made_of = {"database": joined.inputs["neighbors"]}
+    return {"tokenizer": tokenizer.fingerprint, **made_of, "joined": joined.fingerprint}
 
 
 def token_bytes(data: Path, model: ModelConfig) -> Int[np.ndarray, "V"]:

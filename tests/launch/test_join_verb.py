@@ -6,10 +6,12 @@ import shutil
 import joined_set
 import pytest
 from joined_set import contents, pile, write_records
+from question_files import made_up, write_json
 from recording import OF_RECORDS, assert_reads, recorded
 
 from data_pipeline.evaluation.sets import list_sets, open_set
 from launch.join import main
+from launch.reads import OF_QUESTIONS
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def test_a_set_is_joined_and_named_again_without_its_path(root, capsys):
     keys = (f"path={root / 'val.jsonl'}", "subset_key=meta.pile_set_name", "role=evaluation")
     with recorded() as recorder:
         assert main(arguments(root, *(f"{SOURCE}{key}" for key in keys))) == 0
-    assert_reads("join", recorder.keys, besides=OF_RECORDS)
+    assert_reads("join", recorder.keys, besides=(*OF_RECORDS, *OF_QUESTIONS))
     assert "pile: 6 documents, 0.00 MB" in capsys.readouterr().out
     assert main(arguments(root, f"--path={root / 'val.jsonl'}", f"{SOURCE}{keys[1]}")) == 0, "it is the same set"
     assert contents(root / "data", without="evaluation") == before and list_sets(root / "data") == ["pile"]
@@ -79,3 +81,32 @@ def test_flags_that_cannot_be_meant_are_refused_and_nothing_is_written(root, cap
     assert main([f"--workdir={root}", *flags]) == 2
     assert re.search(words, capsys.readouterr().err)
     assert contents(root / "data") == before
+
+
+def test_questions_are_joined_with_shards_to_train_on(root, capsys):
+    path = write_json(root / "nq.json", made_up(30))
+    before = contents(root / "data", without="evaluation")
+    flags = [f"--workdir={root}", "--set=nq", f"--path={path}", "--protocol=questions", "--neighbors=2", "--train"]
+    with recorded() as recorder:
+        assert main([*flags, "--config.model.sequence_length=128"]) == 0
+    assert set(OF_QUESTIONS) <= recorder.keys
+    printed = capsys.readouterr().out
+    assert "nq: 30 questions, 2.0 passages each from the file" in printed and "nq: joined shards of" in printed
+    assert contents(root / "data", without="evaluation") == before and "nq" not in list_sets(root / "data")
+    assert (root / "data" / "evaluation" / "nq" / "joined" / "dataset_info.json").exists()
+    assert main([f"--workdir={root}", "--set=nq", "--neighbors=2"]) == 0, "it is the same set"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--protocol=questions", "--share=0.5"], "--share, --database and --without are of sets of text"),
+        (["--protocol=questions", "--neighbors=-1"], "--neighbors=-1 counts passages"),
+        (["--train"], "--train writes shards of questions; it needs --protocol=questions"),
+    ],
+)
+def test_flags_of_questions_that_cannot_be_meant(root, capsys, flags, words):
+    path = write_json(root / "some.json", made_up(3))
+    assert main([f"--workdir={root}", "--set=some", f"--path={path}", *flags]) != 0
+    assert words in capsys.readouterr().err
+    assert not (root / "data" / "evaluation" / "some").exists()

@@ -210,7 +210,7 @@ def test_every_flag_of_a_verb_is_known_here():
         "build": {"engine", "accelerator", "address", "plan", "plan_tokens", "plan_nodes", "plan_accelerator", "json"},
         "train": {"hosts", "coordinator", "processes", "process", "join_timeout", "profile", "restart"},
         "join": {
-            *("set", "path", "protocol", "neighbors", "share", "database", "without"),
+            *("set", "path", "protocol", "neighbors", "share", "database", "without", "train"),
             *("engine", "accelerator", "address"),
         },
         "evaluate": {"hosts", "coordinator", "processes", "process", "join_timeout"},

@@ -46,13 +46,17 @@ def test_the_papers_numbers(retro, baseline, shape, retrieval_layers, rate, batc
     assert fitted.model == model
     assert (fitted.train.trainable, fitted.train.batch, fitted.train.steps) == ("retrieval", 256, 23_438)
     assert (fitted.train.learning_rate, fitted.train.initialize_from) == (rate, f"runs/{baseline}")
+    asked = run_config("questions", retro)
+    assert asked.model == dataclasses.replace(model, neighbors=20, sequence_length=128)
+    schedule = asked.train.steps, asked.train.batch, asked.train.learning_rate, asked.train.warmup_steps
+    assert schedule == (25_000, 128, 1e-6, 750) and asked.train.final_fraction * 1e-6 == pytest.approx(1e-7)
 
 
 @pytest.mark.parametrize(
     ("file", "argument"),
     [("retro", f"{size},smoke") for size in RETRO]
     + [("baseline", f"{size},smoke") for size in BASELINE]
-    + [("retrofit", f"{size},smoke") for size in RETRO]
+    + [(file, f"{size},smoke") for file in ("retrofit", "questions") for size in RETRO]
     + [("quickstart", ""), ("quickstart", "smoke")]
     + [("own_text", "TEXT.txt"), ("own_text", "TEXT,smoke"), ("own_text", "a,b,425m"), ("own_text", "x,425m,smoke")],
 )
