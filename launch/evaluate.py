@@ -53,9 +53,11 @@ def evaluate_directory(run, workdir) -> str:
     """Evaluates a work directory under its lock; returns the table as text, on process 0."""
     import jax
 
+    from data_pipeline.evaluation.questions.stored import open_question_sets
     from data_pipeline.evaluation.sets import open_sets
     from retro_jax.core.lock import lock_directory
     from retro_jax.evaluate.evaluation import evaluate
+    from retro_jax.evaluate.questions.summary import table_text as question_text
     from retro_jax.evaluate.summary import table_text
     from retro_jax.parallel.agreement import on_first
     from retro_jax.parallel.preemption import Preemption
@@ -67,9 +69,11 @@ def evaluate_directory(run, workdir) -> str:
     preemption = Preemption(jax.process_count())
     try:
         data = data_directory(run, workdir)
-        sets = open_sets(data, run.evaluate.sets)
+        questions = open_question_sets(data, run.evaluate.sets)
+        names = [name for name in run.evaluate.sets if name not in questions]
+        sets = {} if run.evaluate.sets and not names else open_sets(data, names)
         on_first(lambda: search_missing(run, data, list(sets)))
-        results = evaluate(run, workdir, sets, stop=lambda: preemption.stop_here("evaluate"))
+        results = evaluate(run, workdir, sets, lambda: preemption.stop_here("evaluate"), questions)
     finally:
         preemption.close()
         if first:
@@ -77,6 +81,7 @@ def evaluate_directory(run, workdir) -> str:
     if not first:
         return ""
     tables = [f"{name}\n{table_text(found)}" for name, found in results["sets"].items()]
+    tables += [question_text(name, found) for name, found in results.get("questions", {}).items()]
     return "\n\n".join([*tables, results["verdict"]["text"], f"Report: {workdir / 'report.html'}"])
 
 

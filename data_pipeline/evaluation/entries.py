@@ -19,6 +19,7 @@ from retro_jax.evaluate.protocols import Excluded, Protocol, get
 from retro_jax.evaluate.protocols.csv_rows import csv_rows
 
 DOCUMENTS = "documents"  # the protocol that scores whole texts
+QUESTIONS = "questions"  # data_pipeline/evaluation/questions reads them
 OF_DOCUMENTS = ("package", "format", "subset_key", "id_key", "title_key", "split")  # keys that another protocol decides
 
 
@@ -38,6 +39,11 @@ class Entry:
 
 def check_protocol(name: str, source: SourceConfig) -> None:
     """Raises ValueError where there is no such protocol, or where it reads another form than the source's keys say."""
+    if source.protocol == QUESTIONS:
+        raise StageError(
+            f"config.data.sources.{name}.protocol={QUESTIONS!r}: questions are no text to score. Leave the source out of the "
+            f"config and join them: retro join --set={name} --path=FILES --protocol={QUESTIONS}."
+        )
     get(source.protocol)
     if source.protocol == DOCUMENTS:
         return

@@ -16,7 +16,7 @@ from data_pipeline.encoder.stage import STAGE as EMBEDDINGS
 from data_pipeline.encoder.stage import build_embeddings, open_encoder
 from data_pipeline.evaluation.contamination import SHOWN, build_contamination, check_threshold, overlap_counts
 from data_pipeline.evaluation.documents import build_set_documents, set_facts
-from data_pipeline.evaluation.entries import check_records, list_set
+from data_pipeline.evaluation.entries import QUESTIONS, check_records, list_set
 from data_pipeline.evaluation.neighbors import SetNeighbors, make_neighbors
 from data_pipeline.evaluation.searched import View, open_database, require_same
 from data_pipeline.evaluation.sets import FINISHED
@@ -24,8 +24,6 @@ from data_pipeline.evaluation.tables import HELD_OUT, check_set, open_tables, se
 from data_pipeline.sources.readers import source_digest
 from data_pipeline.stages.run import StageError, read_manifest, read_plan, write_json
 from retro_jax.config import DataConfig, RunConfig, SourceConfig, to_dict
-
-QUESTIONS = "questions"  # the stage that sets of questions have in place of documents
 
 
 def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping:

@@ -33,6 +33,7 @@ class EvaluateConfig:
     tried_databases: tuple[str, ...] = setting(
         (), Names(), "On is also evaluated with the databases in these data directories (same encoder and tokenizer)."
     )
+    answer_tokens: int = setting(32, between(1, INT32), "Tokens of an answer to a question at most.")
     contaminated: float = setting(
         0.0,
         between(0, 1),

@@ -26,6 +26,9 @@ from retro_jax.evaluate.export import write_exports
 from retro_jax.evaluate.metrics import METRICS
 from retro_jax.evaluate.passages import choose, describe
 from retro_jax.evaluate.plots import make_plots
+from retro_jax.evaluate.questions.decoding import Decoder
+from retro_jax.evaluate.questions.scoring import QuestionTask, evaluate_questions, question_scores
+from retro_jax.evaluate.questions.sets import QuestionSet
 from retro_jax.evaluate.report import make_report, write_text
 from retro_jax.evaluate.scorers import Scorer
 from retro_jax.evaluate.scoring import Task, open_condition, open_text, score_block, score_set
@@ -35,7 +38,7 @@ from retro_jax.models.kernels.known import check_attention
 from retro_jax.parallel.agreement import on_first
 from retro_jax.parallel.sharding import check_batch, make_mesh
 from retro_jax.run_directory.checkpoints import load_fingerprints, load_params, read_config
-from retro_jax.run_directory.directory import data_directory, fingerprints, token_bytes
+from retro_jax.run_directory.directory import QUESTIONS, data_directory, fingerprints, token_bytes
 from retro_jax.run_directory.places import model_directory
 from retro_jax.run_directory.whole import require_whole, whole_path
 
@@ -46,23 +49,29 @@ FIRST = "held_out"  # the set whose verdict is that of the run, where it is eval
 
 
 def evaluate(
-    run: RunConfig, workdir: Path, sets: Mapping[str, TextSet], stop: Callable[[], None] = lambda: None
+    run: RunConfig,
+    workdir: Path,
+    sets: Mapping[str, TextSet],
+    stop: Callable[[], None] = lambda: None,
+    questions: Mapping[str, QuestionSet] | None = None,
 ) -> dict:
     """Evaluates the models of `workdir` (or those that config.evaluate names) and returns what results.json holds.
 
     Args:
       sets: by name; `data_pipeline.evaluation.open_sets` opens them.
       stop: called after each batch; raises to stop. What is scored until then is kept.
+      questions: sets of questions by name; `data_pipeline.evaluation.questions.stored` opens them.
 
     Raises:
       ValueError, StageError: a model, set or neighbors that are missing, unfinished or do not fit the others.
     """
     workdir, started = Path(workdir), time.monotonic()
-    evaluation = Evaluation(run, workdir, sets)
+    evaluation = Evaluation(run, workdir, sets, questions or {})
     kept = on_first(lambda: find_results(workdir, evaluation.made_from()) is not None)
     if not kept:
         summaries, passages = evaluation.measure(stop)
-        on_first(lambda: evaluation.write(summaries, passages, time.monotonic() - started))
+        answered = evaluation.answer(stop)
+        on_first(lambda: evaluation.write(summaries, answered, passages, time.monotonic() - started))
     elif jax.process_index() == 0:
         print(f"evaluate: {workdir}/results.json has these figures already; making the report.", file=sys.stderr)
     results = on_first(lambda: evaluation.report())
@@ -72,7 +81,9 @@ def evaluate(
 class Evaluation:
     """The models and settings of one evaluation; whatever does not fit is refused when it is made."""
 
-    def __init__(self, run: RunConfig, workdir: Path, sets: Mapping[str, TextSet]):
+    def __init__(
+        self, run: RunConfig, workdir: Path, sets: Mapping[str, TextSet], questions: Mapping[str, QuestionSet]
+    ):
         self.run, self.workdir = run, Path(workdir)
         self.data = data_directory(run, self.workdir)
         self.runs = find_runs(run, self.workdir)
@@ -83,6 +94,7 @@ class Evaluation:
         check_batch(run.evaluate.batch, self.mesh, "config.evaluate.batch")
         self.conditions = self._conditions()
         self.tasks = {name: self._task(text) for name, text in sets.items()}
+        self.asked = {name: self._question_task(found) for name, found in questions.items()}
         self._scorers: dict[tuple[str, bool], Scorer] = {}
         self._params: dict[str, dict] = {}
 
@@ -107,6 +119,23 @@ class Evaluation:
             without=text.overlapping_documents(settings.clean_database) if settings.clean_database else frozenset(),
         )
 
+    def _question_task(self, questions: QuestionSet) -> QuestionTask:
+        settings = self.run.evaluate
+        if questions.chunk_length != self.model.chunk_length:
+            raise ValueError(
+                f"The questions {questions.name!r} are laid out in chunks of {questions.chunk_length} tokens, but the model "
+                f"has config.model.chunk_length={self.model.chunk_length}. Join them to the model's own data."
+            )
+        return QuestionTask(
+            questions=questions,
+            k=self.model.neighbors,
+            batch=settings.batch,
+            limit=settings.answer_tokens,
+            seed=settings.seed,
+            models={name: self._identity(name) for name in self.runs},
+            tried=settings.tried_neighbors,
+        )
+
     def _identity(self, name: str) -> dict:
         """What identifies a model: its checkpoint's files and the settings of the forward pass."""
         path = self.runs[name] / "checkpoints" / str(self.steps[name])
@@ -120,6 +149,9 @@ class Evaluation:
             opened = {one.name: open_condition(task, self.workdir, one) for one in self.conditions}
             opened["text"] = open_text(task, self.workdir)
             scores[name] = {kind: found.directory.name for kind, (found, _) in opened.items()}
+        for name, asked in self.asked.items():
+            answers = question_scores(asked, self.workdir)
+            scores[name] = {kind: found.directory.name for kind, (found, _) in answers.items()}
         found = {
             "scores": scores,
             "steps": self.steps,
@@ -132,12 +164,30 @@ class Evaluation:
     def scorer(self, name: str, greedy: bool) -> Scorer:
         """The compiled forward pass of a model, which is read when it is first asked for."""
         if (name, greedy) not in self._scorers:
-            if name not in self._params:
-                self._params[name], _, _ = load_params(self.runs[name], self.steps[name], self.mesh)
-            same = {key: getattr(self.model, key) for key in RUNTIME}
-            model = dataclasses.replace(self.trained[name].model, **same)
-            self._scorers[name, greedy] = Scorer(model, self._params[name], self.mesh, greedy)
+            self._scorers[name, greedy] = Scorer(*self._loaded(name), self.mesh, greedy)
         return self._scorers[name, greedy]
+
+    def _loaded(self, name: str) -> tuple[ModelConfig, dict]:
+        """A model with the settings of this evaluation, and its parameters, read when they are first asked for."""
+        if name not in self._params:
+            self._params[name], _, _ = load_params(self.runs[name], self.steps[name], self.mesh)
+        same = {key: getattr(self.model, key) for key in RUNTIME}
+        return dataclasses.replace(self.trained[name].model, **same), self._params[name]
+
+    def answer(self, stop: Callable[[], None]) -> dict:
+        """Figures of the sets of questions, by name; answers that are there already are not decoded again."""
+        found = {}
+        for name, task in self.asked.items():
+            decoders: dict[str, Decoder] = {}
+
+            def decoder(model: str, task: QuestionTask = task, decoders: dict = decoders) -> Decoder:
+                if model not in decoders:
+                    decoders[model] = Decoder(*self._loaded(model), task.questions.stops, task.limit, self.mesh)
+                return decoders[model]
+
+            resamples = self.run.evaluate.bootstrap
+            found[name] = evaluate_questions(task, self.workdir, decoder, resamples=resamples, stop=stop)
+        return found
 
     def measure(self, stop: Callable[[], None]) -> tuple[dict, list[dict]]:
         """(summaries by set, passages); scores that are there already are not computed again."""
@@ -187,16 +237,17 @@ class Evaluation:
         choice = Choice(kind, subset, document, range(start, stop), gain)
         return describe(choice, task, block, bits, task.source(CONDITIONS["on"]))
 
-    def write(self, summaries: Mapping, passages: Sequence[Mapping], seconds: float) -> None:
+    def write(self, summaries: Mapping, answered: Mapping, passages: Sequence[Mapping], seconds: float) -> None:
         """Writes results.json and passages.json."""
         write_json(self.workdir / "passages.json", list(passages))
-        first = summaries.get(FIRST) or next(iter(summaries.values()))
+        first = summaries.get(FIRST) or next(iter([*summaries.values(), *answered.values()]))
         baseline = self.trained.get("baseline")
         results = {
             "sets": summaries,
+            "questions": answered,
             "verdict": first["verdict"],
             "conditions": [_described(one) for one in self.conditions],
-            "database": facts.database_facts(self.data) | next(iter(first["databases"].values()), {}),
+            "database": facts.database_facts(self.data) | next(iter(first.get("databases", {}).values()), {}),
             "model": facts.model_facts(self.trained["retro"], baseline, self.steps),
             "data": facts.data_facts(facts.require_documents(self.data)),
             "versions": facts.version_facts(self.runs["retro"]),
@@ -292,8 +343,10 @@ def _checked_step(name: str, directory: Path, data: Path) -> int:
         step = require_whole(directory)
     except ValueError as error:
         raise ValueError(f"{error} The {name} model is named by --config.evaluate.{name}=DIRECTORY.") from None
-    current = fingerprints(data)
-    for what, found in load_fingerprints(directory, step).items():
+    current, trained = fingerprints(data), load_fingerprints(directory, step)
+    if QUESTIONS in trained and QUESTIONS not in current:  # fine-tuned on questions: it belongs to no database
+        trained = {"tokenizer": trained["tokenizer"]}
+    for what, found in trained.items():
         require_fingerprint(
             f"{what} in {data}",
             current[what],

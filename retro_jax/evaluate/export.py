@@ -38,6 +38,15 @@ def rows(results: Mapping) -> Iterator[dict]:
                     if value is not None:
                         of_alpha = {"metric": "bpb_by_overlap", "condition": condition, "alpha": alpha, "value": value}
                         yield {**here, **of_alpha}
+    for set_name, found in results.get("questions", {}).items():
+        here = {"set": set_name, "protocol": found["protocol"], "subset": "all", "documents": found["questions"]}
+        for condition, match in found["exact_match"].items():
+            ends = {name: match[name] for name in ("low", "high")}
+            yield {**here, "metric": "exact_match", "condition": condition, "value": match["mean"], **ends}
+        for key, gap in found["differences"].items():
+            ends = {name: gap[name] for name in ("low", "high", "shown")}
+            condition = key.replace(DIFFERENCE, " - ")
+            yield {**here, "metric": "exact_match_difference", "condition": condition, "value": gap["mean"], **ends}
 
 
 def write_exports(results: Mapping, folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from retro_jax.core.files import atomic_path
 from retro_jax.evaluate.conditions import CONDITIONS
 from retro_jax.evaluate.passages import SHORTEST_RUN
+from retro_jax.evaluate.questions.summary import table_rows
 from retro_jax.evaluate.tables import (
     Column,
     Table,
@@ -42,6 +43,10 @@ def make_report(
         subtitle=_subtitle(results),
         verdict=results["verdict"],
         sets=[_section(name, found, results, plots) for name, found in results["sets"].items()],
+        questions=[
+            {"name": name, "verdict": found["verdict"], "table": question_table(name, found)}
+            for name, found in results.get("questions", {}).items()
+        ],
         conditions=CONDITIONS.values(),
         plots=plots,
         overlap_neighbors=results["settings"]["overlap_neighbors"],
@@ -72,6 +77,16 @@ def _section(name: str, found: Mapping, results: Mapping, plots: Mapping[str, st
         "leakage_plots": [*leakage, own["overlap"]],
         "leakage_table": leakage_table(found),
     }
+
+
+def question_table(name: str, found: Mapping) -> Table:
+    """Exact match of a set of questions, in percent."""
+    head, *rows = table_rows(found)
+    caption = (
+        f"Exact match (%) of {found['questions']:,} questions with {found['passages']} passages each; an answer stands in them "
+        f"for {100 * found['answerable']:.1f}%. Intervals (95%) over questions."
+    )
+    return plain_table(caption, [Column(column) for column in head], rows)
 
 
 def _left_out(found: Mapping) -> str:

@@ -21,8 +21,12 @@ def question_sets(data: Path) -> list[str]:
 
 
 def open_question_sets(data: Path, names: Sequence[str] = ()) -> "dict[str, StoredQuestions]":
-    """Sets of questions by name; without names all there are. Names of sets of text are passed over."""
-    return {name: StoredQuestions(data, name) for name in question_sets(data) if not names or name in names}
+    """Sets of questions by name; without names all there are but those with shards to train on. Names of sets of text are
+    passed over."""
+    found = question_sets(data)
+    trained = [name for name in found if (set_directory(data, name) / "joined").exists()]
+    wanted = names or [name for name in found if name not in trained]
+    return {name: StoredQuestions(data, name) for name in found if name in wanted}
 
 
 class StoredQuestions:

@@ -204,6 +204,9 @@ def test_sets_of_questions_are_no_sets_of_text(root, run):
     names = question_sets(root / "data")
     assert "array" in names and list_sets(root / "data") == []
     assert set(open_question_sets(root / "data", ["array", "held_out"])) == {"array"}
+    (root / "data" / "evaluation" / "lines" / "joined").mkdir()
+    assert set(open_question_sets(root / "data")) == set(names) - {"train", "parts", "lines"}, "none that is trained on"
+    assert set(open_question_sets(root / "data", ["lines"])) == {"lines"}
 
 
 BAD = {"question": "q", "answers": []}
@@ -247,5 +250,7 @@ def test_a_name_that_is_taken_is_refused(root, run):
         join_file(run, root, "held_out", path)
     with pytest.raises(StageError, match="'array' is there already, as a set of questions"):
         join(run, root / "data", "array", SourceConfig(path=str(root / "text"), role="evaluation"))
+    with pytest.raises(StageError, match="questions are no text to score.*retro join --set=new"):
+        join(run, root / "data", "new", source(path))  # as a build would
     with pytest.raises(StageError, match="There are no questions 'nq' in"):
         StoredQuestions(root / "data", "nq")
