@@ -110,7 +110,7 @@ def evaluate(work: Path, name: str, config: str) -> None:
 def page(work: Path) -> str:
     """The measured page, of the two results.json and of the paired differences between them."""
     sys.path.insert(0, str(ROOT))
-    from retro_jax.evaluate.comparison import compare, open_runs
+    from retro_jax.evaluate.report.comparison import compare, open_runs
 
     runs = open_runs([work / "before", work / "after"])
     paired = compare(runs)["sets"]

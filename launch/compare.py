@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(invocation: Invocation) -> None:
-    from retro_jax.evaluate.comparison import compare, comparison_text, open_runs, write_comparison
+    from retro_jax.evaluate.report.comparison import compare, comparison_text, open_runs, write_comparison
 
     output = local_folder(invocation.flags.output, "--output")
     require_writable(output, "--output")

@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = public(
         "Protocol": "protocols",
         "TextSet": "sets",
         "evaluate": "evaluation",
-        "compare": "comparison",
+        "compare": "report.comparison",
         "likelihoods": "likelihood",
     },
 )

@@ -22,14 +22,14 @@ from retro_jax.data.manifests import note, require_fingerprint
 from retro_jax.evaluate import protocols
 from retro_jax.evaluate import results as facts
 from retro_jax.evaluate.conditions import CONDITIONS, Condition, variants
-from retro_jax.evaluate.export import write_exports
 from retro_jax.evaluate.metrics import METRICS
-from retro_jax.evaluate.passages import choose, describe
-from retro_jax.evaluate.plots import make_plots
 from retro_jax.evaluate.questions.decoding import Decoder
 from retro_jax.evaluate.questions.scoring import QuestionTask, evaluate_questions, question_scores
 from retro_jax.evaluate.questions.sets import QuestionSet
-from retro_jax.evaluate.report import make_report, write_text
+from retro_jax.evaluate.report.export import write_exports
+from retro_jax.evaluate.report.page import make_report, write_text
+from retro_jax.evaluate.report.passages import choose, describe
+from retro_jax.evaluate.report.plots import make_plots
 from retro_jax.evaluate.scorers import Scorer
 from retro_jax.evaluate.scoring import Task, open_condition, open_text, score_block, score_set
 from retro_jax.evaluate.sets import TextSet
@@ -227,7 +227,7 @@ class Evaluation:
 
     def _passage(self, task: Task, kind, subset, document, start, stop, gain, scorer) -> dict:
         """The passage with the bits of its tokens, for which its document is scored once more."""
-        from retro_jax.evaluate.passages import Choice
+        from retro_jax.evaluate.report.passages import Choice
 
         block = task.block(document, document + 1)
         bits = {

@@ -20,7 +20,7 @@ def test_every_slow_test_exists():
     files = {entry.partition("::")[0] for entry in listed}
     present = {f"{file}::{name}" for file in files if (ROOT / file).exists() for name in functions(ROOT / file)}
     missing = [entry for entry in listed if entry not in present]
-    assert missing == [], f"tests/slow_tests.txt names tests that are not there; rename or remove them: {missing}"
+    assert missing == [], f"tests/slow_tests.txt names tests that do not exist; rename or remove them: {missing}"
 
 
 def test_the_slowest_run_of_a_function_counts(tmp_path, monkeypatch, capsys):

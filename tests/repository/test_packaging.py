@@ -38,8 +38,8 @@ IMPORT_SITES = {
     "fsspec": "data_pipeline/formats/files.py",
     "datasketch": "data_pipeline/documents/near_duplicates.py",
     "ray": "data_pipeline/stages/ray.py",
-    "matplotlib": "retro_jax/evaluate/figures/svg.py",
-    "jinja2": "retro_jax/evaluate/templates/__init__.py",
+    "matplotlib": "retro_jax/evaluate/report/figures/svg.py",
+    "jinja2": "retro_jax/evaluate/report/templates/__init__.py",
     # The command line, and the model.
     "lm_eval": ("launch/harness/__main__.py", "launch/harness/model.py"),
 }

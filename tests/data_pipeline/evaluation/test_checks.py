@@ -41,7 +41,7 @@ def test_info_lists_the_sets(root, capsys):
 def test_a_whole_set_is_whole(root, capsys):
     before = contents(root / "data")
     assert main(["verify", f"--workdir={root}", "--all"]) == 0
-    facts = json.loads(capsys.readouterr().out.partition("is whole: ")[2])
+    facts = json.loads(capsys.readouterr().out.partition("is intact: ")[2])
     assert facts["sets"] == 1 and facts["set_chunks"] == open_set(root / "data", "pile").edges[-1]
     assert contents(root / "data") == before
 

@@ -87,7 +87,7 @@ def test_every_format_of_a_build_is_read(tmp_path, form):
     ("content", "words"),
     [
         ('{"text": "a", "meta": {"pile_set_name": "x"}}\nnot json\n', "val.jsonl, line 2 is not JSON"),
-        ('{"text": "a"}\n', "val.jsonl, line 1 has no key 'meta.pile_set_name'; there is: text"),
+        ('{"text": "a"}\n', "val.jsonl, line 1 has no key 'meta.pile_set_name'; it has: text"),
         ('{"text": 7, "meta": {"pile_set_name": "x"}}\n', "val.jsonl, line 1 has no text under 'text', but 7"),
         ('{"text": null, "meta": {"pile_set_name": "x"}}\n', "hold no document, so there is nothing to score"),
     ],

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from table_13 import TABLE_13, ablated
 from test_reference import assert_close, loops
 from tiny_model import TINY, pack, random_parameters
@@ -17,7 +18,6 @@ from retro_jax.models.counts import executed_flops, flops_per_token
 from retro_jax.models.retro import abstract_model, layer_parameters, merge
 from retro_jax.preflight import hlo
 from retro_jax.preflight.step import abstract_step
-from retro_jax.train.optimizer import flatten
 
 CHANGES = [row for row in TABLE_13 if row != "default"]
 
@@ -71,7 +71,9 @@ def test_model_flops_of_what_is_not_computed_are_not_counted():
 
 
 def test_what_an_ablation_removes_has_no_weights():
-    paths = {"/".join(path) for path in flatten(abstract_model(ablated(TINY, "no positions in cross-attention"))[1])}
+    paths = {
+        "/".join(path) for path in flatten_dict(abstract_model(ablated(TINY, "no positions in cross-attention"))[1])
+    }
     positions = {path for path in paths if "position" in path}
     assert positions == {
         f"{side}layers/attention/{name}" for side in ("", "encoder/") for name in ("position", "position_bias")

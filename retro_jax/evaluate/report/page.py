@@ -9,9 +9,9 @@ from pathlib import Path
 
 from retro_jax.core.files import atomic_path
 from retro_jax.evaluate.conditions import CONDITIONS
-from retro_jax.evaluate.passages import SHORTEST_RUN
 from retro_jax.evaluate.questions.summary import table_rows
-from retro_jax.evaluate.tables import (
+from retro_jax.evaluate.report.passages import SHORTEST_RUN
+from retro_jax.evaluate.report.tables import (
     Column,
     Table,
     bpb_table,
@@ -22,7 +22,7 @@ from retro_jax.evaluate.tables import (
     plain_table,
     tried_table,
 )
-from retro_jax.evaluate.templates import render
+from retro_jax.evaluate.report.templates import render
 
 FULL_COLOR = 4.0  # bits at which a token's color is full
 STRONGEST, FAINTEST = 0.6, 0.03  # opacity of the full color, and below which a token has none

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from retro_jax.evaluate.figures import Interval, Series, bars, dots, histogram, lines
-from retro_jax.evaluate.figures.svg import WIDTH, label
+from retro_jax.evaluate.report.figures import Interval, Series, bars, dots, histogram, lines
+from retro_jax.evaluate.report.figures.svg import WIDTH, label
 
 SVG = "{http://www.w3.org/2000/svg}"
 WICKED = "_<script>alert(1)</script>$\\frac$ & \"'\x00\x1b 漢字 " + "long " * 40
@@ -144,7 +144,7 @@ def test_equal_arguments_give_equal_bytes_whatever_the_users_settings():
 
 
 @pytest.mark.parametrize(
-    "module", ["retro_jax", "retro_jax.evaluate.plots", "retro_jax.evaluate.report", "launch.evaluate"]
+    "module", ["retro_jax", "retro_jax.evaluate.report.plots", "retro_jax.evaluate.report", "launch.evaluate"]
 )
 def test_matplotlib_is_imported_only_when_a_figure_is_drawn(module):
     program = f"import sys, {module}; sys.exit('matplotlib' in sys.modules)"

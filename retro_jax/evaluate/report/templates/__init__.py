@@ -12,7 +12,7 @@ import jinja2
 @cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("retro_jax.evaluate.templates", "."),
+        loader=jinja2.PackageLoader("retro_jax.evaluate.report.templates", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

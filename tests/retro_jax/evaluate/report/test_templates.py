@@ -4,11 +4,11 @@ import jinja2
 import pytest
 from places import ROOT
 
-from retro_jax.evaluate.tables import Cell, Column, Row, Table, gap_cell, plain_table
-from retro_jax.evaluate.templates import _environment, render
+from retro_jax.evaluate.report.tables import Cell, Column, Row, Table, gap_cell, plain_table
+from retro_jax.evaluate.report.templates import _environment, render
 
 WICKED = "<script>alert(1)</script>\"'&"
-FOLDER = ROOT / "retro_jax" / "evaluate" / "templates"
+FOLDER = ROOT / "retro_jax" / "evaluate" / "report" / "templates"
 
 
 def macro(name: str, *arguments) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from retro_jax.evaluate.conditions import CONDITIONS
-from retro_jax.evaluate.figures.charts import COLORS, MARKERS, Interval, Series, dots, histogram, lines
-from retro_jax.evaluate.figures.svg import label
 from retro_jax.evaluate.overlap import ALPHAS
+from retro_jax.evaluate.report.figures.charts import COLORS, MARKERS, Interval, Series, dots, histogram, lines
+from retro_jax.evaluate.report.figures.svg import label
 
 NAME = 24  # characters of a subset's name before what is said of it
 _MARKERS = [name for name in MARKERS if name]

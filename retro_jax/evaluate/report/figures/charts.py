@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from retro_jax.evaluate.figures.svg import INK, WIDTH, figure, label
+from retro_jax.evaluate.report.figures.svg import INK, WIDTH, figure, label
 
 COLORS = ("#2b7fc4", "#d9622b", "#1a9070", "#a865b5", "#8f7a1f", "#c2477f")  # of groups of bars
 MARKERS = {"": "", "circle": "o", "square": "s", "diamond": "D", "triangle": "^"}
