@@ -10,6 +10,8 @@ from retro_jax.models.counts import parameter_counts, parameter_totals
 from retro_jax.run_directory.directory import git_revision
 from retro_jax.train.metrics import read_metrics
 
+VERSION_KEYS = ("python", "packages", "devices")  # of a run's versions.json, as far as the report shows them
+
 
 def database_facts(data: Path) -> dict:
     """Size and measured recall of the database that the neighbors come from."""
@@ -77,7 +79,9 @@ def data_facts(documents: Manifest) -> dict:
 def version_facts(run_directory: Path) -> dict:
     """Packages and devices of the training run, and the source's revision now."""
     try:
-        trained = read_json(run_directory / "versions.json", "The report goes without the versions of that run.")
+        trained = read_json(
+            run_directory / "versions.json", "The report omits the versions of that run.", keys=VERSION_KEYS
+        )
     except DamagedFile as error:
         note(str(error))
         trained = {}

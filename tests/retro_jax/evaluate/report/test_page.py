@@ -24,6 +24,10 @@ from retro_jax.evaluate.metrics import register as register_metric
 from retro_jax.evaluate.report.page import make_report
 from retro_jax.evaluate.report.passages import longest_run
 from retro_jax.evaluate.report.plots import condition_series, make_plots
+from retro_jax.evaluate.passages import longest_run
+from retro_jax.evaluate.plots import condition_series, make_plots
+from retro_jax.evaluate.report import make_report
+from retro_jax.evaluate.results import version_facts
 
 VOID = {"meta", "br"}
 
@@ -276,6 +280,21 @@ def test_results_of_an_older_form_are_computed_again(root, tmp_path, capsys):
     shutil.copy(root / "results.json", tmp_path)
     own = {name: value for name, value in made_from.items() if name != "passages"}
     assert find_results(tmp_path, own) is not None
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"python": "3.11"}', "[]"])
+def test_damaged_versions_are_reported_as_unknown_with_a_line(content, tmp_path, capsys):
+    """Guards against a report without versions where versions.json lost its content, and no line that says so."""
+    if content is not None:
+        (tmp_path / "versions.json").write_text(content)
+    found = version_facts(tmp_path)
+    assert (found["python"], found["devices"]) == ("unknown", "unknown") and set(found) == {
+        "source",
+        "python",
+        "devices",
+    }
+    note = capsys.readouterr().err
+    assert "versions.json" in note and "The report omits the versions of that run." in note
 
 
 def test_on_with_other_neighbors_stands_beside_on(root, tmp_path, capsys):
