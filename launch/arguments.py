@@ -85,8 +85,8 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
     for key in keys:
         check_key(["config", *key], config)
     given = tuple(dict.fromkeys(".".join(key) for key in keys))
-    if verb.name in READS:
-        check_reads(verb.name, given)
+    if (name := _name_in_reads(verb, words)) in READS:
+        check_reads(name, given)
     arguments = ["retro", *(word for word in words if flag_name(word) != "config")]
     config_flags.DEFINE_config_dict(
         "config", config, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=arguments
@@ -110,12 +110,27 @@ def parse(verb: Verb, argv: Sequence[str]) -> Invocation:
 
 def _kept_config(verb: Verb, words: Sequence[str]) -> ConfigDict:
     """The config of the run or build in WORKDIR, for a verb that does not need --config."""
-    values = flag_values(verb)
-    flags.DEFINE_string("config", None, "", flag_values=values)
-    values(["retro", *(word for word in words if not override_of(word))])  # refuses unknown flags
+    values = _without_overrides(verb, words)
     if not (verb.reads_run or verb.reads_build) or not values.workdir:
         raise ValueError(f"--config is missing. For example: retro {verb.name} {verb.example}")
     return (config_of_build if verb.reads_build else config_of_run)(local_folder(values.workdir, "--workdir"))
+
+
+def _without_overrides(verb: Verb, words: Sequence[str]) -> flags.FlagValues:
+    """The verb's own flags; unknown ones are refused."""
+    values = flag_values(verb)
+    flags.DEFINE_string("config", None, "", flag_values=values)
+    values(["retro", *(word for word in words if not override_of(word))])
+    return values
+
+
+def _name_in_reads(verb: Verb, words: Sequence[str]) -> str:
+    """The verb's entry in READS: the one with a flag ("database verify --repair") where that flag is given."""
+    with_flags = [name for name in READS if name.startswith(f"{verb.name} --")]
+    if not with_flags:
+        return verb.name
+    values = _without_overrides(verb, words)
+    return next((name for name in with_flags if values[name.partition(" --")[2]].value), verb.name)
 
 
 def flag_values(verb: Verb) -> flags.FlagValues:

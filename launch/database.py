@@ -9,7 +9,6 @@ from absl import flags
 
 from launch.arguments import NOTHING_KEPT, Invocation, Verb
 from launch.command import MISTAKE, OK, run_verb
-from launch.reads import check_reads
 from retro_jax.core.paths import local_path
 from retro_jax.core.streams import OutputLost, deliver, protect
 
@@ -94,8 +93,6 @@ def _verify(invocation: Invocation) -> None:
     from data_pipeline.stages.run import StageError
 
     data, repair = directory_of(invocation), invocation.flags.repair
-    if not repair:
-        check_reads("database verify", invocation.given)
 
     def look():
         if damages := [*check_files(data), *check_set_files(data)]:

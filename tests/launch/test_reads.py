@@ -204,6 +204,20 @@ def test_a_source_of_the_database_is_not_read_again():
     database.require_new(["data.sources.mine.path", "data.encoder"], {"mine": None})
 
 
+def test_a_repair_reads_the_keys_of_the_build():
+    """Guards against a repair that refuses the build's own flags: it runs the stages of the build."""
+    verify, argv = ALL["database verify"][0], [CONFIG, "--workdir=x", "--config.data.recall_target=0.9"]
+    for repair in ("--repair", "--repair=true"):
+        assert parse(verify, [*argv, repair]).given == ("data.recall_target",)
+    for check in ([], ["--norepair"], ["--repair=false"]):
+        with pytest.raises(ValueError, match=r"retro database verify does not read config.data.recall_target"):
+            parse(verify, [*argv, *check])
+    with pytest.raises(ValueError, match=r"retro database verify --repair does not read config.train.steps"):
+        parse(verify, [*argv, "--repair", "--config.train.steps=3"])
+    with pytest.raises(flags.UnrecognizedFlagError, match="repairs"):
+        parse(verify, [*argv, "--repairs"])
+
+
 def test_every_flag_of_a_verb_is_known_here():
     """A new flag needs a case above if another flag can make it ineffective."""
     known = {
