@@ -11,9 +11,11 @@ import fcntl
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+TRIES, PAUSE = 20, 0.01  # of what another process may be in the middle of, and seconds between two
 
 
 class FileLock:
@@ -48,7 +50,7 @@ class FileLock:
             ) from None
 
     def _take(self) -> bool:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         try:
             self._file = open(self.path, "a+", encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -75,10 +77,24 @@ class FileLock:
         self._file.flush()
         return True
 
+    def _make_folder(self) -> None:
+        """Makes the folder, again where a process that releases its lock removes one of the parents meanwhile."""
+        for left in reversed(range(TRIES)):
+            try:
+                return self.path.parent.mkdir(parents=True, exist_ok=True)
+            except (FileNotFoundError, FileExistsError):
+                if not left:
+                    raise
+                time.sleep(PAUSE)
+
     def _refusal(self) -> ValueError:
         with self._file as file:
-            file.seek(0)
-            host, _, process = file.read().partition(" ")
+            for _ in range(TRIES):
+                file.seek(0)
+                host, _, process = file.read().partition(" ")
+                if process:
+                    break
+                time.sleep(PAUSE)  # the holder has locked the file and not yet written into it
         return self.error(
             f"{self._rule}, but process {process or '?'} on {host or 'another machine'} is doing so now. {self._remedy}"
         )

@@ -77,6 +77,51 @@ def test_storage_without_locks_is_told(tmp_path, monkeypatch, capsys):
         assert "has no file locks (Function not implemented)" in capsys.readouterr().err
 
 
+def test_a_refusal_waits_for_the_name_of_the_holder(tmp_path, monkeypatch):
+    """Guards against "process ?" where the file is read between the holder's locking and writing."""
+    pauses = []
+    with lock_directory(tmp_path, "train") as held:
+        held.path.write_text("")
+
+        def write_at_the_third(seconds):
+            pauses.append(seconds)
+            if len(pauses) == 3:
+                held.path.write_text(held.content)
+
+        monkeypatch.setattr(lock_module.time, "sleep", write_at_the_third)
+        with pytest.raises(ValueError, match=f"but process {os.getpid()} on {os.uname().nodename} is doing so now"):
+            lock_directory(tmp_path, "train").acquire()
+        assert len(pauses) == 3
+        held.path.write_text("")
+        pauses[:] = range(3)
+        with pytest.raises(ValueError, match=r"but process \? on another machine is doing so now"):
+            lock_directory(tmp_path, "train").acquire()
+        assert sum(pauses[3:]) == pytest.approx(0.2)
+
+
+def test_a_folder_that_its_holder_removes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    """Guards against "cannot be written to" where another process releases its lock during mkdir."""
+    make, calls = lock_module.Path.mkdir, []
+
+    def remove_twice(self, *args, **kwargs):
+        calls.append(self)
+        if len(calls) <= 2:
+            raise (
+                FileNotFoundError(2, "No such file or directory")
+                if len(calls) == 1
+                else FileExistsError(17, "File exists")
+            )
+        return make(self, *args, **kwargs)
+
+    monkeypatch.setattr(lock_module.Path, "mkdir", remove_twice)
+    with lock_directory(tmp_path / "run", "train") as lock:
+        assert lock.path.exists()
+    monkeypatch.undo()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"nowhere cannot be written to \(File exists\)"):
+        lock_directory(tmp_path / "nowhere", "train").acquire()
+
+
 def test_two_evaluations_in_one_directory(tmp_path, capsys):
     with lock_directory(tmp_path, "evaluate"):
         assert evaluate_main(["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}"]) == 2
