@@ -23,14 +23,16 @@ from database_page import page
 
 from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.search.exact import ExactSearcher
-from data_pipeline.search.recall import Sample, sample_rows
+from data_pipeline.search.recall import QuerySample, sample_rows
 from data_pipeline.search.stage import open_searcher
+from data_pipeline.stages import known
+from retro_jax.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = (1.0, 0.01, 0.03, 0.1, 0.3)
-STAGES = ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors", "joined")
+STAGES = tuple(name for name, stage in known.STAGES.items() if stage.wanted(RunConfig()))
 PARTS = ((0.1, 1), (1.0, 10))  # shares, and index shards that they are searched in
-MADE_BEFORE = STAGES[:4]
+MADE_BEFORE = STAGES[: STAGES.index("index")]
 QUERIES = 1000
 
 
@@ -70,7 +72,9 @@ def measure_parts(folder: Path, percent: float, share: float, shards: int) -> di
     peaks, processor = run_and_watch(
         [*command(folder, percent, share, workdir), f"--config.data.index_shards={shards}"]
     )
-    index, neighbors = (json.loads((workdir / "data" / stage / "manifest.json").read_text()) for stage in STAGES[4:6])
+    index, neighbors = (
+        json.loads((workdir / "data" / stage / "manifest.json").read_text()) for stage in ("index", "neighbors")
+    )
     return {
         **{
             "percent": percent * share,
@@ -136,7 +140,7 @@ def run_and_watch(command: list[str]) -> tuple[dict[str, int], dict[str, float]]
     watcher.start()
     for line in process.stderr:
         print(line, end="", file=sys.stderr, flush=True)
-        if found := re.match(r"\[\d/7\] (\w+)", line):
+        if found := re.match(r"\[\d+/\d+\] (\w+)", line):
             stage[0] = found[1]
     watcher.join()
     if process.wait():
@@ -158,7 +162,7 @@ def search_facts(data: Path) -> dict:
             seconds[name].append(time.perf_counter() - started)
     recall = {}
     for k in (2, 10):
-        sample = Sample(vectors, k, QUERIES)
+        sample = QuerySample(vectors, k, QUERIES)
         sample.compare(np.arange(len(keys)), keys)
         recall[str(k)] = sample.recall(searcher)
     rates = {name: len(queries) / float(np.median(times)) for name, times in seconds.items()}

@@ -8,7 +8,7 @@ import numpy as np
 from indexes import serve_indexes
 
 from data_pipeline.search.exact import ExactSearcher
-from data_pipeline.search.recall import Sample
+from data_pipeline.search.recall import QuerySample
 from data_pipeline.search.scann import ScannSearcher, build_scann, choose_settings, tune
 from retro_jax.config import DataConfig
 
@@ -23,7 +23,7 @@ class Scann:
 
     def choose(self, queries) -> dict:
         """The settings that a build finds for the recall target on a sample; here the sample is `queries`."""
-        sample = Sample(queries, self._config.neighbors_stored, len(queries))
+        sample = QuerySample(queries, self._config.neighbors_stored, len(queries))
         ids = np.arange(len(self._keys)) + len(queries)  # a sample's own rows do not count, and no key is one of these
         sample.compare(ids, self._keys)
         chosen, recall = tune(self._searcher, ids, sample, self._config)

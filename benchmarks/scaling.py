@@ -13,8 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+from data_pipeline.stages import known
 from launch.config_files import load_config
-from retro_jax.config import resolve
+from retro_jax.config import RunConfig, resolve
 from retro_jax.preflight.report import preflight
 from retro_jax.presets.recipes import RECIPES, Recipe
 from retro_jax.presets.topologies import CHIPS, parse_topology
@@ -54,7 +55,8 @@ one; chip-hours are those of embedding alone at the published rate of an H100, w
 |---|---|---|---|---|---|---|{lines}---|
 """
 PLANS = {1e8: 1, 1e9: 1, 1e10: 16, 1e11: 256, 1.75e12: 4096}  # tokens: nodes; the last are the paper's 28 billion keys
-STAGES = ("documents", "chunks", "embeddings", "index", "neighbors", "joined")
+# Without the tokenizer, whose training does not grow with the text.
+STAGES = tuple(name for name, one in known.STAGES.items() if one.wanted(RunConfig()) and name != "tokenizer")
 
 
 def measure(recipe: Recipe, compiling: bool, folder: Path) -> dict:

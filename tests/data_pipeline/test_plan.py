@@ -12,11 +12,12 @@ from test_build import arguments
 from data_pipeline import plan as planning
 from data_pipeline.plan import BuiltSample, Rates, chip_hours, plan
 from data_pipeline.search.stage import build_index
+from data_pipeline.stages import known
 from launch.build import main
-from retro_jax.config import DataConfig
+from retro_jax.config import DataConfig, RunConfig
 
-STAGES = ("documents", "tokenizer", "chunks", "embeddings", "index", "neighbors", "joined")
-LATE = STAGES[3:]
+STAGES = tuple(name for name, stage in known.STAGES.items() if stage.wanted(RunConfig()))
+LATE = STAGES[STAGES.index("embeddings") :]
 ONE_HOUR = dict.fromkeys(STAGES, 3600.0)
 TEXT = BuiltSample(1000, 250, 20, 16, dict.fromkeys(STAGES[:3], 3600.0), dict.fromkeys(STAGES[:3], 10))
 SIZES = dict.fromkeys(STAGES, 30)
