@@ -8,6 +8,9 @@ import made_up_text
 import pytest
 from places import ROOT
 
+from launch import database
+from launch.__main__ import VERBS
+
 PAGES = sorted(path for folder in ("", "docs/**/", "benchmarks/") for path in ROOT.glob(f"{folder}*.md"))
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 
@@ -41,6 +44,14 @@ def test_every_page_is_reached_from_the_readme():
             targets = [target.partition("#")[0] for target in LINK.findall(page.read_text(encoding="utf-8"))]
             waiting += [(page.parent / target).resolve() for target in targets if target and "://" not in target]
     assert [str(page.relative_to(ROOT)) for page in PAGES if page not in reached] == []
+
+
+def test_the_guide_to_commands_lists_every_verb():
+    """Guards against a new verb, or a new action on a database, of which the guide does not say what it reads and writes."""
+    rows = [line for line in (ROOT / "docs/guides/commands.md").read_text().splitlines() if line.startswith("| `")]
+    first = " ".join(row.split("|")[1] for row in rows)
+    for words in (*(f"`retro {verb}" for verb in VERBS), *database.ACTIONS, "launch.harness"):
+        assert words in first, words
 
 
 def shrink(config) -> None:
