@@ -30,7 +30,7 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
       Counts of every stage's manifest, by stage, each with "seconds" of work in all runs together.
 
     Raises:
-      ValueError, StageError: see the stages; what is finished stays. Also one document, which has no neighbors.
+      ValueError, StageError: see the stages; also a single document, which has no neighbors. Finished stages are kept.
     """
     from data_pipeline.documents.stage import training_sources
     from data_pipeline.inputs import check_inputs
@@ -87,14 +87,14 @@ def stages(run: RunConfig, data: Path) -> dict[str, tuple[Path, Callable]]:
 
 
 def database_directory(data: Path, fraction: float) -> Path:
-    """The data directory of a share of the database: one beside the stages of the whole (or `data`, which is one)."""
+    """The data directory of a share of the database: DATA/subset-FRACTION; `data` for all, or where it is that folder."""
     name = f"subset-{fraction:g}"
     return data if fraction == 1 or data.name == name else data / name
 
 
 def _view(data: Path, fraction: float) -> Path:
-    """Where stages go that are not shared: a share of the database has its own beside the rest, in a directory
-    that is a data directory of its own (config.data.directory) by links to what all shares have in common."""
+    """The directory of the stages that are not shared. A share of the database has its own directory below DATA. Links
+    to the shared stages make it a complete data directory (config.data.directory)."""
     view = database_directory(data, fraction)
     if view == data:
         return data

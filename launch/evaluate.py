@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     try:
         code = run_verb(VERB, _evaluate, argv)
-    except Exception:  # a mistake of ours
+    except Exception:  # a bug
         if not started():
             raise
         traceback.print_exc()
@@ -86,7 +86,7 @@ def evaluate_directory(run, workdir) -> str:
 
 
 def search_missing(run, data, names) -> None:
-    """Searches the neighbors that no finished stage has: a changed database, more of them, a share, another database.
+    """Searches the neighbors that no finished stage has: of a changed or another database, of a share, or more of them.
 
     Raises:
       ValueError, StageError: a database of another encoder or tokenizer.

@@ -1,4 +1,4 @@
-"""What `retro database info` and `verify` say of the evaluation sets beside a database, and how damage is made good."""
+"""Describes, checks and repairs the evaluation sets beside a database, for `retro database info` and `verify`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ IN_ORDER = ("documents", "chunks", "embeddings")
 
 
 def describe_sets(data: Path) -> list[str]:
-    """A line for each set: documents, bytes, protocol, what of it is in training documents, and a line for its neighbors."""
+    """A line for each set: documents, bytes, protocol and contamination; and a line for each of its stages of neighbors."""
     lines, finished = [], list_sets(data)
     names = [*set_names(data), *([HELD_OUT] if set_directory(data, HELD_OUT).exists() else [])]
     version = Database(data).version if names else ""
@@ -35,7 +35,7 @@ def describe_sets(data: Path) -> list[str]:
         sizes = tables.documents.bytes[tables.first_document :]
         try:
             counts = overlap_counts(tables)
-            overlap = f"{counts['contaminated']:,} contaminated, {counts['copies']:,} training documents to the byte"
+            overlap = f"{counts['contaminated']:,} contaminated, {counts['copies']:,} identical training documents"
         except StageError:
             overlap = "not compared with all training documents"
         chunks = len(tables.chunks) - tables.first
@@ -84,7 +84,7 @@ def check_set_files(data: Path) -> list[Damage]:
 
 
 def check_set_content(data: Path, encoder: FrozenEncoder, *, everything: bool = False) -> tuple[list[Damage], dict]:
-    """Rows of the chunks of each set are its documents, and a sample is embedded again; see `check_content`."""
+    """Checks the chunks of each set against its documents, and embeds a sample again; see `check_content`."""
     data, damages, facts = Path(data), [], {"chunks": 0, "embedded_again": 0}
     reader = Tokenizer(data / "tokenizer")
     for name in list_sets(data):
@@ -94,14 +94,14 @@ def check_set_content(data: Path, encoder: FrozenEncoder, *, everything: bool = 
 
 
 def repair_sets(data: Path, run: RunConfig, take_out: Callable, known: Sequence[Damage] = ()) -> None:
-    """Redoes what is damaged of the sets, from the text that they were joined from.
+    """Makes the damaged parts of the sets again, from the text that they were joined from.
 
-    Neighbors from an earlier version of the database or from another one, and indexes of shares, are moved aside: `retro join`
-    makes them again where they are asked for.
+    Neighbors from an earlier version of the database or from another one, and indexes of shares, are moved aside:
+    `retro join` makes them again when they are needed.
 
     Args:
-      take_out: (data, stage, its damages) takes them out of the stage's books.
-      known: damages to redo besides those of the files, and with them all that was made from them.
+      take_out: (data, stage, its damages): removes them from the stage's bookkeeping.
+      known: damages to repair besides those of the files. Stages that were made from them are made again as well.
     """
     data, damages = Path(data), [*check_set_files(data), *known]
     version = Database(data).version if damages else ""
@@ -114,7 +114,7 @@ def repair_sets(data: Path, run: RunConfig, take_out: Callable, known: Sequence[
         for stage in dict.fromkeys(damage.stage for damage in mine):
             found = [damage for damage in mine if damage.stage == stage]
             if not _is_redone(data / stage, version):
-                found.append(Damage(stage, ALL, "it is made again where it is asked for"))
+                found.append(Damage(stage, ALL, "it is made again when it is needed"))
             take_out(data, stage, found)
         if mine and not folder.endswith(INDEXES):
             _remake(data, run, folder.rpartition("/")[2], wanted)

@@ -1,15 +1,18 @@
-"""What of an evaluation set stands in training documents already: a stage of each set, exact and in one pass.
+"""Contamination: which documents of an evaluation set occur in training documents.
 
-    contamination.npy      a record a document of the set: its highest containment and Jaccard index in one training document,
-                           its longest run of words in one, and the ids of these training documents (-1: none)
-    training.npy           a record a training document that shares a gram: its id, and the highest containment of a document
-                           of the set in it
+A stage of each set; the comparison is exact and takes one pass:
+
+    contamination.npy      a record for each document of the set: its highest containment and Jaccard index in one
+                           training document, its longest run of words in one, and the ids of these training
+                           documents (-1: none)
+    training.npy           a record for each training document that shares a gram: its id, and the highest
+                           containment of a document of the set in it
     histograms.json        documents of the set by containment, Jaccard index, and words of the longest run
 
-Containment is the share of a document's different 13-grams of words that one training document holds; a run is counted
-from 13 words on. MinHash signatures would miss a short text within a long one: its Jaccard index is small.
-A contaminated document can be left out of the scores (`StoredSet.contaminated`), or the training documents that hold it out of
-the database (`StoredSet.overlapping_documents`).
+Containment is the share of a document's distinct 13-grams of words that one training document contains. Runs have 13
+words or more. MinHash signatures would miss a short text within a long one: its Jaccard index is small.
+Contaminated documents can be left out of the scores (`StoredSet.contaminated`), or the training documents that contain
+them can be left out of the database (`StoredSet.overlapping_documents`).
 """
 
 import json
@@ -32,7 +35,7 @@ from retro_jax.core.progress import progress
 STAGE = "contamination"
 DOCUMENTS, TRAINING, HISTOGRAMS = "contamination.npy", "training.npy", "histograms.json"
 SHARD_BYTES, SHARDS = 1 << 25, 64  # of training text in a shard, at least; shards at most
-SHOWN = 0.8  # containment from which a document is counted as contaminated
+SHOWN = 0.8  # containment from which a document counts as contaminated
 EDGES = {
     "containment": [number / 10 for number in range(11)],
     "jaccard": [number / 10 for number in range(11)],
@@ -52,7 +55,7 @@ def contamination_directories(tables: Tables) -> list[tuple[Path, Path]]:
 
 
 def build_contamination(tables: Tables) -> list[Manifest]:
-    """Compares a set with all training documents, those of additions too; makes what is missing."""
+    """Compares a set with all training documents, additions included; makes what is missing."""
     return [_build(directory, tables, documents) for directory, documents in contamination_directories(tables)]
 
 
@@ -119,7 +122,7 @@ def _nothing(count: int) -> np.ndarray:
 
 
 def _merge(directory: Path, parts: Sequence[Sequence[str]], temporary: Path) -> dict:
-    """The best of all parts, and the histograms."""
+    """Merges the parts: the highest values of each document, and the histograms."""
     best, held = None, []
     for files in parts:
         found = load_array(directory / files[0], REPAIR)
@@ -132,7 +135,7 @@ def _merge(directory: Path, parts: Sequence[Sequence[str]], temporary: Path) -> 
 
 
 def best_of(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of each value the larger, with its training document; of equals that of `one`."""
+    """The larger of each value, with its training document; on ties that of `one`."""
     best = one.copy()
     for name, _, id in VALUES:
         better = other[name] > one[name]
@@ -144,17 +147,17 @@ def histograms(best: np.ndarray) -> dict:
     """{value: {"edges", "documents"}}: bin i holds edges[i] <= value < edges[i + 1], the last one all from its edge on."""
     found = {}
     for name, edges in EDGES.items():
-        # Rounded: 0.3 of ten grams is 3 / 10 as the edge is, and no less.
+        # Rounded, so that 3 of 10 grams fall on the edge 0.3 and not below it.
         bins = np.searchsorted(np.asarray(edges), np.round(best[name], 12), side="right") - 1
         found[name] = {"edges": edges, "documents": np.bincount(bins, minlength=len(edges)).tolist()}
     return found
 
 
 def read_contamination(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
-    """(RECORD [D], HELD): of the set's documents and of training documents, additions among them.
+    """(RECORD [D], HELD) of the set's documents and of the training documents, additions included.
 
     Raises:
-      StageError: a stage that is not there, with the command that makes it.
+      StageError: a stage is missing; the message has the command that makes it.
     """
     best, held = None, []
     for directory, documents in contamination_directories(tables):
@@ -172,7 +175,7 @@ def read_contamination(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
 
 
 def overlap_counts(tables: Tables) -> dict[str, int]:
-    """How many documents of a set are contaminated, and how many are training documents to the byte."""
+    """How many documents of a set are contaminated, and how many are identical to training documents."""
     made = [read_manifest(directory, STAGE, verify=False) for directory, _ in contamination_directories(tables)]
     return {
         "contaminated": int(contaminated(tables, SHOWN).sum()),
@@ -181,13 +184,13 @@ def overlap_counts(tables: Tables) -> dict[str, int]:
 
 
 def contaminated(tables: Tables, threshold: float) -> Bool[np.ndarray, "D"]:
-    """Documents of which at least this share of 13-grams stands in one training document."""
+    """Which documents have at least this share of their 13-grams in one training document."""
     check_threshold(threshold)
     return read_contamination(tables)[0]["containment"] >= threshold
 
 
 def overlapping_documents(tables: Tables, threshold: float) -> frozenset[int]:
-    """Ids of the training documents that hold at least this share of the 13-grams of a document of the set."""
+    """Ids of the training documents that contain at least this share of the 13-grams of a document of the set."""
     check_threshold(threshold)
     held = read_contamination(tables)[1]
     return frozenset(held["id"][held["containment"] >= threshold].tolist())

@@ -3,9 +3,9 @@
     part-00000.jsonl   a document a line, as `retro build` writes them, with "scored" and "words" where the protocol gives them
     lines-00000.npy    int64 [N, 2]: where each line of the part begins, and the UTF-8 bytes of its text
 
-Nothing is selected: copies, short and empty texts are documents too, so that totals can be held against those of the
-public file. Left out, and counted, is only what has no text (null in JSON, or what a package cannot read). The id of a
-document is a hash of the set, the file and the place in it.
+Copies, short and empty texts are documents too, so that totals can be compared with those of the public file. Only
+records without text are left out, and counted: null in JSON, or what a package cannot read. The id of a document is a
+hash of the set, the file and the place in it.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ def build_set_documents(directory: Path, name: str, source: SourceConfig, config
     Args:
       name: of the set.
       source: where its text is; `source.protocol` says how a record is read.
-      config: `max_document_memory` is looked at.
+      config: only `max_document_memory` is used.
 
     Raises:
-      StageError: files that cannot be read as the protocol says, a scored range outside of its text, or no document.
+      StageError: files that do not follow the protocol, a scored range outside of its text, or no document.
     """
     listing = list_set(name, source)
     shards = []
@@ -51,12 +51,12 @@ def build_set_documents(directory: Path, name: str, source: SourceConfig, config
 
 
 def set_facts(name: str, source: SourceConfig) -> dict:
-    """What the stage depends on beside its files; part of its plan."""
+    """What the stage depends on besides its files; part of its plan."""
     return {"set": name, "protocol": source.protocol, "source": source_facts(source)}
 
 
 def _require_some(directory: Path, temporary: Path) -> dict:
-    """A last step that writes nothing and refuses a set without documents."""
+    """Raises StageError for a set without documents; a last step that writes nothing."""
     if not any(path.stat().st_size for path in directory.glob("part-*.jsonl")):
         raise StageError(
             f"The files of the set hold no document, so there is nothing to score. Move {directory.parent} away and give "

@@ -1,4 +1,4 @@
-"""Random controls: chunks of the searched documents, each as likely as any other."""
+"""Random controls: chunks drawn uniformly from the searched documents."""
 
 import numpy as np
 from jaxtyping import Int64
@@ -17,10 +17,10 @@ class Pool:
         self._owners, self._sizes = np.unique(self._documents, return_counts=True)
 
     def draw(self, generator: np.random.Generator, document: int, count: int) -> Int64[np.ndarray, "K"]:
-        """Up to `count` different chunk ids, of other documents than `document` and of none that was removed."""
+        """Up to `count` distinct chunk ids, none of `document` and none of a removed document."""
         place = int(np.searchsorted(self._owners, document))
         own = int(self._sizes[place]) if place < len(self._owners) and self._owners[place] == document else 0
-        # Enough draws that, were all of the document's own chunks among them, the others suffice.
+        # Enough candidates that `count` others remain, even if all of the document's own chunks are among them.
         wanted = min(len(self._ids), count + own + self._left_out)
         candidates = generator.choice(len(self._ids), wanted, replace=False)
         others = (self._documents[candidates] != document) & ~self._gone[candidates]

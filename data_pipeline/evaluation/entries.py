@@ -1,7 +1,7 @@
-"""Records of an evaluation set's files as text to score: how a protocol's forms are read by the build's own readers.
+"""Reads the records of an evaluation set's files as texts to score, with the build's own readers.
 
 Whole documents (`documents`) are read as a build reads its sources, with all their keys and formats. Any other protocol
-names the forms that its public files have, and reads one record after another.
+defines the forms of its public files, and reads one record after another.
 """
 
 import codecs
@@ -20,7 +20,7 @@ from retro_jax.evaluate.protocols.csv_rows import csv_rows
 
 DOCUMENTS = "documents"  # the protocol that scores whole texts
 QUESTIONS = "questions"  # data_pipeline/evaluation/questions reads them
-OF_DOCUMENTS = ("package", "format", "subset_key", "id_key", "title_key", "split")  # keys that another protocol decides
+OF_DOCUMENTS = ("package", "format", "subset_key", "id_key", "title_key", "split")  # keys that other protocols fix
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Entry:
     """A document of a set."""
 
     subset: str
-    name: str  # for people
-    place: str  # where it stands in the set's files: its id comes from this
+    name: str  # for reports
+    place: str  # in the set's files; its id is made from this
     license: str
     text: str
     scored: tuple[tuple[int, int], ...] = ()  # byte ranges; (): all of it
     words: int = 0
-    dropped: str = ""  # why it is no document
+    dropped: str = ""  # why it is left out
 
 
 def check_protocol(name: str, source: SourceConfig) -> None:
-    """Raises ValueError where there is no such protocol, or where it reads another form than the source's keys say."""
+    """Raises ValueError for an unknown protocol, or for keys of the source that the protocol does not read."""
     if source.protocol == QUESTIONS:
         raise StageError(
             f"config.data.sources.{name}.protocol={QUESTIONS!r}: questions are no text to score. Leave the source out of the "
@@ -51,15 +51,15 @@ def check_protocol(name: str, source: SourceConfig) -> None:
     if given:
         raise StageError(
             f"config.data.sources.{name}.{given[0]}={getattr(source, given[0])!r} is of the protocol {DOCUMENTS}; "
-            f"{source.protocol!r} reads its own form of record. Leave the key out, or take --protocol={DOCUMENTS}."
+            f"{source.protocol!r} reads its own form of record. Remove the key, or take --protocol={DOCUMENTS}."
         )
 
 
 def list_set(name: str, source: SourceConfig) -> Listing | None:
-    """The files of a set, read and left out; None of a package.
+    """The files of a set that are read, and those that are left out; None for a package.
 
     Raises:
-      StageError: nothing there that the protocol reads.
+      StageError: no file that the protocol reads.
     """
     check_protocol(name, source)
     if source.protocol == DOCUMENTS:
@@ -124,7 +124,7 @@ def read_entries(name: str, source: SourceConfig, unit: Unit, limit: int) -> Ite
 
 
 def _texts(protocol: Protocol, file: SourceFile, limit: int):
-    """What the protocol makes of the records of one file; its errors name the file, and the line where it is known."""
+    """Yields the texts of the records of one file; errors name the file, and the line where it is known."""
     where = [file.url]
 
     def records() -> Iterator[Mapping | str]:

@@ -1,5 +1,5 @@
-"""A set of text beside a finished database: documents, chunks, embeddings and neighbors, with the build's own tokenizer,
-encoder and index. The database does not change by a byte.
+"""Joins a set of text to a finished database: makes its documents, chunks, embeddings and neighbors with the build's
+own tokenizer, encoder and index. The database does not change.
 
     DATA/evaluation/NAME/documents, chunks, embeddings, neighbors, contamination    stages like those of a build, resumable
     DATA/evaluation/NAME/set.json                                    the source and the protocol, written last
@@ -27,7 +27,7 @@ from retro_jax.config import DataConfig, RunConfig, SourceConfig, to_dict
 
 
 def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping:
-    """Makes what is missing of a set.
+    """Makes the missing stages of a set.
 
     Args:
       data: the data directory of the build.
@@ -39,8 +39,8 @@ def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping
       documents, and "copies" of training documents.
 
     Raises:
-      StageError: a name that is no plain name or is taken by other text, an unknown protocol, files that are not of the
-        format, or another encoder than the build's.
+      StageError: an invalid name or one that is taken by other text, an unknown protocol, files of another format, or
+        another encoder than the build's.
     """
     data = Path(data)
     check_join(run, data, name, source)
@@ -67,14 +67,14 @@ def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping
 
 
 def check_join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> None:
-    """Opens what a join reads before anything is written; raises as `join` does."""
+    """Checks what a join reads before anything is written; raises as `join` does."""
     check_set(name, source)
     check_records(name, source, run.data.max_document_memory)
     open_encoder(data / EMBEDDINGS, encoder_directory(run.data))
 
 
 def _refuse_other_content(documents: Path, name: str, source: SourceConfig) -> None:
-    """Raises StageError where a set of that name holds other text, or was read in another way."""
+    """Raises StageError where a set of that name holds other text or was read with other settings."""
     if (plan := read_plan(documents)) is None:
         return
     wanted = {
@@ -84,13 +84,13 @@ def _refuse_other_content(documents: Path, name: str, source: SourceConfig) -> N
     if different := [part for part, facts in wanted.items() if plan[part] != json.loads(json.dumps(facts))]:
         what = "from other files" if different == ["inputs"] else "with other settings (protocol or keys)"
         raise StageError(
-            f"The set {name!r} is there already, made {what}: {documents.parent}. Nothing was changed. Take another --set, or "
+            f"The set {name!r} exists already and was made {what}: {documents.parent}. Nothing was changed. Take another --set, or "
             f"move that folder away."
         )
 
 
 def _config_of_build(config: DataConfig, data: Path) -> DataConfig:
-    """The config with what decides over the vectors as the build had it: equal texts are then at distance 0."""
+    """The config with the build's own settings of the embeddings, so that equal texts have distance 0."""
     stored = read_manifest(data / EMBEDDINGS, EMBEDDINGS, verify=False).config
     return replace(config, embedding_dtype=stored["embedding_dtype"], encoder_batch=stored["encoder_batch"])
 
@@ -101,7 +101,7 @@ def join_neighbors(
     """The neighbors of a set, searched if no finished stage has them; the arguments are those of `StoredSet.neighbors`.
 
     Raises:
-      StageError, ValueError: no such set, a share or k that cannot be meant, a database that does not fit.
+      StageError, ValueError: no such set, a share or k out of range, a database that does not match.
     """
     check_asked(data, k, share, database)
     tables, view = open_tables(Path(data), name), View(share, frozenset(without))
@@ -111,7 +111,7 @@ def join_neighbors(
 
 
 def check_asked(data: Path, k: int, share: float, database: str, threshold: float = 0.0) -> None:
-    """Raises ValueError where neighbors that are asked for cannot be meant, StageError for a database that does not fit."""
+    """Raises ValueError for k, share or threshold out of range, StageError for a database that does not match."""
     if k < 0:
         raise ValueError(f"k counts neighbors and cannot be {k}; take 1 or more, or 0 for as many as the build stored.")
     View(share)
@@ -133,7 +133,7 @@ def join_held_out(data: Path) -> Mapping:
 
 
 def describe_set(name: str, counts: Mapping) -> str:
-    """What a joined set holds, in a line."""
+    """The content of a joined set, in a line."""
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts["dropped"].items()))
     return (
         f"{name}: {counts['documents']:,} documents, {counts['bytes'] / 1e6:,.2f} MB, {counts['chunks']:,} chunks, "
@@ -144,8 +144,8 @@ def describe_set(name: str, counts: Mapping) -> str:
 
 def describe_overlap(name: str, counts: Mapping) -> str:
     """How much of a set is in training documents, in a line."""
-    copies = f"; {counts['copies']:,} are training documents to the byte" if counts["copies"] else ""
+    copies = f"; {counts['copies']:,} are identical to training documents" if counts["copies"] else ""
     return (
         f"{name}: {counts['contaminated']:,} of {counts['documents']:,} documents are contaminated ({SHOWN:.0%} of their "
-        f"13-grams stand in one training document){copies}"
+        f"13-grams occur in one training document){copies}"
     )

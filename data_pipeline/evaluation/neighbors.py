@@ -1,10 +1,10 @@
-"""Neighbors of an evaluation set from one database: stages named by what they hold, and the reader of one of them.
+"""Neighbors of an evaluation set from one database: the stages that hold them, and their reader.
 
-    DATA/evaluation/NAME/neighbors/                            k, share and database as `retro join` found them
+    DATA/evaluation/NAME/neighbors/                            with the build's k, from all of its database
     DATA/evaluation/NAME/neighbors-k20-share0.1-of-VERSION/    others, by number, share of the documents and database version
 
-A stage of more neighbors serves for fewer. A database that was changed has another version, so what was searched before is
-no answer for it.
+A stage with more neighbors serves for fewer. A changed database has another version, and neighbors from an earlier
+version are not used for it.
 """
 
 from collections.abc import Mapping
@@ -46,13 +46,13 @@ def default_k(data: Path) -> int:
 
 
 def neighbor_stages(directory: Path) -> list[Path]:
-    """The finished neighbors stages of a set; not what `verify --repair` moved aside."""
+    """The finished neighbors stages of a set, without those that `verify --repair` moved aside."""
     found = sorted(path.parent for path in directory.glob(f"{STAGE}*/manifest.json"))
     return [path for path in found if ".damaged-" not in path.name]
 
 
 def find_neighbors_stage(tables: Tables, database: Database, view: View, k: int) -> Found | None:
-    """The finished stage with the fewest neighbors that are k or more; k = 0: with the most."""
+    """The finished stage with the fewest neighbors, but k or more; for k = 0 the one with the most."""
     wanted = stage_facts(database, view, k)
     found = []
     if tables.name == HELD_OUT and view == View() and database.data == tables.data and not database.changed:
@@ -73,7 +73,7 @@ def make_neighbors(tables: Tables, database: Database, view: View, k: int) -> Fo
       k: neighbors of each chunk; 0: as many as the build stored.
 
     Raises:
-      StageError: vectors that are not those of the set's chunks, or a share without documents.
+      StageError: vectors that do not belong to the set's chunks, or a share without documents.
     """
     k = k or default_k(tables.data)
     if (found := find_neighbors_stage(tables, database, view, k)) is not None:
@@ -91,7 +91,7 @@ def make_neighbors(tables: Tables, database: Database, view: View, k: int) -> Fo
 
 
 def _place(tables: Tables, facts: Mapping, own: bool) -> Path:
-    """`neighbors` for what is searched first, with the build's own number and all of its database; else a name of its own."""
+    """`neighbors` for the build's own k and all of its database, if it is free; otherwise a name with these values."""
     plain = tables.directory / STAGE
     usual = facts["neighbors_stored"] == default_k(tables.data) and facts["share"] == 1 and "without" not in facts
     if tables.name != HELD_OUT and usual and own and (not plain.exists() or _holds(plain, facts)):
@@ -109,7 +109,7 @@ def open_neighbors(tables: Tables, k: int, share: float, database: str, without:
     """The neighbors of a set.
 
     Raises:
-      StageError: none are stored, with the command that makes them.
+      StageError: none are stored; the message has the command that searches them.
     """
     if k < 0:
         raise ValueError(f"k counts neighbors and cannot be {k}; take 1 or more, or 0 for as many as are stored.")
@@ -167,7 +167,7 @@ class SetNeighbors:
     def find(
         self, rows: Int64[np.ndarray, "*shape"]
     ) -> tuple[Int64[np.ndarray, "*shape K"], Float32[np.ndarray, "*shape K"]]:
-        """Ids and squared distances of the neighbors of chunks of the set; -1 and +inf where there is none, and for row -1."""
+        """Ids and squared distances of the neighbors of chunks of the set; -1 and +inf for a missing one and for row -1."""
         rows = np.asarray(rows)
         there = rows != PADDING
         at = np.where(there, rows, 0) + self._found.first
@@ -189,9 +189,9 @@ class SetNeighbors:
     def draw(
         self, rows: Int64[np.ndarray, "*shape"], counts: Int[np.ndarray, "*shape"], width: int, seed: int = 0
     ) -> Int64[np.ndarray, "*shape K"]:
-        """`counts` different chunks of the searched documents for each row, by chance, then -1 (fewer in a tiny database).
+        """`counts` distinct random chunks of the searched documents for each row, then -1 (fewer in a tiny database).
 
-        A function of seed and row alone. Never of what was removed, nor of the document that the row is of.
+        A function of seed and row alone. Removed documents and the row's own document are never drawn.
         """
         if self._pool is None:
             self._pool = Pool(self.table, self._view)

@@ -1,8 +1,8 @@
-"""What a set of documents shares with one training document after another: 13-grams of words, and runs of words.
+"""Overlap of a set of documents with training documents: shared 13-grams of words, and shared runs of words.
 
-An inverted index of the set's grams is held in memory, about 30 bytes a word of the set; training documents pass by it once.
-Words and grams are those of near duplicates (`data_pipeline.documents.near_duplicates`): lower case, without punctuation; a
-text of fewer than 13 words is one gram.
+An inverted index of the set's grams is kept in memory, about 30 bytes for each word of the set. Each training document
+is compared with it once. Words and grams are those of near duplicates (`data_pipeline.documents.near_duplicates`):
+lower case, without punctuation. A text of fewer than 13 words is one gram.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from data_pipeline.documents.near_duplicates import GRAM, MULTIPLIER, WORD, gram
 
 @dataclass(frozen=True)
 class Shared:
-    """What one training document shares with the documents of a set that it shares a gram with.
+    """The overlap of one training document with each document of a set that shares a gram with it.
 
     Attributes:
       documents: Int64["D"], numbers in the set.
@@ -44,7 +44,7 @@ class OverlapIndex:
         self._order = np.argsort(positions, kind="stable").astype(np.int64)
         self._sorted = positions[self._order]
         owners = np.repeat(np.arange(len(grams)), np.diff(self._first))
-        # The first place of a gram in its document counts, so that each different gram counts once.
+        # Only the first occurrence of a gram in its document counts, so that each distinct gram counts once.
         self._owner = owners[self._order].astype(np.int32)
         again = (self._sorted[1:] == self._sorted[:-1]) & (self._owner[1:] == self._owner[:-1])
         self._counts = np.concatenate([[True], ~again])
@@ -54,10 +54,10 @@ class OverlapIndex:
         return len(self._sizes)
 
     def compare(self, text: str, longest: Int64[np.ndarray, "D"]) -> Shared:
-        """What a training text shares with the set.
+        """The overlap of a training text with the set.
 
         Args:
-          longest: words of each document's longest run so far, changed in place: only longer ones are searched.
+          longest: words of each document's longest run so far; changed in place. Only longer runs are searched.
         """
         words = word_hashes(text)
         grams = np.unique(gram_sequence(words))
@@ -97,9 +97,9 @@ class OverlapIndex:
 
 
 def common_run(one: UInt64[np.ndarray, "A"], other: UInt64[np.ndarray, "B"], floor: int = 0) -> int:
-    """Words of the longest run that two texts share; `floor` where it is no longer than that.
+    """Words of the longest run that two texts share; `floor` if none is longer.
 
-    If a run of some length is shared, so is every shorter one, so the length is found by halving.
+    If a run of some length is shared, so is every shorter one, so the length is found by binary search.
     """
     low, high = floor, min(len(one), len(other))
     while low < high:
@@ -112,11 +112,11 @@ def common_run(one: UInt64[np.ndarray, "A"], other: UInt64[np.ndarray, "B"], flo
 
 
 def windows(words: UInt64[np.ndarray, "N"], length: int) -> UInt64[np.ndarray, "G"]:
-    """A hash of each run of `length` words, from those of half the length: in log2(length) steps, however long the run."""
+    """A hash of each run of `length` words, in log2(length) steps: each combines hashes of half the length."""
     found, size = words, 1
     while 2 * size <= length:
         found, size = _pair(found[:-size], found[size:]), 2 * size
-    rest = length - size  # two windows that overlap cover one that is no power of two
+    rest = length - size  # two overlapping windows cover a length that is not a power of two
     return _pair(found[: len(found) - rest], found[rest:]) if rest else found
 
 

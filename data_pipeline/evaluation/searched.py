@@ -1,5 +1,5 @@
-"""A database as neighbors of evaluation sets are searched in it: build and additions, a share of their documents, without
-what was removed. Nothing is written into the database; the index of a share is a stage beside the evaluation sets.
+"""Opens a database for the searches of evaluation sets: build and additions, or a share of their documents, without
+removed ones. Nothing is written into the database; the index of a share is a stage beside the evaluation sets.
 """
 
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class View:
 
     Attributes:
       share: of the documents that the database searches, in (0, 1].
-      without: ids of documents that are left out here, beside those that were removed.
+      without: ids of documents that are left out here, besides those that were removed.
     """
 
     share: float = 1.0
@@ -56,7 +56,7 @@ def open_database(own: Path, other: str) -> Database:
 
 
 def require_same(own: Path, other: Path) -> None:
-    """Raises StageError where two data directories have not one tokenizer, encoder and chunk length."""
+    """Raises StageError unless two data directories have the same tokenizer, encoder and chunk length."""
     for what, read in (("tokenizer", _tokenizer), ("encoder", _encoder), ("chunk length", _chunk_length)):
         if (mine := read(own)) != (found := read(other)):
             raise StageError(
@@ -81,7 +81,7 @@ def _chunk_length(data: Path) -> int:
 
 
 def searched(database: Database, view: View, evaluation: Path) -> tuple[Searched, dict[str, str], dict]:
-    """What queries are compared with, the fingerprints of the stages that answer, and the recall of the build's index.
+    """The parts that queries search, the fingerprints of their stages, and the recall of the build's index.
 
     Args:
       evaluation: DATA/evaluation, under which the index of a share is made if it is missing.
@@ -90,7 +90,7 @@ def searched(database: Database, view: View, evaluation: Path) -> tuple[Searched
     parts, inputs, recall = [], {}, {}
     for number, directory in enumerate(database.directories):
         index, fraction = directory / "index", share_of_all(database, view.share)
-        if view.share < 1 and not number:  # additions are small: what is not of the share is skipped as it is found
+        if view.share < 1 and not number:  # additions are small: results outside of the share are dropped
             index, fraction = _share_index(database, fraction, view.share, evaluation), 1.0
         manifest = read_manifest(index, "index", verify=False)
         inputs["index" if not number else f"index of addition {number}"] = manifest.fingerprint
@@ -105,12 +105,12 @@ def searched(database: Database, view: View, evaluation: Path) -> tuple[Searched
 
 
 def open_part(shard: tuple, chunks: Path, first: int, removed: Removed, fraction: float) -> Searcher:
-    """The searcher of one index shard without what was removed; it answers with ids of the database.
+    """The searcher of one index shard without removed documents; it returns ids of the database.
 
     Args:
       shard: arguments of `open_shard`.
       first: the id of the first chunk of the directory that the index is of.
-      fraction: of the documents that are searched; of a shard that holds others too.
+      fraction: of the documents that are searched, where the shard holds others too.
     """
     searcher = open_shard(*shard)
     if removed.documents or removed.subsets or fraction < 1:
@@ -128,7 +128,7 @@ def share_of_all(database: Database, share: float) -> float:
 
 
 def rows_in_view(database: Database, view: View) -> tuple[Int64[np.ndarray, "K"], Bool[np.ndarray, "K"]]:
-    """Chunk ids of the documents of a view in order, those that were removed too; and which of them were."""
+    """Chunk ids of the documents of a view in order, removed ones included; and which of them are removed."""
     removed = replace(database.tombstones, documents=database.tombstones.documents | view.without)
     ids, gone = [], []
     for first, table in zip(database.first[:-1], database.tables, strict=True):
@@ -158,10 +158,10 @@ def _share_index(database: Database, fraction: float, share: float, evaluation: 
 
 
 def _index_settings(data: Path, fraction: float) -> DataConfig:
-    """The settings of the database's own index, but for what follows from the number of keys."""
+    """The settings of the database's own index, except those that depend on the number of keys."""
     config = DataConfig()
     if (data / CONFIG).exists():
-        config = read_config_file(data / CONFIG, "Run `retro build` once more: it writes the file anew.").data
+        config = read_config_file(data / CONFIG, "Run `retro build` once more: it writes the file again.").data
     manifest = read_manifest(data / "index", "index", verify=False)
     own = manifest.config
     settings = {"recall_target": own["recall_target"], "recall_sample": own["recall_sample"]}

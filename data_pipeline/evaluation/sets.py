@@ -2,7 +2,7 @@
 
 held_out = open_set(data, "held_out")       the build's own held-out split
 wikitext = open_set(data, "wikitext")       a set that `retro join` made
-wikitext.neighbors(k=20, share=0.1)         stored neighbors, or what to run to have them
+wikitext.neighbors(k=20, share=0.1)         stored neighbors, or an error with the command to run
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ def open_set(data: Path, name: str) -> "StoredSet":
 
 
 def list_sets(data: Path) -> list[str]:
-    """Names of the sets that are joined completely, "held_out" not among them."""
+    """Names of the sets that are joined completely, without "held_out"."""
     return [name for name in set_names(data) if (set_directory(data, name) / FINISHED).exists()]
 
 
@@ -53,7 +53,7 @@ def open_sets(data: Path, names: Sequence[str] = ()) -> "dict[str, StoredSet]":
     return {name: open_set(data, name) for name in names or [HELD_OUT]}
 
 
-FINISHED = "set.json"  # of a set: what it was made from, written behind its last stage
+FINISHED = "set.json"  # of a set: what it was made from, written after its last stage
 
 
 class StoredSet:
@@ -68,7 +68,7 @@ class StoredSet:
       subsets: Int32["D"], numbers into `subset_names`.
       document_ids: Int64["D"].
       facts: plain JSON for a report.
-      tables: what it is read from.
+      tables: the stages that it is read from.
     """
 
     def __init__(self, tables: Tables):
@@ -130,16 +130,16 @@ class StoredSet:
     def neighbors(
         self, k: int = 0, share: float = 1.0, database: str = "", without: frozenset[int] = frozenset()
     ) -> SetNeighbors:
-        """Up to k neighbors of every chunk; stored ones, of which a stage with more serves for fewer.
+        """Up to k stored neighbors of every chunk; a stage with more serves for fewer.
 
         Args:
-          k: 0: as many as are stored.
+          k: how many; 0: as many as are stored.
           share: of the documents of the database, nested.
           database: the data directory of another database of the same encoder and tokenizer; "": the set's own.
           without: ids of documents that are left out of the database (`overlapping_documents`).
 
         Raises:
-          StageError: none are stored, with the command that makes them; or a database that does not fit.
+          StageError: none are stored (with the command that searches them), or a database that does not match.
         """
         return open_neighbors(self.tables, k, share, database, frozenset(without))
 
@@ -162,7 +162,7 @@ def tables_bytes(tables: Tables) -> Int64[np.ndarray, "D"]:
 
 
 def dropped(tables: Tables) -> dict[str, int]:
-    """Records of a joined set that are no documents, by reason."""
+    """Records of a joined set that were left out, by reason."""
     if tables.name == HELD_OUT:
         return {}
     total: dict[str, int] = {}
@@ -185,5 +185,5 @@ def finished_source(data: Path, name: str) -> SourceConfig:
         raise StageError(
             f"There is no finished set {name!r} in {data} (there is: {there}), and no text was given for it. Give --path=FILES."
         )
-    facts = read_json(path, "Run `retro join` with --path again: it writes the file anew.", keys=("source",))
+    facts = read_json(path, "Run `retro join` with --path again: it writes the file again.", keys=("source",))
     return SourceConfig(**facts["source"])

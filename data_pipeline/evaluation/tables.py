@@ -1,4 +1,4 @@
-"""Where the stages of an evaluation set are, and its tables. The build's held-out split is a set as well."""
+"""The directories and tables of an evaluation set. The build's held-out split is a set as well."""
 
 import re
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def check_name(name: str) -> None:
-    """Raises StageError where a name cannot be that of a folder on every system."""
+    """Raises StageError where a name is not valid for a folder on every system."""
     if not PLAIN.fullmatch(name) or len(name) > 100:
         raise StageError(
-            f"--set={name!r} is no plain name: letters, digits, _, - and . alone, not beginning with - or ., at most 100 "
+            f"--set={name!r} is not a valid name: only letters, digits, _, - and ., not beginning with - or ., at most 100 "
             f"characters."
         )
 
 
 def check_set(name: str, source: SourceConfig) -> None:
-    """Raises StageError where a set cannot have that name, there is no such protocol, or a setting is of training text."""
+    """Raises StageError for an invalid name, an unknown protocol, or a setting that selects training text."""
     check_name(name)
     if name == HELD_OUT:
         raise StageError(f"--set={HELD_OUT} is the build's own held-out text. Give the set another name.")
@@ -79,7 +79,7 @@ def open_tables(data: Path, name: str) -> Tables:
     """The tables of a set.
 
     Raises:
-      StageError: no set of that name (with those that are there), or an unfinished one.
+      StageError: no set of that name (with those that exist), or an unfinished one.
     """
     data, directory = Path(data), set_directory(data, name)
     if name == HELD_OUT:

@@ -1,7 +1,7 @@
-"""Where the shards of a stage are made: one after another in this process (here), or on a cluster (`ray_engine.py`).
+"""Engines, which make the shards of a stage: one after another in this process, or on a cluster (`ray.py`).
 
-An engine maps a function over shards. It decides the place and the time of each, never the bytes: a shard's `make` is a
-function of the finished stages it reads. `run_stage` (`manifests.py`) asks the engine in use:
+An engine maps a function over shards. It decides where and when each is made, never its bytes: a shard's `make` depends
+only on the finished stages that it reads. `run_stage` (`run.py`) uses the current engine:
 
     with using(RayEngine(address, directory)):
         build(...)
@@ -16,16 +16,16 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Resource:
-    """Something heavy that shards need, such as an encoder or an index shard: opened once where they are made.
+    """An expensive object that shards need, such as an encoder or an index shard.
 
-    It travels to another process as `open` alone, never as the thing.
+    Each process that makes shards opens it once. What is sent to another process is `open`, never the object.
     """
 
-    key: str  # resources of one stage with one key are the same thing
+    key: str  # resources of one stage with the same key are the same object
     open: Callable[[], Any]
-    bytes: int = 0  # about how much memory it takes; 0: little
-    accelerator: bool = False  # whether it computes on one, where the cluster was asked for them
-    here: Any = None  # the thing, where this process has it already
+    bytes: int = 0  # approximate memory; 0: little
+    accelerator: bool = False  # whether it computes on an accelerator, where the cluster has them
+    here: Any = None  # the object, where this process has it already
 
     def get(self) -> Any:
         return self.open() if self.here is None else self.here
@@ -38,8 +38,8 @@ class Resource:
 class Shard:
     """One unit of a stage's work: `make` writes exactly `files` into a folder and returns its counts.
 
-    `make(folder)`, or `make(folder, thing)` with the thing that `resource` opens. It may travel to another process: it
-    holds paths, numbers and mapped tables (which travel as their paths), no large arrays.
+    `make(folder)`, or `make(folder, thing)` with the object that `resource` opens. A shard may be sent to another
+    process: it holds paths, numbers and mapped tables (sent as their paths), no large arrays.
     """
 
     name: str
@@ -50,15 +50,15 @@ class Shard:
 
 class Engine(Protocol):
     def map(self, function: Callable[[Shard, Any], dict], shards: Sequence[Shard]) -> Iterator[tuple[int, dict]]:
-        """Yields (number of the shard, function(shard, its thing or None)) as they are done, in any order.
+        """Yields (number of the shard, function(shard, its object or None)) as shards are finished, in any order.
 
-        `function` may run twice for one shard, on two machines at once too, where a machine was lost or seemed so.
+        `function` may run twice for one shard, even on two machines at once, if a machine was lost or seemed to be.
         """
         ...
 
 
 class InProcess:
-    """Shards in their order, in this process. One resource is held at a time."""
+    """Makes shards in order, in this process. One resource is held at a time."""
 
     def map(self, function: Callable[[Shard, Any], dict], shards: Sequence[Shard]) -> Iterator[tuple[int, dict]]:
         """See `Engine.map`."""
@@ -79,7 +79,7 @@ def current_engine() -> Engine:
 
 @contextmanager
 def using(engine: Engine):
-    """Stages run inside of the `with` use this engine. Elsewhere, and in the engine's own workers, it is InProcess."""
+    """Stages that run inside of the `with` use this engine. Others, and the engine's own workers, use InProcess."""
     token = _ENGINE.set(engine)
     try:
         yield engine

@@ -1,7 +1,7 @@
 """The list of stages, once: one record each, in the order in which they are made.
 
-`register(Stage(...))` adds one behind them from any module, before `retro build` runs. It is then made by the build, stands in
-its summary and its manifests, and in `retro database info` and `verify`. Makers import their stage when they are called.
+`register(Stage(...))` appends one from any module, before `retro build` runs. The build then makes it, and it appears
+in the build's summary, in `retro database info` and in `verify`. Makers import their stage when they are called.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,13 +21,13 @@ class Stage:
     """One stage of a build, a map over shards (`data_pipeline.stages.run.run_stage`).
 
     Attributes:
-      name: of its directory and in its manifest; a stage that reads it names it so among its inputs.
+      name: of its directory and in its manifest; stages that read it list it among their inputs by this name.
       make: makes what is missing of it. It gets its directory, the config, and the directory of every stage by name.
-      describe: what it holds, in a few words, of its manifest's counts and config.
+      describe: its content in a few words, from the counts and config of its manifest.
       known: the part of its plan's config and inputs that follows from the config alone, so that a stage that was made from
         another config is refused before the first stage runs. It gets the config and its directory.
-      wanted: whether a build of that config has it.
-      there: whether the build in a data directory has it.
+      wanted: whether a build with this config has it.
+      there: whether the build in this data directory has it.
       shared: whether all shares of a database (config.data.database_fraction) have it in common.
       added: whether an addition to a database has one of its own.
     """
@@ -46,10 +46,10 @@ STAGES: dict[str, Stage] = {}  # in the order in which they are made
 
 
 def register(stage: Stage) -> Stage:
-    """Adds a stage behind those that are there.
+    """Appends a stage.
 
     Raises:
-      ValueError: one of that name is there.
+      ValueError: a stage of that name exists.
     """
     if stage.name in STAGES:
         raise ValueError(f"There is a stage named {stage.name!r} already; give this one another name.")
@@ -106,7 +106,7 @@ def _embeddings(directory: Path, run: RunConfig, at: Places) -> Manifest:
 
 
 def _known_of_embeddings(run: RunConfig, directory: Path):
-    """Nothing where there is nothing to compare with, or where the encoder's package is not here yet."""
+    """Empty where the stage was not started, or where the encoder's package is not downloaded yet."""
     from data_pipeline.encoder.bert import check_encoder, encoder_directory, encoder_fingerprint
     from data_pipeline.encoder.stage import COMPUTE_DTYPE, stage_config
     from data_pipeline.packages import catalogue
@@ -128,7 +128,7 @@ def _is_ranked(run: RunConfig) -> bool:
 
 
 def _was_ranked(data: Path) -> bool:
-    """Whether the neighbors of a build were re-ranked, by whichever of their two books can be read."""
+    """Whether the neighbors of a build were re-ranked, by their plan.json or manifest.json, whichever can be read."""
     found = (data / "lexical").exists()
     for name in ("plan.json", "manifest.json"):
         try:

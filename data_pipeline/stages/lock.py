@@ -1,4 +1,4 @@
-"""One build at a time in a directory: a file beside it, locked by the system for as long as the process lives."""
+"""The lock of a build: one build at a time writes into a data directory."""
 
 from pathlib import Path
 

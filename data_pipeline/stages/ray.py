@@ -1,8 +1,8 @@
-"""Shards on a Ray cluster: plain ones as tasks, those with a resource on actors that hold it. The only file with Ray.
+"""Makes shards on a Ray cluster: plain ones as tasks, those with a resource on actors. The only file that imports Ray.
 
 Placement, retries and restarts are Ray's: a lost task is run again on another node, a lost actor is restarted there and
-opens its resource anew. Results are files renamed into the stage's directory, which must be on storage that every node
-sees under the same path; what is done twice is renamed twice, to the same bytes.
+opens its resource again. Results are files renamed into the stage's directory, which must be on storage that every node
+sees under the same path; a shard that is made twice is renamed twice, with the same bytes.
 """
 
 import hashlib
@@ -34,11 +34,11 @@ class RayEngine:
 
     Args:
       address: HOST:PORT of the head node, or "auto" on one of its nodes.
-      lock: of the build; its file tells whether a node sees the same storage.
-      accelerator: "none", "gpu" or "tpu": one of them for each actor whose resource computes on one.
+      lock: of the build; a node that sees its file has the same storage.
+      accelerator: "none", "gpu" or "tpu": each actor whose resource computes on an accelerator gets one.
 
     Raises:
-      StageError: Ray is not installed, no cluster answers, it lacks the accelerator, or a node has not this program or
+      StageError: Ray is not installed, no cluster answers, it lacks the accelerator, or a node lacks this program or
         does not see the directory.
     """
 
@@ -65,7 +65,7 @@ class RayEngine:
         self.close()
 
     def close(self) -> None:
-        """Leaves the cluster, which ends what of ours still runs there."""
+        """Leaves the cluster; Ray ends the tasks and actors of this process."""
         ray.shutdown()
 
     def _check_accelerator(self, address: str) -> None:
@@ -81,7 +81,7 @@ class RayEngine:
             yield 0, function(shards[0], None)
             return
         here = os.getcwd()
-        running = {}  # what Ray calls it -> (number of the shard, its queue, its actor)
+        running = {}  # Ray's reference -> (number of the shard, its queue, its actor)
         for number, shard in enumerate(shards):
             if shard.resource is None:
                 running[_run.remote(here, function, shard)] = (number, None, None)
@@ -137,7 +137,7 @@ def _connect(address: str) -> None:
             socket.create_connection((host, int(port)), ANSWER).close()
         elif address != "auto":
             raise ConnectionError("an address is HOST:PORT, or auto on a node of the cluster")
-        with kept_handlers():  # Ray's for SIGTERM ends this process without a word
+        with kept_handlers():  # Ray's own for SIGTERM ends this process silently
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
         raise StageError(
@@ -147,7 +147,7 @@ def _connect(address: str) -> None:
 
 
 def _check_nodes(lock: BuildLock) -> None:
-    """Every node sees the build's lock file and has this program."""
+    """Raises StageError unless every node sees the build's lock file and has this program."""
     wanted, nodes = (lock.content, os.getcwd(), program()), _nodes()
     looks = []
     for node in nodes:

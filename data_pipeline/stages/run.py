@@ -1,14 +1,15 @@
-"""Stages as maps over shards: atomic files, manifests, fingerprints, re-runs that do only what is missing.
+"""Stages as maps over shards: atomic files, manifests, fingerprints, and runs that make only what is missing.
 
 A stage owns one directory:
 
     plan.json           its config and the fingerprints of what it reads, written first
     FILES               each written under a temporary name, synced and renamed
-    .parts/SHARD.json   checksums and counts of a shard, written after its files: a shard is whole iff this exists
-    manifest.json       everything above, written last: a stage is whole iff this exists
+    .parts/SHARD.json   checksums and counts of a shard, written after its files: a shard is complete iff this exists
+    manifest.json       everything above, written last: a stage is complete iff this exists
     seconds.json        how long it took (not part of the result: the only file whose bytes may differ between runs)
 
-Every byte but the seconds is a function of config and input, so a killed and repeated stage ends as an undisturbed one.
+Every byte except the seconds is a function of config and input, so a stage that was killed and run again ends with the
+same bytes.
 """
 
 import errno
@@ -62,14 +63,15 @@ def run_stage(
       directory: the stage's own directory.
       config: everything besides the inputs that the result depends on (plain JSON).
       inputs: fingerprints of the stages read.
-      shards: the units of work, in order; the engine in use (`data_pipeline.stages.engine`) decides where they are made. A
-        function that gives them where they follow from what it reads first; it is called only if the stage is not whole.
-      counts: facts known beforehand that belong into the manifest.
-      last: a unit that reads the files of the others; made after them, here.
-      prepare: makes what missing shards read and no other stage holds; called with up to `at_once` of them at a time.
+      shards: the units of work, in order, or a function that returns them, for shards that depend on the content of the
+        input; it is called only if the stage is incomplete. The current engine (`data_pipeline.stages.engine`) decides
+        where shards are made.
+      counts: counts known beforehand that belong in the manifest.
+      last: a unit that reads the files of the others; made after them, in this process.
+      prepare: makes input of the missing shards that no stage holds; called with up to `at_once` of them at a time.
 
     Raises:
-      StageError: the directory holds this stage made from another config or input; nothing is touched.
+      StageError: the directory holds this stage made from another config or input; nothing is changed.
     """
     directory = Path(directory)
     plan = json.loads(json.dumps({"stage": stage, "config": config, "inputs": dict(inputs)}))
@@ -84,18 +86,16 @@ def run_stage(
             shards = shards()
             plan["shards"] = [shard.name for shard in shards]
         if read_plan(directory) != plan:
-            write_json(
-                directory / "plan.json", plan, seal=True
-            )  # here: by now the input and the settings have been looked at
+            write_json(directory / "plan.json", plan, seal=True)  # only now: input and settings have been checked
         parts = make_missing(directory, stage, shards, unit=unit, prepare=prepare, at_once=at_once)
         if last is not None:
             parts += make_missing(directory, last.name, [last], engine=InProcess())
     except OSError as error:
-        short_write = error.errno is None and "requested and" in str(error)  # NumPy's words; it gives no number
+        short_write = error.errno is None and "requested and" in str(error)  # NumPy's message; it sets no errno
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not short_write:
             raise
         raise StageError(
-            f"The disk of {directory} is full ({error}). Free some space and run `retro build` again; whole shards stay and the rest is made."
+            f"The disk of {directory} is full ({error}). Free some space and run `retro build` again; finished shards are kept."
         ) from error
     total = dict(counts or {})
     for part in parts:
@@ -125,7 +125,7 @@ def make_missing(
     at_once: int = 0,
     engine: Engine | None = None,
 ) -> list[Mapping]:
-    """Facts of every shard, in order, made where they are missing; the arguments are those of `run_stage`."""
+    """Makes the missing shards and returns the facts of all, in order; the arguments are those of `run_stage`."""
     _remove_unfinished(directory)
     parts = [_read_part(directory, shard) for shard in shards]
     missing = [number for number, part in enumerate(parts) if part is None]
@@ -137,7 +137,7 @@ def make_missing(
             if prepare is not None:
                 prepare(chosen)
             for number, facts in (engine or current_engine()).map(partial(_make_shard, directory), chosen):
-                # Written here alone, so that a worker thought lost and its successor never write one file at once.
+                # Only this process writes it, so that a worker that seemed lost and its successor never write one file.
                 write_json(_part_path(directory, chosen[number]), facts, seal=True)
                 parts[batch[number]] = facts
                 bar.update()
@@ -146,15 +146,15 @@ def make_missing(
 
 
 def _remove_unfinished(directory: Path) -> None:
-    """Folders of shards that were being made by a process that was killed or lost; never a result."""
+    """Removes the folders of shards whose process was killed or lost; they never hold a result."""
     for path in directory.glob(".writing-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _finished(directory: Path, plan: dict) -> Manifest | None:
-    """The manifest of a finished stage of this plan, all files verified; None where there is something to make.
+    """The manifest of a finished stage with this plan, all files verified; None where something must be made.
 
-    What is damaged of its bookkeeping is written anew, with a line: plan.json here, manifest.json by the caller.
+    Damaged bookkeeping is written again and logged: plan.json here, manifest.json by the caller.
     """
     if not (directory / "manifest.json").exists():
         return None
@@ -168,7 +168,7 @@ def _finished(directory: Path, plan: dict) -> Manifest | None:
     if found is None or not _same(found, there):  # the plan is damaged, not the stage
         found = there | {"shards": plan.get("shards") or order_of_parts(directory, manifest)}
         if _same(there, plan):
-            note(f"{directory}/plan.json is damaged or missing; it is written anew from manifest.json.")
+            note(f"{directory}/plan.json is damaged or missing; it is restored from manifest.json.")
             write_json(directory / "plan.json", found, seal=True)
     if not _same(found, plan):
         _raise_another(directory, found, plan)
@@ -176,7 +176,7 @@ def _finished(directory: Path, plan: dict) -> Manifest | None:
 
 
 def _same(found: Mapping, plan: Mapping) -> bool:
-    """Whether two plans agree in what both say; which shards there are is not known before the input was read."""
+    """Whether two plans agree in the keys that both have; shards may be unknown until the input is read."""
     return all(found[key] == plan[key] for key in {*found} & {*plan})
 
 
@@ -202,10 +202,10 @@ def read_plan(directory: Path) -> dict | None:
 
 
 def check_claim(directory: Path, stage: str, config: Mapping, inputs: Mapping[str, str]) -> None:
-    """Raises StageError where something was made in `directory` from another config; nothing is written.
+    """Raises StageError where `directory` holds something made from another config; nothing is written.
 
     Args:
-      config, inputs: of these the keys that are known before the stages before it are made.
+      config, inputs: the keys that are known before the earlier stages are made.
     """
     directory = Path(directory)
     found = read_plan(directory)
@@ -222,25 +222,25 @@ def _something_made(directory: Path) -> bool:
 
 
 def _refuse_another(directory: Path, plan: dict) -> None:
-    """Raises StageError where shards were made there by another plan, or by one that cannot be read any more."""
+    """Raises StageError where the directory has shards of another plan, or of one that can no longer be read."""
     if not any((directory / ".parts").glob("*.json")):
         return  # a first attempt failed, for example on a mistyped setting
     found = read_plan(directory)
     if found is None:
         raise StageError(
-            f"{directory}/plan.json is missing or damaged, so it is not known which config the shards there were made with. "
-            f"Nothing was changed. Restore it from a copy, or move {directory} away yourself to have it made anew."
+            f"{directory}/plan.json is missing or damaged, so the config of the shards in it is unknown. "
+            f"Nothing was changed. Restore it from a copy, or move {directory} away and run the command again."
         )
     if not _same(found, plan):
         _raise_another(directory, found, plan)
 
 
 def _raise_another(directory: Path, found: Mapping, plan: Mapping) -> None:
-    known = {key: found[key] for key in plan}  # of the shards only where they are known
+    known = {key: found[key] for key in plan}  # the shards only where they are known
     differing = ", ".join(_differences(known, plan)) or "its layout"
     raise StageError(
         f"{directory} holds the stage '{found.get('stage')}' made from another config or input; what differs: {differing}. "
-        f"Nothing was changed. Use another --workdir, or move {directory} away yourself to have it made anew."
+        f"Nothing was changed. Use another --workdir, or move {directory} away and run the command again."
     )
 
 
@@ -260,7 +260,7 @@ def _part_path(directory: Path, shard: Shard) -> Path:
 
 
 def _read_part(directory: Path, shard: Shard) -> dict | None:
-    """The facts of a whole shard, its files verified; None, with a line where it is damaged, where it is to be made."""
+    """The facts of a finished shard, its files verified; None where it must be made. A damaged shard is logged."""
     path = _part_path(directory, shard)
     if not path.exists():
         return None
@@ -292,7 +292,7 @@ def _make_shard(directory: Path, shard: Shard, thing) -> dict:
 
 
 def add_counts(total, value):
-    """Counts of shards together: numbers add, maps add by key, anything else must be equal."""
+    """Adds the counts of shards: numbers add up, maps add by key, anything else must be equal."""
     if total is None:
         return value
     if isinstance(value, Mapping):

@@ -42,7 +42,7 @@ def neighbors(counts: Mapping, config: Mapping) -> str:
         return f"{stored} found for each of {chunks:,} chunks"
     mean = stored - missing / chunks
     text = f"up to {stored} stored, {mean:.4g} found on average for each of {chunks:,} chunks"
-    without = counts.get("without_neighbors", {})  # not counted by builds of before; in part where one was repaired
+    without = counts.get("without_neighbors", {})  # missing in builds of earlier versions; incomplete after a repair
     counted = without.get("of") == chunks and without["chunks"]
     return f"{text}; {without['chunks']:,} chunks have none" if counted else text
 

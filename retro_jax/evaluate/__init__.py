@@ -1,8 +1,9 @@
-"""Evaluation: bits of every token of a set of text under every condition, sums with intervals, and the report.
+"""Evaluation: scores sets of text under every condition, sums the scores up with intervals, and writes the report.
 
-Read sets, conditions, metrics, protocols/, blocks, scorers, scoring, scores, overlap, summary, passages, evaluation; then results,
-export, plots and tables, report, comparison; likelihood answers benchmarks. figures/ draws SVG, templates/ has the pages. It imports config, core, data, models,
-parallel, and what a run directory holds.
+Read sets, conditions, metrics, protocols/, blocks, scorers, scoring, scores, overlap, summary, passages, evaluation;
+then results, export, plots and tables, report, comparison. likelihood scores texts for benchmarks. figures/ draws SVG;
+templates/ has the pages. The package imports config, core, data, models, parallel and run_directory, the metrics of
+train and the windows of generate.
 """
 
 from retro_jax.core.lazy import public

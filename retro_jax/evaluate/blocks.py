@@ -1,7 +1,7 @@
-"""A block: some consecutive documents of a set, what of them is scored, and the windows that score it.
+"""Blocks: consecutive documents of a set, which of their tokens are scored, and the windows that score them.
 
-Evaluation goes block by block, so that its memory does not grow with the set and a killed run continues at the block that is
-missing. Where blocks end depends on the set alone, never on batch, devices or conditions.
+Evaluation proceeds block by block, so its memory does not grow with the set, and a killed run continues with the first
+missing block. Block boundaries depend on the set alone, not on batch size, devices or conditions.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from retro_jax.data.manifests import StageError
 from retro_jax.evaluate.protocols.spans import scored_tokens
 from retro_jax.evaluate.sets import DocumentFacts, TextSet
 
-TOKENS = 1 << 17  # of a block, about
-ANOTHER = "The tokenizer or the documents are of another build; run `retro build` into another --workdir."
+TOKENS = 1 << 17  # in a block, approximately
+ANOTHER = "The tokenizer or the documents come from another build; run `retro build` into another --workdir."
 
 
 def block_ranges(edges: Int64[np.ndarray, "D+1"], chunk_length: int, tokens: int = TOKENS) -> list[tuple[int, int]]:
-    """Ranges [start, stop) of documents: a block ends with the document that fills it."""
+    """Ranges [start, stop) of documents; a block ends with the document that brings it to `tokens`."""
     ranges, start = [], 0
     while start < len(edges) - 1:
         wanted = edges[start] + -(-tokens // chunk_length)
@@ -34,26 +34,26 @@ def block_ranges(edges: Int64[np.ndarray, "D+1"], chunk_length: int, tokens: int
 
 @dataclass(frozen=True)
 class Block:
-    """The tables of some whole documents of N chunks, and the windows over them.
+    """The tables of consecutive documents with N chunks in all, and the windows over them.
 
-    Column i of a table belongs to the token that stands at place i of its chunk, whichever window predicts it.
+    Column i of a table belongs to the token at position i of its chunk, whichever window predicts it.
     """
 
     start: int  # number of the first document in the set
     first: int  # row of the first chunk in the set
     facts: tuple[DocumentFacts, ...]
     tokens: Int32[np.ndarray, "N M"]
-    targets: Int32[np.ndarray, "N M"]  # the next token of the same document; -1 where there is none
-    documents: Int64[np.ndarray, "N"]  # of each chunk, from 0 in the block
+    targets: Int32[np.ndarray, "N M"]  # the next token of the same document; -1 at its end
+    documents: Int64[np.ndarray, "N"]  # of each chunk, counted from 0 in the block
     scored: Bool[np.ndarray, "N M"]
     bytes: Int64[np.ndarray, "N M"]  # scored UTF-8 bytes of each token
-    windows: Int64[np.ndarray, "S C"]  # chunks of each sequence, counted from `first`; -1 where it is not full
-    marks: Bool[np.ndarray, "S C"]  # chunks whose positions predict here
+    windows: Int64[np.ndarray, "S C"]  # chunks of each sequence, counted from `first`; padded with -1
+    marks: Bool[np.ndarray, "S C"]  # chunks whose positions are scored in this window
 
     def inputs(self, part: slice, size: int) -> tuple[Int64[np.ndarray, "B C"], Mapping[str, np.ndarray]]:
-        """Sequences of a part of the windows, filled up to `size`: their chunks, and tokens, segments and targets.
+        """The chunks of a part of the windows, padded to `size` sequences, and their tokens, segments and targets.
 
-        A target is -1 where it is not scored, or is predicted in another window.
+        A target is -1 where it is not scored or is predicted in another window.
         """
         rows = np.full((size, self.windows.shape[1]), PADDING, np.int64)
         marks = np.zeros(rows.shape, bool)
@@ -76,17 +76,17 @@ class Block:
 
     @property
     def following_scored(self) -> Bool[np.ndarray, "N M"]:
-        """Whether the token that follows on each place is scored."""
+        """Whether the token after each position is scored."""
         flat = self.scored.reshape(-1)
         return np.append(flat[1:], False).reshape(self.scored.shape)
 
     def places(self, rows: Int64[np.ndarray, "B C"]) -> Int64[np.ndarray, "B C M"]:
-        """Where in the flattened tables the target of each position stands: one place further than the position."""
+        """The index of each position's target in the flattened tables: one past the position itself."""
         length = self.tokens.shape[1]
         return rows[:, :, None] * length + np.arange(length) + 1
 
     def chunk_sums(self, table: np.ndarray) -> np.ndarray:
-        """A table summed over the tokens of each chunk, in float64 or int64."""
+        """Sums a table over the tokens of each chunk, in float64 or int64."""
         return table.sum(axis=1, dtype=np.float64 if table.dtype.kind == "f" else np.int64)
 
     def by_document(self, chunk_values: np.ndarray) -> np.ndarray:
@@ -101,11 +101,11 @@ def open_block(
 
     Args:
       token_bytes: UTF-8 bytes of each token of the vocabulary.
-      chunks: C, of a window.
-      overlap: share of a window that is context alone (paper 5.1: 0.5).
+      chunks: C, the chunks of a window.
+      overlap: share of a window that is context only (paper 5.1: 0.5).
 
     Raises:
-      StageError: a document whose tokens do not stand for the bytes of its text.
+      StageError: a document whose tokens do not add up to the bytes of its text.
     """
     first, edges = int(text.edges[start]), text.edges[start : stop + 1] - text.edges[start]
     tokens = text.tokens(np.arange(first, text.edges[stop]))
@@ -120,13 +120,13 @@ def open_block(
     _check_bytes(text, start, facts, np.bincount(documents, sizes.sum(axis=1), len(facts)))
     scored, scored_bytes = _scored(words, sizes, edges, facts)
     flat = np.append(tokens.reshape(-1)[1:], PADDING).reshape(tokens.shape).copy()
-    flat[edges[1:] - 1, -1] = PADDING  # the next document's first token is no target
+    flat[edges[1:] - 1, -1] = PADDING  # the next document's first token is not a target
     windows, marks = _windows(edges, text.subsets[start:stop], chunks, overlap)
     return Block(start, first, facts, tokens, flat, documents, scored, scored_bytes, windows, marks)
 
 
 def text_tokens(tokens: Int[np.ndarray, "N M"], documents: Int[np.ndarray, "N"]) -> Bool[np.ndarray, "N M"]:
-    """Every token of whole documents but BOS (their first), EOS (their last) and padding."""
+    """Which tokens of complete documents are text: all but BOS (the first), EOS (the last) and padding."""
     text = tokens != PADDING
     starts = np.flatnonzero(np.diff(documents, prepend=~documents[:1]))
     ends = np.append(starts[1:], len(tokens)) - 1
@@ -140,13 +140,13 @@ def _check_bytes(text: TextSet, start: int, facts, found: np.ndarray) -> None:
     if (wrong := np.flatnonzero(found != sizes)).size:
         one = wrong[0]
         raise StageError(
-            f"Bits per byte needs the bytes of the scored text, but document {start + one} of the evaluation set "
-            f"{text.name!r} ({facts[one].name}) has tokens of {int(found[one]):,} bytes and a text of {sizes[one]:,}. {ANOTHER}"
+            f"The tokens of a document must add up to the bytes of its text, but document {start + one} of the evaluation set "
+            f"{text.name!r} ({facts[one].name}) has {int(found[one]):,} bytes in its tokens and {sizes[one]:,} in its text. {ANOTHER}"
         )
 
 
 def _scored(words, sizes, edges, facts) -> tuple[Bool[np.ndarray, "N M"], Int64[np.ndarray, "N M"]]:
-    """Which tokens are scored and how many of their bytes: those that hold a byte of the protocol's ranges."""
+    """Which tokens are scored, and how many of their bytes: all, or those with bytes in the protocol's ranges."""
     scored, counted = words.copy(), sizes.copy()
     for number, document in enumerate(facts):
         if document.scored:
@@ -156,7 +156,7 @@ def _scored(words, sizes, edges, facts) -> tuple[Bool[np.ndarray, "N M"], Int64[
 
 
 def _windows(edges, subsets, chunks: int, overlap: float):
-    """The windows of a block's documents, subset by subset, as the build packs its held-out split."""
+    """The windows of a block's documents, subset by subset, packed as the build packs its held-out split."""
     ids, marks = [np.empty((0, chunks), np.int64)], [np.empty((0, chunks), bool)]
     for number in np.unique(subsets):
         mine = np.flatnonzero(subsets == number)

@@ -1,11 +1,12 @@
-"""The conditions under which held-out text is scored: one record each, and the one place to add another.
+"""The conditions under which text is scored: one record each.
 
-A condition says which model reads the text and which neighbors it reads. The controls are those that a retrieval model must
-beat: a model that uses what it retrieves orders them oracle < on < random, shuffled ~ off.
+A condition says which model reads the text and which neighbors it reads. Retrieval must beat the controls: the losses
+of a model that uses its neighbors are ordered oracle < on < random, shuffled ~ off.
 
     register(Condition("nearest", "RETRO with its nearest neighbor alone", "#444444", "1 2", neighbors=nearest, control=True))
 
-adds one from anywhere before `retro evaluate` runs: it is scored, and stands in results.json, the table and the report.
+adds a condition from any module, before `retro evaluate` runs. It is scored and appears in results.json, the table and
+the report.
 """
 
 from collections.abc import Callable
@@ -22,18 +23,18 @@ from retro_jax.evaluate.sets import Neighbors, TextSet
 
 @dataclass(frozen=True)
 class Asked:
-    """What a condition makes its neighbors of: the chunks of a batch, and where their neighbors come from."""
+    """The input from which a condition makes neighbors: the chunks of a batch, and the source of their neighbors."""
 
-    rows: Int64[np.ndarray, "B C"]  # of the set, -1 where there is no chunk
+    rows: Int64[np.ndarray, "B C"]  # of the set; -1 is padding
     text: TextSet
     source: Neighbors
     k: int
-    batch_seed: int  # of what is drawn over a batch
-    seed: int  # of what is drawn for a chunk
+    batch_seed: int  # for what is drawn over a batch
+    seed: int  # for what is drawn chunk by chunk
 
     @cached_property
     def ids(self) -> Int64[np.ndarray, "B C K"]:
-        """The first k neighbors of each chunk, ids of the database."""
+        """Ids of the first k neighbors of each chunk."""
         ids = np.full((*self.rows.shape, self.k), PADDING, np.int64)
         there = self.rows != PADDING
         ids[there] = self.source.find(self.rows[there])[0][:, : self.k]
@@ -41,11 +42,11 @@ class Asked:
 
     @cached_property
     def real(self) -> Int[np.ndarray, "B C K R"]:
-        """Their tokens."""
+        """Tokens of the first k neighbors of each chunk."""
         return self.source.value(self.ids)
 
     def continued(self) -> Int[np.ndarray, "B C R"]:
-        """Each chunk of the batch with the one that follows it in its document."""
+        """Tokens of each chunk of the batch and of the next chunk of its document."""
         last = int(self.text.edges[-1]) - 1
         rows = np.where(self.rows == PADDING, 0, self.rows)
         owner = np.searchsorted(self.text.edges, np.stack([rows, np.minimum(rows + 1, last)]), side="right")
@@ -61,12 +62,14 @@ class Condition:
 
     Attributes:
       name: its key in results.json.
-      meaning: what the report says of it.
+      meaning: its description in the report.
       color, dash: of its line in plots ("#rrggbb", an SVG dash array).
-      neighbors: makes what the model reads, tokens [B, C, K, R] with -1 where there is none; None skips retrieval.
+      neighbors: makes the tokens that the model reads, [B, C, K, R] with -1 for a missing neighbor; None skips
+        retrieval.
       model: "retro" or "baseline".
-      control: whether it is one that retrieval must beat (gray in the report's table).
-      k, share, database: which neighbors it asks for; 0, 1.0 and "": those of the model's config, of the build's database.
+      control: whether retrieval must beat it (gray in the report's table).
+      k, share, database: how many neighbors it reads, from which share of the documents, of which database. 0, 1.0 and
+        "" stand for the model's config, all documents and the build's database.
     """
 
     name: str
@@ -88,7 +91,7 @@ def register(condition: Condition) -> Condition:
     """Adds a condition.
 
     Raises:
-      ValueError: one of that name is there.
+      ValueError: a condition of that name exists.
     """
     if condition.name in CONDITIONS:
         raise ValueError(f"There is a condition named {condition.name!r} already; give this one another name.")
@@ -118,7 +121,7 @@ for _condition in (
     ),
     Condition("off", "RETRO with retrieval skipped", "#2b7fc4", "7 4"),
     Condition("on", "RETRO with its neighbors", "#d9622b", neighbors=lambda asked: asked.real),
-    Condition("random", "control: as many database chunks by chance", "#1a9070", "10 3 2 3", _random, control=True),
+    Condition("random", "control: as many random database chunks", "#1a9070", "10 3 2 3", _random, control=True),
     Condition(
         "empty",
         "control: every neighbor missing",
@@ -137,7 +140,7 @@ for _condition in (
     ),
     Condition(
         "oracle",
-        "the chunk's own true continuation as nearest neighbor; a cheat, and an upper bound",
+        "the chunk's true continuation as nearest neighbor; an upper bound, not a result",
         "#c2477f",
         "1 4",
         _oracle,
@@ -148,7 +151,7 @@ for _condition in (
 
 
 def variants(ks=(), shares=(), databases=()) -> list[Condition]:
-    """On with other numbers of neighbors, with shares of the database, with other databases; each a condition of its own.
+    """Variants of On: other numbers of neighbors, shares of the database, other databases; a condition for each.
 
     Args:
       ks: numbers of neighbors.

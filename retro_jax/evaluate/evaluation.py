@@ -2,8 +2,8 @@
 
     results = evaluate(run, workdir, {"held_out": held_out})
 
-Scores are computed block by block and kept (scores.py): a killed evaluation goes on, another condition or metric costs only
-what it needs. Every process of a run calls this alike; process 0 writes.
+Scores are computed block by block and stored (scores.py). So a killed evaluation continues, and another condition or
+metric costs only its own computation. Every process calls `evaluate` with the same arguments; process 0 writes.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from retro_jax.evaluate.questions.scoring import QuestionTask, evaluate_question
 from retro_jax.evaluate.questions.sets import QuestionSet
 from retro_jax.evaluate.report.export import write_exports
 from retro_jax.evaluate.report.page import make_report, write_text
-from retro_jax.evaluate.report.passages import choose, describe
+from retro_jax.evaluate.report.passages import Choice, choose, describe
 from retro_jax.evaluate.report.plots import make_plots
 from retro_jax.evaluate.scorers import Scorer
 from retro_jax.evaluate.scoring import Task, open_condition, open_text, score_block, score_set
@@ -42,10 +42,10 @@ from retro_jax.run_directory.directory import QUESTIONS, data_directory, fingerp
 from retro_jax.run_directory.places import model_directory
 from retro_jax.run_directory.whole import require_whole, whole_path
 
-FORMAT = 3  # of results.json: figures of another format are computed again
+FORMAT = 3  # of results.json; results of another format are computed again
 REMEDY = "The figures are computed again."
 RESULT_KEYS = ("made_from", "sets", "verdict", "database", "model", "data", "versions", "settings")
-FIRST = "held_out"  # the set whose verdict is that of the run, where it is evaluated
+FIRST = "held_out"  # the set that gives the verdict of the run, if it is evaluated
 
 
 def evaluate(
@@ -59,11 +59,11 @@ def evaluate(
 
     Args:
       sets: by name; `data_pipeline.evaluation.open_sets` opens them.
-      stop: called after each batch; raises to stop. What is scored until then is kept.
+      stop: called after each batch; raises to stop. Scores computed until then are kept.
       questions: sets of questions by name; `data_pipeline.evaluation.questions.stored` opens them.
 
     Raises:
-      ValueError, StageError: a model, set or neighbors that are missing, unfinished or do not fit the others.
+      ValueError, StageError: a model, set or neighbors that are missing, unfinished or do not match.
     """
     workdir, started = Path(workdir), time.monotonic()
     evaluation = Evaluation(run, workdir, sets, questions or {})
@@ -73,13 +73,13 @@ def evaluate(
         answered = evaluation.answer(stop)
         on_first(lambda: evaluation.write(summaries, answered, passages, time.monotonic() - started))
     elif jax.process_index() == 0:
-        print(f"evaluate: {workdir}/results.json has these figures already; making the report.", file=sys.stderr)
+        print(f"evaluate: {workdir}/results.json is up to date; writing the report.", file=sys.stderr)
     results = on_first(lambda: evaluation.report())
     return results
 
 
 class Evaluation:
-    """The models and settings of one evaluation; whatever does not fit is refused when it is made."""
+    """The models, sets and settings of one evaluation. The constructor raises where they do not match."""
 
     def __init__(
         self, run: RunConfig, workdir: Path, sets: Mapping[str, TextSet], questions: Mapping[str, QuestionSet]
@@ -159,23 +159,23 @@ class Evaluation:
             "format": FORMAT,
             "metrics": list(METRICS),
         }
-        return json.loads(json.dumps(found))  # tuples come back from the file as lists
+        return json.loads(json.dumps(found))  # as it comes back from the file: tuples become lists
 
     def scorer(self, name: str, greedy: bool) -> Scorer:
-        """The compiled forward pass of a model, which is read when it is first asked for."""
+        """The compiled forward pass of a model; the first call loads the checkpoint."""
         if (name, greedy) not in self._scorers:
             self._scorers[name, greedy] = Scorer(*self._loaded(name), self.mesh, greedy)
         return self._scorers[name, greedy]
 
     def _loaded(self, name: str) -> tuple[ModelConfig, dict]:
-        """A model with the settings of this evaluation, and its parameters, read when they are first asked for."""
+        """A model with the settings of this evaluation, and its parameters; the first call loads them."""
         if name not in self._params:
             self._params[name], _, _ = load_params(self.runs[name], self.steps[name], self.mesh)
         same = {key: getattr(self.model, key) for key in RUNTIME}
         return dataclasses.replace(self.trained[name].model, **same), self._params[name]
 
     def answer(self, stop: Callable[[], None]) -> dict:
-        """Figures of the sets of questions, by name; answers that are there already are not decoded again."""
+        """The figures of the sets of questions, by name; existing answers are reused."""
         found = {}
         for name, task in self.asked.items():
             decoders: dict[str, Decoder] = {}
@@ -190,7 +190,7 @@ class Evaluation:
         return found
 
     def measure(self, stop: Callable[[], None]) -> tuple[dict, list[dict]]:
-        """(summaries by set, passages); scores that are there already are not computed again."""
+        """(summaries by set, passages); existing scores are reused."""
         summaries, passages = {}, []
         for name, task in self.tasks.items():
 
@@ -226,9 +226,7 @@ class Evaluation:
         return [(one.kind, one.subset, one.document, one.chunks.start, one.chunks.stop, one.gain) for one in found]
 
     def _passage(self, task: Task, kind, subset, document, start, stop, gain, scorer) -> dict:
-        """The passage with the bits of its tokens, for which its document is scored once more."""
-        from retro_jax.evaluate.report.passages import Choice
-
+        """The passage with the bits of its tokens; its document is scored again for them."""
         block = task.block(document, document + 1)
         bits = {
             name: score_block(task, block, CONDITIONS[name], scorer("retro"), 0)[0].astype(np.float64)
@@ -284,16 +282,16 @@ def _model(run: RunConfig, trained: RunConfig, directory: Path) -> ModelConfig:
     check_attention(model, jax.default_backend())
     if not model.neighbors:
         raise ValueError(
-            "config.model.neighbors=0 leaves nothing to evaluate: On would be Off. Take 1 or more; the condition 'off' is "
-            "always evaluated beside it."
+            "config.model.neighbors=0 leaves nothing to evaluate: On would equal Off. Take 1 or more; the condition 'off' is "
+            "evaluated in any case."
         )
     return model
 
 
 def find_results(workdir: Path, made_from: Mapping) -> tuple[dict, list] | None:
-    """Results and passages of an earlier call with the same `made_from`; None where they are to be computed.
+    """Results and passages of an earlier call with the same `made_from`; None where they must be computed.
 
-    Damaged ones are computed again, with a line on standard error; so are those of an earlier format.
+    Damaged results, and those of an earlier format, give None and a line on standard error.
     """
     path = workdir / "results.json"
     if not path.exists():
@@ -312,20 +310,20 @@ def find_results(workdir: Path, made_from: Mapping) -> tuple[dict, list] | None:
         note(str(error))
         return None
     except (TypeError, ValueError) as error:
-        note(f"{path} is of another form ({error}). {REMEDY}")
+        note(f"{path} does not have the expected form ({error}). {REMEDY}")
         return None
     return (results, passages) if found == made_from else None
 
 
 def find_runs(run: RunConfig, workdir: Path) -> dict[str, Path]:
-    """{"baseline": directory, "retro": directory}, without a baseline where none was trained (with a line that says so)."""
+    """{"baseline": directory, "retro": directory}, without a baseline where none was trained, which is logged."""
     runs = {"retro": Path(run.evaluate.retro or model_directory(workdir))}
     baseline = Path(run.evaluate.baseline or workdir / "baseline")
     if run.evaluate.baseline or baseline.exists():
         return {"baseline": baseline, **runs}
     if jax.process_index() == 0:
         print(
-            f"evaluate: there is no baseline in {baseline}, so its column stays empty. To have one: retro train with "
+            f"evaluate: there is no baseline in {baseline}, so its column stays empty. To train one: retro train "
             f"--config.model.retrieval_layers='()' --workdir={baseline} --config.data.directory={workdir / 'data'}",
             file=sys.stderr,
         )
@@ -342,7 +340,7 @@ def _checked_step(name: str, directory: Path, data: Path) -> int:
     try:
         step = require_whole(directory)
     except ValueError as error:
-        raise ValueError(f"{error} The {name} model is named by --config.evaluate.{name}=DIRECTORY.") from None
+        raise ValueError(f"{error} Choose the {name} model with --config.evaluate.{name}=DIRECTORY.") from None
     current, trained = fingerprints(data), load_fingerprints(directory, step)
     if QUESTIONS in trained and QUESTIONS not in current:  # fine-tuned on questions: it belongs to no database
         trained = {"tokenizer": trained["tokenizer"]}

@@ -1,15 +1,16 @@
-"""Log likelihood of any part of any text, with retrieval on or off: what a benchmark asks of a model.
+"""Log likelihood of any part of any text, with retrieval on or off, for benchmarks.
 
     texts = [continuation(tokenizer, "The mill stands", " by the river."), whole(tokenizer, document)]
     found = likelihoods(model, params, texts, find, batch=8)     # find(chunk texts) -> tokens of their neighbors
     found[0].nats, found[0].greedy
 
-A text is BOS and its tokens, cut into chunks from its own start, as a document of the database is. Each scored token is
-predicted from the window that evaluation and sampling predict it from (length T, half of it as stride, paper 5.1), so that the
-likelihood of a whole document is the one that `retro evaluate` sums up.
+A text is BOS and its tokens, cut into chunks from its own start, like a document of the database. Each scored token is
+predicted from the same window as in evaluation and sampling (length T, stride T/2, paper 5.1), so the likelihood of a
+complete document equals the sum of `retro evaluate`.
 
-A chunk retrieves with its own true text, context and continuation alike, once it is complete: its neighbors are first read at its
-last token, which predicts the first token of the next chunk. So no token is predicted with neighbors that were retrieved with it.
+A complete chunk retrieves with its true text, in context and continuation alike. Its neighbors are first read at its
+last token, which predicts the first token of the next chunk. So no token is predicted from neighbors that were
+retrieved with that token.
 """
 
 from collections import OrderedDict
@@ -31,12 +32,12 @@ from retro_jax.models.retro import merge
 
 # Texts of N chunks -> tokens [N, F] of the K neighbors of each, nearest first, -1 where there is none.
 Find = Callable[[Sequence[str]], Int[np.ndarray, "N K R"]]
-KEPT_CHUNKS = 20_000  # chunks whose neighbors are remembered: windows overlap, and few-shot examples come again
+KEPT_CHUNKS = 20_000  # chunks whose neighbors are cached: windows overlap, and few-shot examples repeat
 
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens from BOS on; those from place `first` (1 or more) on are scored."""
+    """Tokens, BOS first; those from index `first` (1 or more) on are scored."""
 
     tokens: Sequence[int]
     first: int
@@ -44,10 +45,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of the scored tokens of one text."""
+    """The result for the scored tokens of one text."""
 
     nats: float  # log likelihood, 0 or less
-    greedy: bool  # whether each is the likeliest token where it stands; True where none is scored
+    greedy: bool  # whether each is the most likely token at its position; True if none is scored
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ class Window:
 
 
 def whole(tokenizer, text: str) -> Text:
-    """All tokens of a text are scored, the first one after BOS alone."""
+    """A text of which all tokens are scored, the first one after BOS alone."""
     return Text([tokenizer.bos, *tokenizer.encode(text)], 1)
 
 
 def continuation(tokenizer, context: str, text: str) -> Text:
-    """Only the tokens that hold bytes of `text` are scored.
+    """A text of which only tokens with bytes of `text` are scored.
 
     Context and text are encoded together, as the model reads text in training. A token with bytes of both (the space that
     ends a context and the word behind it) belongs to the continuation.
@@ -102,16 +103,16 @@ def likelihoods(
 ) -> list[Likelihood]:
     """The likelihood of each text, in the order given.
 
-    Windows are sorted by length and padded to a power of two of chunks, with so many in a forward pass that each has the same
-    number of tokens: a compiled function for each power of two up to C.
+    Windows are sorted by length and padded to a power of two of chunks. Every forward pass has the same number of
+    tokens, so one function is compiled for each power of two up to C.
 
     Args:
       find: None scores with retrieval off.
       batch: windows of full length in a forward pass.
-      greedy: False skips the search for the likeliest tokens; `Likelihood.greedy` is then True everywhere.
+      greedy: False skips the search for the most likely tokens; `Likelihood.greedy` is then True everywhere.
 
     Raises:
-      ValueError: tokens that are not of the model's vocabulary, or a batch below 1.
+      ValueError: tokens outside of the model's vocabulary, or a batch below 1.
     """
     if batch < 1:
         raise ValueError(f"A forward pass takes 1 window or more, but batch={batch} was given.")
@@ -133,7 +134,7 @@ def likelihoods(
 
 
 def _passes(windows: Sequence[Window], model: ModelConfig, batch: int) -> Iterator[tuple[int, list[Window]]]:
-    """(chunks, windows of at most so many) of each forward pass, the longest first: too large a batch fails at once."""
+    """(chunks, windows of at most so many chunks) of each forward pass, longest first: too large a batch fails at once."""
     by_size: dict[int, list[Window]] = {}
     for window in windows:
         used = -(-(window.end - window.start) // model.chunk_length)
@@ -160,7 +161,7 @@ def _inputs(model, texts, part: Sequence[Window], rows: int, chunks: int, neighb
         return tokens, segments, targets, None
     read = np.full((rows, chunks, model.neighbors, model.retrieved_length), PADDING, np.int32)
     cut = tokens.reshape(rows, chunks, length)
-    # A chunk with padding is the last of its window: nothing behind it reads what it would retrieve.
+    # A chunk with padding is the last of its window, so no later chunk reads its neighbors.
     full = (cut != PADDING).all(axis=-1)
     read[full] = neighbors(cut[full])
     check_ids("Tokens of neighbors, config.model.vocabulary", read, model.vocabulary, OTHER_TOKENIZER)
@@ -168,7 +169,7 @@ def _inputs(model, texts, part: Sequence[Window], rows: int, chunks: int, neighb
 
 
 class Neighbors:
-    """Tokens of the neighbors of chunks; each text is asked for once as long as it is remembered."""
+    """Tokens of the neighbors of chunks, with a cache of the most recently used ones."""
 
     def __init__(self, tokenizer, find: Find, kept: int = KEPT_CHUNKS):
         self._decode, self._find, self._kept = tokenizer.decode, find, kept
@@ -192,7 +193,7 @@ class Neighbors:
 def _score(
     config, greedy, params, tokens, segments, targets, neighbor_tokens
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """(nats of each target, whether it is the likeliest token); 0 and True where the target is negative."""
+    """(nats of each target, whether it is the most likely token); 0 and True where the target is negative."""
     model = merge(config, params)
     hidden = model.hidden(tokens, segments, neighbor_tokens)
     nll = token_nll(hidden, model.readout, targets, config.loss_block)

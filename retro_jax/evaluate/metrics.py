@@ -1,8 +1,9 @@
-"""The metrics of an evaluation: one record each, and the one place to add another.
+"""The metrics of an evaluation: one record each.
 
     register(Metric("bits_a_token", "bits of one scored token", lambda scored: scored.bits.sum() / scored.tokens.sum()))
 
-adds one from anywhere before `retro evaluate` runs: it stands in results.json by subset and condition, and in the report.
+adds a metric from any module, before `retro evaluate` runs. It appears in results.json by subset and condition, and in
+the report.
 """
 
 from collections.abc import Callable
@@ -14,13 +15,13 @@ from jaxtyping import Float, Int
 
 @dataclass(frozen=True)
 class Scored:
-    """Sums over each of D documents under one condition. What is not scored counts nowhere."""
+    """Sums over each of D documents under one condition. Text that is not scored is not counted."""
 
     bits: Float[np.ndarray, "D"]
     bytes: Int[np.ndarray, "D"]  # UTF-8 bytes of the scored text
     tokens: Int[np.ndarray, "D"]
     words: Int[np.ndarray, "D"]  # in the set's original tokenization; 0 where the protocol counts none
-    hits: Int[np.ndarray, "D"]  # scored tokens that were the model's first choice; -1 where that was not looked at
+    hits: Int[np.ndarray, "D"]  # scored tokens that were the model's first choice; -1 where that was not computed
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Metric:
 
     Attributes:
       name: its key in results.json.
-      meaning: what the report says of it.
-      value: the figure, over all tokens of the documents together; None where the set has no such figure.
-      digits: behind the point in the report.
+      meaning: its description in the report.
+      value: the figure, over all tokens of the documents together; None where it is not defined for the set.
+      digits: decimal places in the report.
     """
 
     name: str
@@ -47,7 +48,7 @@ def register(metric: Metric) -> Metric:
     """Adds a metric.
 
     Raises:
-      ValueError: one of that name is there.
+      ValueError: a metric of that name exists.
     """
     if metric.name in METRICS:
         raise ValueError(f"There is a metric named {metric.name!r} already; give this one another name.")
@@ -56,7 +57,7 @@ def register(metric: Metric) -> Metric:
 
 
 def _ratio(bits, counts) -> float | None:
-    """Bits for each one counted; None where the set counts none."""
+    """Bits for each unit counted; None where the set counts none."""
     return float(bits.sum() / counts.sum()) if counts.sum() else None
 
 

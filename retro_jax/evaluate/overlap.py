@@ -1,9 +1,9 @@
-"""How much of a held-out chunk stands in its neighbors already, and bits per byte by that overlap (paper 2.6, 4.4).
+"""Overlap of held-out chunks with their neighbors, and bits per byte by overlap (paper 2.6, 4.4).
 
-r(C) is the longest run of tokens that chunk C shares with any of its nearest training neighbors' [N, F], divided by the
-tokens of the chunk. C_alpha are the chunks with r(C) <= alpha, and bpb(alpha) the bits per byte over them alone:
-bpb(1) is the ordinary figure, a small alpha leaves only text that the database does not hold. It needs the retriever
-alone, so that models without retrieval are read at the same alphas.
+r(C) is the longest run of tokens that chunk C shares with [N, F] of any of its nearest training neighbors, divided by
+the number of tokens of the chunk. C_alpha is the set of chunks with r(C) <= alpha, and bpb(alpha) the bits per byte
+over them: bpb(1) is the ordinary figure, and a small alpha leaves only text that the database does not contain. r(C)
+depends on the retriever alone, so models without retrieval are measured at the same alphas.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from retro_jax.core.dimensions import PADDING
 
 ALPHAS = tuple(eighth / 8 for eighth in range(1, 9))  # 12.5% is 8 of the paper's 64 tokens
-CELLS = 8_000_000  # of the tables that are filled at once
+CELLS = 8_000_000  # of the tables that are filled at the same time
 
 
 def longest_common_runs(chunks: Int[np.ndarray, "N M"], neighbors: Int[np.ndarray, "N K R"]) -> Int[np.ndarray, "N"]:
@@ -58,8 +58,8 @@ def overlaps(
 ) -> Float[np.ndarray, "N"]:
     """r(C) in [0, 1] of each chunk.
 
-    Tokens without bytes (BOS, EOS) are no text: every document has them, so they match nothing and do not count in the
-    length. The last chunk of a document is short; it is measured against its own length. A chunk without text has 0.
+    Tokens without bytes (BOS, EOS) are not text: every document has them, so they match nothing and do not count in the
+    length. The last chunk of a document is short; its run is divided by its own length. A chunk without text has 0.
     """
     text = _text_only(chunks, token_bytes)
     lengths = (text != PADDING).sum(axis=1)
@@ -72,12 +72,12 @@ def _text_only(tokens, token_bytes):
 
 
 def overlap_bins(overlap: Float[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
-    """Which of [0], (0, 1/8], (1/8, 2/8], ... (7/8, 1] each r(C) is in. C_alpha of alpha = j/8 are the bins 0 to j."""
+    """The bin of each r(C): [0], (0, 1/8], (1/8, 2/8], ... (7/8, 1]. C_alpha with alpha = j/8 has the bins 0 to j."""
     return np.searchsorted(np.concatenate([[0.0], ALPHAS]) + 1e-9, overlap)
 
 
 def leakage_curves(sizes: Float[np.ndarray, "9"], bits: Mapping[str, Float[np.ndarray, "9"]]) -> dict:
-    """bpb(alpha) of each condition, beside the share of bytes in C_alpha and a histogram of r(C) over bytes.
+    """bpb(alpha) of each condition, with the share of bytes in C_alpha and a histogram of r(C) over bytes.
 
     Args:
       sizes, bits: bytes, and bits by condition, in each bin of `overlap_bins`.

@@ -1,4 +1,4 @@
-"""What stands in results.json beside the figures: database, models, data, versions, seconds by stage."""
+"""The parts of results.json besides the figures: database, models, data, versions, seconds by stage."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +30,7 @@ def database_facts(data: Path) -> dict:
 
 
 def model_facts(run: RunConfig, baseline: RunConfig | None, trained: Mapping[str, int]) -> dict:
-    """Parameter counts by the paper's rule (embeddings, norms and biases aside), and with the embeddings.
+    """Parameter counts by the paper's rule (without embeddings, norms and biases), and with the embeddings.
 
     Args:
       trained: steps of the checkpoints, by run.
@@ -77,7 +77,7 @@ def data_facts(documents: Manifest) -> dict:
 
 
 def version_facts(run_directory: Path) -> dict:
-    """Packages and devices of the training run, and the source's revision now."""
+    """Packages and devices of the training run, and the current revision of the source."""
     try:
         trained = read_json(
             run_directory / "versions.json", "The report omits the versions of that run.", keys=VERSION_KEYS
@@ -90,7 +90,7 @@ def version_facts(run_directory: Path) -> dict:
 
 
 def stage_seconds(data: Path, runs: Mapping[str, Path]) -> dict[str, float]:
-    """Seconds of every stage and run that wrote its own, in the order in which they were made."""
+    """Seconds of every stage and run that recorded them, in the order in which they were made."""
     places = {stage: data / stage for stage in made_stages(data)} | {
         f"train {name}": path for name, path in runs.items()
     }
@@ -99,7 +99,7 @@ def stage_seconds(data: Path, runs: Mapping[str, Path]) -> dict[str, float]:
 
 
 def run_metrics(runs: Mapping[str, Path]) -> dict[str, list[dict]]:
-    """Records of metrics.jsonl by run; none where a run has none."""
+    """Records of metrics.jsonl by run; empty where a run has no such file."""
     return {
         name: read_metrics(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
         for name, path in runs.items()
@@ -110,7 +110,7 @@ def require_documents(data: Path) -> Manifest:
     """The manifest of the documents that the chunks were cut from.
 
     Raises:
-      StageError: the documents beside the chunks are others.
+      StageError: the chunks were cut from other documents than those in `data`.
     """
     documents, chunks = (read_manifest(data / stage, stage, verify=False) for stage in ("documents", "chunks"))
     if chunks.inputs["documents"] != documents.fingerprint:

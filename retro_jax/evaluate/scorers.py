@@ -1,7 +1,8 @@
 """The compiled forward passes of an evaluation, on the mesh and with the shardings of training.
 
-A checkpoint is read into the mesh (`run_directory.checkpoints.load_params`), so no host holds the whole model. Every process
-gives whole batches and puts its own part on its devices; the answer, a few bytes a token, comes back to all of them.
+A checkpoint is loaded onto the mesh (`run_directory.checkpoints.load_params`), so no host holds the full model. Every
+process passes the full batch and places its own part on its devices. Every process receives all results, a few bytes a
+token.
 """
 
 import math
@@ -28,8 +29,8 @@ class Scorer:
 
     Args:
       params: placed on the mesh.
-      mesh: None is this process's first device.
-      greedy: look for the first choice too; else hits are 0.
+      mesh: None: this process's first device.
+      greedy: compute the first choice too; otherwise hits are 0.
     """
 
     def __init__(self, config: ModelConfig, params: dict, mesh: Mesh | None = None, greedy: bool = False):
@@ -41,7 +42,7 @@ class Scorer:
         self._run = jax.jit(partial(token_bits, config, self.mesh, greedy), out_shardings=replicated(self.mesh))
 
     def start(self, inputs: Mapping[str, np.ndarray], neighbors: Int[np.ndarray, "B C K R"] | None) -> Started:
-        """Sends a batch to the devices and returns at once."""
+        """Sends a batch to the devices and returns without waiting."""
         placed = {name: self._place(array) for name, array in inputs.items()}
         return self._run(self._params, placed, None if neighbors is None else self._place(neighbors))
 
@@ -53,7 +54,7 @@ class Scorer:
 
 
 def _placed(mesh: Mesh, array: np.ndarray) -> Array:
-    """A whole batch, the same on every process, cut over the mesh as in training."""
+    """Shards a full batch, the same on every process, over the mesh as in training."""
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, batch_sharding(mesh), lambda part: array[part])
 

@@ -2,10 +2,10 @@
 
     WORKDIR/scores/SET/text-DIGEST/part-00000.parquet        number, id, name, subset, bytes, tokens, words; by chunk: bytes, overlap
     WORKDIR/scores/SET/CONDITION-DIGEST/part-00000.parquet   number, bits, hits; by chunk: bits
-    .../plan.json                                            what they were computed from, which DIGEST is of
+    .../plan.json                                            what they were computed from; DIGEST is its digest
 
-A part is complete when it exists. A killed evaluation computes the parts that are missing, another set of conditions only
-what no earlier one did. The only file that imports pyarrow.
+A part is complete if it exists. A killed evaluation computes the missing parts alone, and an evaluation with other
+conditions only those that are new. The only file that imports pyarrow.
 """
 
 import re
@@ -35,7 +35,7 @@ class Scores:
     parts: int
 
     def missing(self) -> list[int]:
-        """Parts that are to be computed; a damaged one is among them, with a line on standard error."""
+        """Parts that must be computed. A damaged part is one of them, and a line on standard error names it."""
         return [part for part in range(self.parts) if not self._is_whole(part)]
 
     def _is_whole(self, part: int) -> bool:
@@ -53,10 +53,10 @@ class Scores:
         write_table(self._path(part), columns)
 
     def read(self, part: int, names: Sequence[str] | None = None) -> dict:
-        """Columns of a part as arrays; of a list column, its values end to end. Text comes as a list.
+        """Columns of a part as arrays; of a list column, its concatenated values. Text comes as a list.
 
         Raises:
-          DamagedFile: it cannot be read.
+          DamagedFile: the file cannot be read.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -71,7 +71,7 @@ class Scores:
         return {name: _array(pa, table.column(name).combine_chunks()) for name in table.column_names}
 
     def each(self, names: Sequence[str] | None = None) -> Iterator[dict]:
-        """The parts one after the other; see `read`."""
+        """Yields the parts in order; see `read`."""
         for part in range(self.parts):
             yield self.read(part, names)
 
@@ -106,7 +106,7 @@ def _array(pa, column):
 def open_scores(workdir: Path, set_name: str, kind: str, plan: Mapping, parts: int) -> Scores:
     """The scores of a condition (or "text") that were or will be computed from `plan`.
 
-    Another plan has another directory, so nothing is overwritten and nothing old is ever read.
+    Another plan has another directory, so scores are never overwritten and outdated scores never read.
     """
     facts = {**plan, "set": set_name, "kind": kind, "parts": parts}
     name = f"{re.sub('[^A-Za-z0-9._-]+', '-', kind)[:60]}-{digest(facts)[:DIGITS]}"
@@ -114,7 +114,7 @@ def open_scores(workdir: Path, set_name: str, kind: str, plan: Mapping, parts: i
 
 
 def write_plan(scores: Scores, plan: Mapping) -> None:
-    """Keeps what the scores are computed from beside them, for people."""
+    """Writes the plan beside the scores, for people to read."""
     path = scores.directory / "plan.json"
     try:
         found = read_json(path, "")

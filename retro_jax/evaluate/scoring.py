@@ -23,7 +23,7 @@ from retro_jax.evaluate.scores import Scores, open_scores, write_plan
 from retro_jax.evaluate.sets import Neighbors, TextSet
 from retro_jax.parallel.agreement import on_first
 
-AHEAD = 2  # batches that are on their way to the devices at once
+AHEAD = 2  # batches in flight at the same time
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Task:
 
     Attributes:
       token_bytes: UTF-8 bytes of each token of the vocabulary.
-      chunks: C, of a window.
-      overlap: share of a window that is context alone.
-      k: neighbors that the model reads where a condition does not say.
-      batch: sequences of a forward pass; the last one is filled up with padding.
+      chunks: C, the chunks of a window.
+      overlap: share of a window that is context only.
+      k: neighbors that the model reads, unless a condition has its own number.
+      batch: sequences of a forward pass; the last one is padded.
       seed: of the random and shuffled neighbors.
-      overlap_neighbors: stored neighbors that r(C) looks at (paper 2.6).
+      overlap_neighbors: stored neighbors that r(C) is computed from (paper 2.6).
       models: what identifies each model ("retro", "baseline"), plain JSON.
-      greedy: whether the scorers look for the model's first choice.
+      greedy: whether the scorers compute the model's first choice.
       without: ids of documents that are left out of every database.
     """
 
@@ -54,7 +54,8 @@ class Task:
     models: Mapping[str, Mapping]
     greedy: bool = False
     without: frozenset[int] = frozenset()
-    _opened: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # neighbors by what was asked
+    # Neighbors by (k, share, database).
+    _opened: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def ranges(self) -> list[tuple[int, int]]:
         return block_ranges(self.text.edges, self.text.chunk_length)
@@ -69,7 +70,7 @@ class Task:
         return self._open(condition.k or self.k, condition.share, condition.database)
 
     def stored(self) -> Neighbors:
-        """The neighbors that the overlap looks at."""
+        """The neighbors that the overlap is computed from."""
         return self._open(0, 1.0, "")
 
     def _open(self, *what) -> Neighbors:
@@ -79,7 +80,7 @@ class Task:
 
 
 def open_text(task: Task, workdir: Path) -> tuple[Scores, dict]:
-    """Where the facts of the text go, and what they depend on."""
+    """The columns of the text itself (`text_columns`), and the plan that they depend on."""
     stored = task.stored()
     plan = {
         "text": task.text.fingerprint,
@@ -91,7 +92,7 @@ def open_text(task: Task, workdir: Path) -> tuple[Scores, dict]:
 
 
 def open_condition(task: Task, workdir: Path, condition: Condition) -> tuple[Scores, dict]:
-    """Where the scores of a condition go, and what they depend on."""
+    """The scores of a condition, and the plan that they depend on."""
     source = task.source(condition)
     plan = {
         "text": task.text.fingerprint,
@@ -111,17 +112,17 @@ def score_set(
     scorer: Callable[[str], Scorer],
     stop: Callable[[], None] = lambda: None,
 ) -> tuple[Scores, dict[str, Scores]]:
-    """Computes what is missing of the scores of a set.
+    """Computes the missing scores of a set.
 
     Args:
-      scorer: the `Scorer` of "retro" or "baseline"; asked for when it is needed.
+      scorer: gives the `Scorer` of "retro" or "baseline"; called when it is needed.
       stop: called after each batch, in the same order on every process; raises to stop.
 
     Returns:
       The scores of the text and of each condition, complete.
 
     Raises:
-      StageError: a document whose text tokens are not each scored once, or tokens that are not those of its text.
+      StageError: a document whose text tokens are not each scored once, or do not add up to the bytes of its text.
     """
     text, text_plan = open_text(task, workdir)
     opened = {one.name: open_condition(task, workdir, one) for one in conditions}
@@ -168,7 +169,7 @@ def score_block(
     """Bits and hits of every token of a block; 0 where nothing is scored.
 
     Args:
-      part: the block's number, from which what is drawn over a batch gets its seed.
+      part: the block's number; it is part of the seed of what is drawn over a batch.
       done: called with the number of chunks that a batch scored.
     """
     bits, hits = np.zeros(block.tokens.shape, np.float32), np.zeros(block.tokens.shape, np.int8)
@@ -226,7 +227,7 @@ def text_columns(task: Task, block: Block) -> dict:
 
 
 def condition_columns(block: Block, bits: Float[np.ndarray, "N M"], hits: Int[np.ndarray, "N M"] | None) -> dict:
-    """The columns of a condition's part; hits are -1 where they were not looked for."""
+    """The columns of a condition's part; hits are -1 where they were not computed."""
     chunk_bits = block.chunk_sums(bits)
     return {
         "number": np.arange(block.start, block.start + len(block.facts)),
@@ -239,7 +240,7 @@ def condition_columns(block: Block, bits: Float[np.ndarray, "N M"], hits: Int[np
 
 
 def _check_once(block: Block) -> None:
-    """Every scored token of the block is predicted in exactly one window."""
+    """Raises StageError unless every scored token of the block is predicted in exactly one window."""
     times = np.zeros(block.tokens.shape, np.int8)
     rows, inputs = block.inputs(slice(0, len(block.windows)), len(block.windows))
     counts = (inputs["targets"] != PADDING).reshape(*rows.shape, -1)
@@ -248,6 +249,6 @@ def _check_once(block: Block) -> None:
         row, place = np.argwhere(times != block.scored)[0]
         raise StageError(
             f"Every text token must be scored exactly once, but token {place} of chunk {row + block.first} would be "
-            f"scored {times[row, place]} times: the documents and chunks are not of one build. Run `retro build` into "
+            f"scored {times[row, place]} times: the documents and chunks do not come from one build. Run `retro build` into "
             f"another --workdir."
         )

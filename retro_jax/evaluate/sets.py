@@ -1,7 +1,7 @@
-"""What evaluation reads: a set of text, and the neighbors of its chunks from one database.
+"""Interfaces of what evaluation reads: a set of text, and the neighbors of its chunks from one database.
 
-`data_pipeline.evaluation.sets` opens both; anything with these attributes will do. Tables are memory-mapped: evaluation asks for
-the rows of a few documents at a time.
+`data_pipeline.evaluation.sets` opens both; any object with these attributes works. Tables are memory-mapped, and
+evaluation reads the rows of a few documents at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32, Int, Int32, Int64
 
 @dataclass(frozen=True)
 class DocumentFacts:
-    """What is known of a document beside its tokens."""
+    """The properties of a document besides its tokens."""
 
     name: str
     bytes: int  # of its text in UTF-8
@@ -40,7 +40,7 @@ class Neighbors(Protocol):
     def find(
         self, rows: Int64[np.ndarray, "*shape"]
     ) -> tuple[Int64[np.ndarray, "*shape K"], Float32[np.ndarray, "*shape K"]]:
-        """Ids and squared distances of the neighbors of chunks of the set, nearest first; -1 and +inf where there is none."""
+        """Ids and squared distances of the neighbors of chunks of the set, nearest first; -1 and +inf for a missing one."""
         ...
 
     def value(self, ids: Int64[np.ndarray, "*shape"]) -> Int32[np.ndarray, "*shape R"]:
@@ -50,7 +50,7 @@ class Neighbors(Protocol):
     def draw(
         self, rows: Int64[np.ndarray, "*shape"], counts: Int[np.ndarray, "*shape"], width: int, seed: int
     ) -> Int64[np.ndarray, "*shape K"]:
-        """`counts` different chunks of the database for each row, by chance, then -1; a function of seed and row alone."""
+        """`counts` distinct random chunks of the database for each row, padded with -1; a function of seed and row alone."""
         ...
 
     def document(self, chunk: int) -> Any:
@@ -97,17 +97,17 @@ class TextSet(Protocol):
     def neighbors(
         self, k: int = 0, share: float = 1.0, database: str = "", without: frozenset[int] = frozenset()
     ) -> Neighbors:
-        """Up to k neighbors (0: as stored) from a nested share of the database, or from another one, or `without` documents.
+        """Up to k neighbors (0: all stored ones) from a nested share of a database ("": the build's), without some documents.
 
         Raises:
-          ValueError: there are none, with the command that makes them.
+          ValueError: none are stored; the message has the command that searches them.
         """
         ...
 
     def overlapping_documents(self, threshold: float) -> frozenset[int]:
-        """Ids of training documents that hold this share of the 13-grams of one document of the set."""
+        """Ids of training documents that contain at least this share of the 13-grams of a document of the set."""
         ...
 
     def contaminated(self, threshold: float) -> Bool[np.ndarray, "D"]:
-        """Documents of which this share of 13-grams stands in one training document."""
+        """Which documents have at least this share of their 13-grams in one training document."""
         ...

@@ -1,4 +1,4 @@
-"""From scores to results: sums by subset, intervals over documents, curves by overlap, and a verdict in words."""
+"""Turns scores into results: sums by subset, intervals over documents, curves by overlap, and a verdict in words."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,16 @@ from retro_jax.evaluate.scores import Scores
 DIFFERENCES = (("on", "off"), ("on", "random"), ("on", "shuffled"), ("off", "baseline"), ("on", "baseline"))
 RESAMPLES_AT_ONCE = 4_000_000  # cells of the table of resampled counts
 TAIL = 0.025  # of the resamples on each side of a 95% interval
-ENOUGH = 160  # resamples: of fewer, the ends of the interval are known too badly to say on which side of 0 they are
-NOT_SHOWN = "0 lies within the 95% interval, or so near to its end that the draw of resamples decides"
-DEVIATIONS = 3  # by which the draw of resamples may move an end
+ENOUGH = 160  # resamples; with fewer, the ends of the interval are too uncertain to say on which side of 0 they are
+NOT_SHOWN = "0 lies within the 95% interval, or so close to its end that another draw of resamples could include it"
+DEVIATIONS = 3  # standard deviations by which another draw of resamples may move an end
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over each of the D documents of a set, and over the bins of overlap: all that results are made of.
+    """Sums over each of the D documents of a set, and over the bins of overlap; all results are computed from them.
 
-    Memory: some 20 bytes a document and condition; chunks and tokens stay on disk.
+    Memory: about 20 bytes for each document and condition; chunks and tokens stay on disk.
     """
 
     subsets: Int[np.ndarray, "D"]  # numbers into `subset_names`
@@ -57,7 +57,7 @@ def add_up(
     subset_names: Sequence[str],
     keep: Bool[np.ndarray, "D"] | None = None,
 ) -> Totals:
-    """Reads the scores part by part.
+    """Sums the scores up, part by part.
 
     Args:
       keep: documents that count; None: all.
@@ -142,14 +142,14 @@ def figures(totals: Totals, rows: Bool[np.ndarray, "D"], resamples: int, seed: i
 def paired_difference(
     differences: Float[np.ndarray, "D"], sizes: Float[np.ndarray, "D"], resamples: int, seed: int
 ) -> dict:
-    """Bits per byte by which one condition is above another, with a 95% bootstrap interval over documents.
+    """The difference of two conditions in bits per byte, with a 95% bootstrap interval over documents.
 
-    Documents, not tokens, are drawn again (with their differences and bytes together): tokens of one document rise and
-    fall together.
+    Documents, not tokens, are resampled (each with its difference and its bytes), because the losses of tokens of one
+    document are correlated.
 
     Returns:
-      "mean", "low", "high", and "shown": whether a difference is shown, that is whether 0 lies outside of the interval
-      for any draw of so many resamples. The ends are None where one document gives nothing to draw from.
+      "mean", "low", "high", and "shown": whether 0 lies outside of the interval for any draw of so many resamples. The ends
+      are None for a single document.
     """
     mean = float(differences.sum() / max(sizes.sum(), 1))
     count = len(sizes)
@@ -162,14 +162,14 @@ def paired_difference(
         ratios.append((drawn @ differences) / np.maximum(drawn @ sizes, 1))
     ratios = np.sort(np.concatenate(ratios))
     low, high = np.quantile(ratios, [TAIL, 1 - TAIL])
-    # The resamples below the end of the true interval are binomial: the end lies between two ranks, whatever the draw.
+    # The number of resamples below the true end is binomial, so the end lies between two ranks for any draw.
     rank = max(0, math.floor(resamples * TAIL - DEVIATIONS * math.sqrt(resamples * TAIL * (1 - TAIL))))
     shown = resamples >= ENOUGH and bool(ratios[rank] > 0 or ratios[-1 - rank] < 0)
     return {"mean": mean, "low": float(low), "high": float(high), "shown": shown}
 
 
 def leakage(totals: Totals, rows: Bool[np.ndarray, "D"], resamples: int, seed: int) -> dict:
-    """bpb(alpha) of whole subsets; and on - off where at most an eighth of a chunk stands in its neighbors."""
+    """bpb(alpha) of subsets, and On - Off over the chunks with an overlap of at most an eighth."""
     numbers = np.unique(totals.subsets[rows])
     curves = leakage_curves(
         totals.bin_bytes[numbers].sum(axis=0),
@@ -184,7 +184,7 @@ def leakage(totals: Totals, rows: Bool[np.ndarray, "D"], resamples: int, seed: i
 
 
 def verdict(subsets: Mapping[str, Mapping]) -> dict:
-    """Was the promised effect seen: On below Off and below random neighbors, by more than the interval (see `paired_difference`), where overlap is highest?"""
+    """Whether On is shown to be below Off and below random neighbors on the subset with the highest overlap."""
     if not subsets:
         return {"subset": None, "seen": False, "text": "No byte of text was scored."}
     name = max(sorted(subsets), key=lambda name: subsets[name]["overlap"])
@@ -192,7 +192,7 @@ def verdict(subsets: Mapping[str, Mapping]) -> dict:
     gaps = {other: found[f"on_minus_{other}"] for other in ("off", "random")}
     seen = all(gap["shown"] and gap["mean"] < 0 for gap in gaps.values())
     figures = " and ".join(
-        f"{gap['mean']:+.4f} bits per byte against {'retrieval off' if other == 'off' else 'random neighbors'} "
+        f"{gap['mean']:+.4f} bits per byte from {'retrieval off' if other == 'off' else 'random neighbors'} "
         f"({interval(gap)})"
         for other, gap in gaps.items()
     )
@@ -201,7 +201,7 @@ def verdict(subsets: Mapping[str, Mapping]) -> dict:
         if seen
         else f"No effect of retrieval is shown on '{name}', the subset with the highest overlap, at this size"
     )
-    return {"subset": name, "seen": seen, "text": f"{opening}: with its neighbors the model stands {figures}."}
+    return {"subset": name, "seen": seen, "text": f"{opening}: On differs by {figures}."}
 
 
 def interval(gap: Mapping) -> str:
@@ -211,7 +211,7 @@ def interval(gap: Mapping) -> str:
 
 
 def table_text(results: Mapping) -> str:
-    """The results table as a terminal shows it: bits per byte by subset and condition, and what On changes."""
+    """The results table for a terminal: bits per byte by subset and condition, and the differences of On."""
     head = ["subset", "bytes", "overlap", *CONDITIONS, "on - off", "95% interval", "on - baseline", "95% interval"]
     lines = [head]
     for name, found in [*results["subsets"].items(), ("all", results["all"])]:
@@ -228,14 +228,14 @@ def table_text(results: Mapping) -> str:
     )
     lowest = results["leakage"]["all"]["on_minus_off_at_lowest_alpha"]
     notes = [
-        "Bits per byte of held-out text, lower is better. Controls: random (database chunks by chance), empty (no",
-        "neighbors), shuffled (those of another chunk), oracle (the true continuation; a cheat and an upper bound).",
+        "Bits per byte of held-out text, lower is better. Controls: random (random database chunks), empty (no",
+        "neighbors), shuffled (those of another chunk), oracle (the true continuation; an upper bound, not a result).",
     ]
     if any("~" in cell for line in lines for cell in line):
         notes.append(f"~ no difference is shown: {NOT_SHOWN}.")
     if lowest is not None:
         mean, ends = _gap_cells(lowest)
-        notes.append(f"on - off where at most 12.5% of a chunk stands in its neighbors: {mean} ({ends}).")
+        notes.append(f"on - off where the overlap of a chunk with its neighbors is at most 12.5%: {mean} ({ends}).")
     return "\n".join([text, "", *notes])
 
 

@@ -1,8 +1,8 @@
 """Multi-head attention with Transformer-XL relative positions: one core for all four kinds of attention.
 
 logit(i, j) = [ (q_i + u) . k_j + (q_i + v) . W_R s(d(i, j)) ] / sqrt(head width), softmax over the keys the mask
-allows. This file has the weights; what computes the update from queries, keys and values is chosen by name among
-`kernels`.
+allows. This file has the weights; the function that computes the update from queries, keys and values is chosen by name
+among `kernels`.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ class Attention(nnx.Module):
     """The weights of one attention and its update, without the residual. No biases: a row without keys gives zeros.
 
     Args:
-      width: of the stream that asks (query, output and position projections, paper 3.3).
-      memory_width: of what is asked (key and value projections).
-      memory_norm: whether what is asked passes an RMSNorm of its own first.
-      positions: whether logits depend on relative positions; without, W_R and v do not exist.
+      width: of the stream that attends (query, output and position projections, paper 3.3).
+      memory_width: of the stream attended to (key and value projections).
+      memory_norm: whether the stream attended to has an RMSNorm of its own.
+      positions: whether logits depend on relative positions; if not, W_R and v do not exist.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Attention(nnx.Module):
     def to_self(
         self, x: Float[Array, "N I D"], mask: Mask, positions: PositionTable, attend: Callable
     ) -> Float[Array, "N I D"]:
-        """What the un-normed stream x learns from itself."""
+        """The update of self-attention for the stream x, which is normalized here."""
         normed = rms_norm(x, self.norm[...])
         return self(normed, normed, mask, positions, attend)
 
@@ -65,10 +65,10 @@ class Attention(nnx.Module):
         positions: PositionTable,
         attend: Callable,
     ) -> Float[Array, "N I D"]:
-        """The update for `asking`, which has passed `self.norm` already, from `memory`, computed by `attend` (`known.Attend`).
+        """The update for the stream `asking`, already normalized, from `memory`; `attend` (`known.Attend`) computes it.
 
-        I and J may be whole multiples of the queries and keys of `positions`: several neighbors side by side, each of
-        which counts its positions from its own start.
+        I and J may be multiples of the numbers of queries and keys in `positions`: several neighbors side by side, each
+        with positions from its own start.
         """
         heads = self.content_bias.shape[0]
         dtype = asking.dtype

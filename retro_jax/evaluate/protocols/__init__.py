@@ -1,4 +1,4 @@
-"""Protocols of published evaluation sets: what of a file is text, which bytes of it are scored, and how.
+"""Protocols of published evaluation sets: which part of a file is text, which of its bytes are scored, and how.
 
 Read protocol, then documents, then any other: each protocol is a file that registers itself. `spans` turns scored bytes
 into scored tokens, `csv_rows` reads CSV, `table_15` is the paper's table on the Pile. `retro join` reads files with them and

@@ -1,4 +1,4 @@
-"""LAMBADA: the last word of a passage, greedily, all its tokens right (paper 4.1, Table 14).
+"""LAMBADA: whether all tokens of a passage's last word are the greedy predictions (paper 4.1, Table 14).
 
 A record is a line of `lambada_test_plain_text.txt`, or a JSON object with "text" of OpenAI's `lambada_test.jsonl`, whose
 passages are not tokenized and keep their capitals: the two give different figures.

@@ -15,7 +15,7 @@ from retro_jax.evaluate.protocols.protocol import (
     register,
 )
 
-# The Pile's own names -> the names of Table 15, which leaves the last four out without a word; they are scored all the same.
+# The Pile's own names -> the names of Table 15. The table omits the last four without explanation; they are scored too.
 SUBSETS = {
     "ArXiv": "arxiv",
     "Books3": "books3",
@@ -42,7 +42,7 @@ EXCLUDED = ("Enron Emails", "YoutubeSubtitles")
 
 
 def read(record: Record, number: int) -> EvaluationText | Excluded:
-    """A document with its subset; one of the two sets that the paper leaves out is Excluded, by its set's name."""
+    """A document with its subset; Excluded, with its set as reason, where the paper leaves that set out."""
     text = field(record, "text", number)
     meta = record.get("meta")
     if not isinstance(meta, Mapping) or "pile_set_name" not in meta:

@@ -2,7 +2,7 @@
 
     register(Protocol("haiku", "poems of three lines", "none", read=read_haiku, forms={".csv": "csv"}))
 
-adds one from anywhere before `retro join` runs. A reader is a function of one record:
+adds a protocol from any module, before `retro join` runs. A reader is a function of one record:
 
     def read_haiku(record: Record, number: int) -> EvaluationText:
         return EvaluationText("\\n".join(field(record, name, number) for name in ("first", "second", "third")))
@@ -39,7 +39,7 @@ class EvaluationText:
 
     Attributes:
       text: all of it, context included.
-      scored: UTF-8 byte ranges [start, end) of the text that are scored, in order, apart from each other; () scores all.
+      scored: UTF-8 byte ranges [start, end) of the text that are scored, in order and disjoint; () scores all.
       words: words of the original tokenization in the scored text; 0 where the protocol counts none.
       name: what a report calls it (a title or an address); "" if the record has none.
       subset: "" leaves the subset to the set's source.
@@ -54,7 +54,7 @@ class EvaluationText:
 
 @dataclass(frozen=True)
 class Excluded:
-    """A well-formed record that the protocol leaves out; `reason` is short, and what is counted."""
+    """A well-formed record that the protocol leaves out; left-out records are counted by `reason`, which is short."""
 
     reason: str
 
@@ -73,7 +73,7 @@ class Protocol:
       paper: the sections and tables of arXiv 2112.04426 that use it.
       read: one record and its number in the file (for messages) -> text, or Excluded. It raises ValueError with the
         number, what was expected, and what was found.
-      overlap: the share of a window that is context alone; windows start (1 - overlap) of their length apart.
+      overlap: the share of a window that is context only; windows start (1 - overlap) of their length apart.
       greedy: also score whether every scored token is the most likely one.
       metrics: names in `metrics.METRICS` that are shown for it, the main one first.
       forms: ending of a file's name (compression aside) -> its form, a key of FORMS.

@@ -16,7 +16,7 @@ def scored_tokens(
 
     Args:
       token_bytes: UTF-8 bytes of each token in order; 0 for BOS, EOS, and padding, which are never scored.
-      ranges: scored bytes [start, end) of the text, in order and apart; () scores all, an empty range nothing.
+      ranges: scored bytes [start, end) of the text, in order and disjoint; () scores all, an empty range nothing.
 
     Raises:
       ValueError: ranges that are out of order, overlap, or reach beyond the text.
@@ -39,12 +39,12 @@ def scored_tokens(
 
 
 def check_ranges(ranges: Sequence[tuple[int, int]], size: int) -> None:
-    """Raises ValueError unless the ranges are in order, apart, and inside of a text of `size` bytes."""
+    """Raises ValueError unless the ranges are in order, disjoint, and inside of a text of `size` bytes."""
     at = 0
     for start, end in ranges:
         if not at <= start <= end <= size:
             raise ValueError(
-                f"Scored byte ranges must be in order, apart, and inside of the text of {size:,} bytes, but "
+                f"Scored byte ranges must be in order, disjoint, and inside of the text of {size:,} bytes, but "
                 f"[{start}, {end}) follows byte {at}."
             )
         at = end

@@ -1,4 +1,4 @@
-"""Table 15 of the paper: bits per byte on the subsets of the Pile, and the same layout with a run's columns beside it."""
+"""Table 15 of the paper: bits per byte on the subsets of the Pile, and the same layout with the columns of a run added."""
 
 from collections.abc import Mapping
 
@@ -26,7 +26,7 @@ TABLE_15 = {
 def layout(
     ours: Mapping[str, Mapping[str, float]],
 ) -> tuple[tuple[str, ...], list[tuple[str, *tuple[float | None, ...]]]]:
-    """The table with our columns behind the paper's.
+    """The table with our columns after the paper's.
 
     Args:
       ours: subset -> condition -> bits per byte.

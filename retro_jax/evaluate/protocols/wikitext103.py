@@ -17,11 +17,11 @@ from itertools import chain, pairwise
 from retro_jax.evaluate.protocols.protocol import EvaluationText, Protocol, Record, field, register
 
 BLANK = " \n"  # how the files write an empty line
-TITLE = re.compile(r"\s*= (?!=)(.+)(?<!=) =\s*")  # ` = = Section = = ` is none
+TITLE = re.compile(r"\s*= (?!=)(.+)(?<!=) =\s*")  # ` = = Section = = ` does not match
 
 
 def cut(records: Iterable[Record]) -> Iterator[tuple[int, str]]:
-    """Yields (number of its first line, text) of each article of a file; blank lines before the first title are its."""
+    """Yields (number of its first line, text) of each article; the first one has the blank lines before its title."""
     article, first, before = [], 1, BLANK
     lines = (_line(record, number) for number, record in enumerate(records, start=1))
     for number, (line, after) in enumerate(pairwise(chain(lines, [BLANK])), start=1):
@@ -48,7 +48,7 @@ def read(record: Record, number: int) -> EvaluationText:
 
 
 def count_words(text: str) -> int:
-    """Words of some lines: what whitespace separates, and one end of line for each."""
+    """Words of a text: what whitespace separates, and one end of line for each line."""
     return len(text.split()) + text.count("\n") + (not text.endswith("\n") and text != "")
 
 

@@ -1,4 +1,4 @@
-"""Results of several work directories side by side, and paired differences of On over the documents that both scored."""
+"""Compares the results of several work directories: figures side by side, and paired differences over shared documents."""
 
 import csv
 import io
@@ -30,14 +30,14 @@ class Evaluated:
 
 
 def open_runs(workdirs: Sequence[Path]) -> list[Evaluated]:
-    """The results of work directories, in order; names are made different where folders have one name.
+    """The results of work directories, in order; folders of the same name get a number.
 
     Raises:
       ValueError: fewer than two, one without results, or results of another format.
     """
     if len(workdirs) < 2:
         raise ValueError(
-            f"A comparison needs two work directories or more, but {len(workdirs)} given: retro compare RUN RUN."
+            f"A comparison needs two work directories or more, but {len(workdirs)} was given: retro compare RUN RUN."
         )
     runs = []
     for number, workdir in enumerate(workdirs):
@@ -46,7 +46,7 @@ def open_runs(workdirs: Sequence[Path]) -> list[Evaluated]:
             raise ValueError(f"There is no results.json in {workdir}. Run `retro evaluate --workdir={workdir}` first.")
         results = read_json(path, AGAIN, keys=("made_from",))
         if (found := results["made_from"].get("format")) != FORMAT:
-            raise ValueError(f"{path} has format {found}, of another version; {FORMAT} is needed. {AGAIN}")
+            raise ValueError(f"{path} has format {found} of another version, but {FORMAT} is needed. {AGAIN}")
         same = [one for one in workdirs if Path(one).name == Path(workdir).name]
         name = Path(workdir).name if len(same) == 1 else f"{Path(workdir).name} ({number + 1})"
         runs.append(Evaluated(name, Path(workdir), results))
@@ -54,13 +54,13 @@ def open_runs(workdirs: Sequence[Path]) -> list[Evaluated]:
 
 
 def compare(runs: Sequence[Evaluated], metric: str = "bpb") -> dict:
-    """Plain JSON: by set and subset the metric under each condition and run, and On of each run less On of the first.
+    """The metric by set, subset, run and condition, and On of each run minus On of the first, as plain JSON.
 
     Raises:
-      ValueError: a metric that no result has, or no set that two runs have.
+      ValueError: an unknown metric, or no set that two runs have in common.
     """
     if metric not in METRICS:
-        raise ValueError(f"--metric={metric} is no metric; there are: {', '.join(METRICS)}.")
+        raise ValueError(f"--metric={metric} is not a metric; known metrics: {', '.join(METRICS)}.")
     names = list(dict.fromkeys(name for run in runs for name in run.results["sets"]))
     sets = {name: [run for run in runs if name in run.results["sets"]] for name in names}
     if not any(len(those) > 1 for those in sets.values()):
@@ -91,7 +91,7 @@ def _values(found: Mapping, subset: str, metric: str) -> dict:
 
 
 def _difference(first: Evaluated, other: Evaluated, name: str) -> dict | None:
-    """On of `other` less On of `first` in bits per byte, over the documents of a set; None where the texts differ."""
+    """On of `other` minus On of `first` in bits per byte, over the documents of a set; None where the texts differ."""
     one, two = _on(first, name), _on(other, name)
     if one is None or two is None or not np.array_equal(one[0], two[0]) or not np.array_equal(one[1], two[1]):
         return None
@@ -99,7 +99,7 @@ def _difference(first: Evaluated, other: Evaluated, name: str) -> dict | None:
 
 
 def _on(run: Evaluated, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(ids, bytes, bits under On) of the documents of a set; None where the scores are gone."""
+    """(ids, bytes, bits under On) of the documents of a set; None where scores are missing."""
     places = run.results["made_from"]["scores"][name]
     folders = {kind: run.workdir / "scores" / name / places[kind] for kind in ("text", "on")}
     parts = len(list(folders["text"].glob("part-*.parquet")))
@@ -132,12 +132,12 @@ def tables(found: Mapping) -> dict[str, list[Table]]:
         pages[name] = [Table(f"{metric.name}: {metric.meaning}.", columns, rows)]
         if of_set["differences"]:
             gaps = [
-                Row([Cell(run), gap_cell(gap) if gap else Cell("-", note="other text, or scores are gone")])
+                Row([Cell(run), gap_cell(gap) if gap else Cell("-", note="different text, or scores missing")])
                 for run, gap in of_set["differences"].items()
             ]
             first = next(iter(next(iter(of_set["values"].values()))))
             caption = (
-                f"On less On of {first}, in bits per byte, with 95% intervals over documents; bold where it is shown."
+                f"On minus On of {first}, in bits per byte, with 95% intervals over documents; bold where it is shown."
             )
             pages[name].append(Table(caption, [Column("run"), Column("difference")], gaps))
     return pages

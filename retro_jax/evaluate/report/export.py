@@ -1,4 +1,4 @@
-"""Results as one tidy table, a figure a row: results.csv and results.parquet, for notebooks and spreadsheets."""
+"""Results as one tidy table, one figure in each row: results.csv and results.parquet, for notebooks and spreadsheets."""
 
 import csv
 import io
@@ -16,8 +16,8 @@ DIFFERENCE = "_minus_"
 def rows(results: Mapping) -> Iterator[dict]:
     """Every figure of results.json.
 
-    metric "bpb_difference" is the first condition less the second one ("on - off"), with its 95% interval; metric
-    "bpb_by_overlap" is bits per byte over the chunks of which at most the share `alpha` stands in their neighbors.
+    metric "bpb_difference" is the first condition minus the second one ("on - off"), with its 95% interval; metric
+    "bpb_by_overlap" is bits per byte over the chunks whose overlap with their neighbors is at most `alpha`.
     """
     for set_name, found in results["sets"].items():
         common = {"set": set_name, "protocol": found["protocol"]}

@@ -1,7 +1,6 @@
 """report.html: one self-contained page made from results.json, passages.json and the plots.
 
-It loads nothing, and no text of the data is trusted: the templates escape whatever comes from a document, a file name or a
-config.
+It loads no other files. The templates escape all text that comes from a document, a file name or a config.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +23,9 @@ from retro_jax.evaluate.report.tables import (
 )
 from retro_jax.evaluate.report.templates import render
 
-FULL_COLOR = 4.0  # bits at which a token's color is full
-STRONGEST, FAINTEST = 0.6, 0.03  # opacity of the full color, and below which a token has none
-COSTS_MORE = 1.0  # bits from which a token that retrieval made dearer is underlined too
+FULL_COLOR = 4.0  # bits from which a token has the full color
+STRONGEST, FAINTEST = 0.6, 0.03  # opacity of the full color, and the least that is drawn
+COSTS_MORE = 1.0  # bits; a token on which retrieval costs more is also underlined
 
 
 def make_report(
@@ -115,7 +114,7 @@ def _colored(passage: Mapping) -> dict:
 
 
 def _token(token: Mapping) -> dict:
-    """A token with the class and the opacity of what retrieval saved (helped) or cost."""
+    """Adds the class and the opacity for what retrieval saved ("helped") or cost on a token."""
     gain = token["off"] - token["on"]
     strength = min(abs(gain) / FULL_COLOR, 1.0) * STRONGEST
     kind = "helped" if gain > 0 else "cost more" if gain < -COSTS_MORE else "cost"

@@ -1,4 +1,4 @@
-"""Held-out passages for the report: which tokens retrieval helped or hurt, beside the neighbors that were read."""
+"""Held-out passages for the report: which tokens retrieval helped or hurt, and the neighbors that were read."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from retro_jax.evaluate.scores import Scores
 from retro_jax.evaluate.scoring import Task
 from retro_jax.evaluate.sets import Neighbors
 
-TOKENS = 96  # about so many make a passage, and at least
-CHUNKS = 3
-SHORTEST_RUN = 4  # tokens in common with a neighbor, from which they are marked
+TOKENS = 96  # in a passage, approximately
+CHUNKS = 3  # in a passage, at least
+SHORTEST_RUN = 4  # tokens; a shorter run in common with a neighbor is not marked
 KINDS = ("helped most", "helped least", "typical")
-PARTS = 32  # of the scores, spread over the set, that passages are chosen from
+PARTS = 32  # of the scores that passages are chosen from, spread over the set
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Choice:
 
 
 def choose(text: Scores, conditions: Mapping[str, Scores], count: int, chunk_length: int) -> list[Choice]:
-    """`count` passages of different documents: helped most, helped least (or hurt) and of median gain, in turn over the subsets.
+    """`count` passages of different documents: helped most, helped least (or hurt), median gain; subsets take turns.
 
     Subsets come in the order of their overlap, highest first.
     """
@@ -63,7 +63,7 @@ def choose(text: Scores, conditions: Mapping[str, Scores], count: int, chunk_len
 def _passages(
     document: int, subset: str, gains: Float[np.ndarray, "N"], sizes: Int[np.ndarray, "N"], chunk_length: int
 ) -> Iterator[Choice]:
-    """Every run of a passage's chunks in one document, with its gain; a document's first chunk never gains alone."""
+    """Every candidate passage of one document, with its gain; a first chunk reads no neighbors, so it is none by itself."""
     size = max(CHUNKS, TOKENS // chunk_length)
     for start in range(max(0, len(gains) - size) + 1):
         chunks = range(start, min(start + size, len(gains)))
@@ -76,7 +76,7 @@ def describe(
 ) -> dict:
     """A passage as plain JSON.
 
-    Each chunk stands with the neighbors that are read while it is predicted: those of the chunk before it in its
+    Each chunk is listed with the neighbors that are read while it is predicted: those of the previous chunk of its
     document (paper 2.4).
 
     Args:
@@ -118,7 +118,7 @@ def describe(
 
 
 def _tokens(pieces: Sequence[bytes], bits_of: Mapping[str, np.ndarray], row: int) -> list[dict]:
-    """Text with bits off and on; tokens that only together make whole characters are one entry."""
+    """Text with bits off and on; tokens that form a character only together are one entry."""
     entries, waiting, bits = [], b"", np.zeros(2)
     for place, piece in enumerate(pieces):
         waiting += piece
@@ -167,7 +167,7 @@ def _neighbor(chunk: int, distance: float, target: Int[np.ndarray, "M"], databas
 
 
 def longest_run(tokens: Sequence[int], target: Sequence[int]) -> tuple[int, int]:
-    """Start in `tokens` and length of the longest run that also stands in `target`; the first of equals."""
+    """Start in `tokens` and length of the longest run that also occurs in `target`; the first one on ties."""
     best, row = (0, 0), [0] * (len(target) + 1)
     for place, token in enumerate(tokens):
         row = [0, *(row[j] + 1 if token == other else 0 for j, other in enumerate(target))]

@@ -1,4 +1,4 @@
-"""The plots of a report: what is drawn of results.json and of metrics.jsonl."""
+"""The plots of a report, from results.json and metrics.jsonl."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,12 +7,12 @@ from retro_jax.evaluate.overlap import ALPHAS
 from retro_jax.evaluate.report.figures.charts import COLORS, MARKERS, Interval, Series, dots, histogram, lines
 from retro_jax.evaluate.report.figures.svg import label
 
-NAME = 24  # characters of a subset's name before what is said of it
+NAME = 24  # characters of a subset's name in a label
 _MARKERS = [name for name in MARKERS if name]
 
 
 def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> dict[str, str]:
-    """The SVGs by file stem: "training" and "check", and those of each set behind its name ("held_out-gains").
+    """The SVGs by file stem: "training" and "check", and those of each set with its name as prefix ("held_out-gains").
 
     Args:
       metrics: records of metrics.jsonl by run, "retro" and "baseline".
@@ -47,7 +47,7 @@ def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> di
 
 
 def set_plots(found: Mapping, conditions: Sequence[Mapping], neighbors: int) -> dict[str, str]:
-    """The SVGs of one set: "gains", "overlap", "leakage-SUBSET"; "neighbors" and "share" where On was tried with others.
+    """The SVGs of one set: "gains", "overlap", "leakage-SUBSET"; "neighbors" and "share" where several were tried.
 
     Args:
       conditions: as results.json lists them.
@@ -63,7 +63,9 @@ def set_plots(found: Mapping, conditions: Sequence[Mapping], neighbors: int) -> 
     leakage = {f"leakage-{name}": leakage_curve(name, curves) for name, curves in found["leakage"].items()}
     return {
         "gains": dots(
-            "What retrieval changes (left of 0 is better)", gaps, "bits per byte, 95% interval; hollow: none is shown"
+            "What retrieval changes (left of 0 is better)",
+            gaps,
+            "bits per byte, 95% interval; hollow: no difference is shown",
         ),
         **tried_plots(found["all"]["bpb"], conditions, neighbors),
         **leakage,
@@ -80,7 +82,7 @@ def set_plots(found: Mapping, conditions: Sequence[Mapping], neighbors: int) -> 
 def tried_plots(bpb: Mapping[str, float | None], conditions: Sequence[Mapping], neighbors: int) -> dict[str, str]:
     """Bits per byte against the number of neighbors and against the share of the database, where several were tried.
 
-    Off and the baseline read no neighbors: they are level lines.
+    Off and the baseline read no neighbors: they are horizontal lines.
     """
     plots = {}
     for stem, key, own, title, x_label, scale in (
@@ -128,7 +130,7 @@ def condition_series(
 
 
 def interval(gap: Mapping) -> Interval:
-    """A difference of results.json as a figure takes it."""
+    """A difference of results.json as an Interval of a figure."""
     return Interval(gap["mean"], gap["low"], gap["high"], gap["shown"])
 
 

@@ -11,7 +11,7 @@ from retro_jax.evaluate.summary import DIFFERENCES, NOT_SHOWN
 
 @dataclass(frozen=True)
 class Column:
-    """A column; kind is "", "control" (gray), "fact" (wrapped) or "words" (wrapped, at the left)."""
+    """A column; kind is "", "control" (gray), "fact" (wrapped) or "words" (wrapped, left-aligned)."""
 
     name: str
     kind: str = ""
@@ -29,7 +29,7 @@ class Cell:
 @dataclass(frozen=True)
 class Row:
     cells: Sequence[Cell]
-    total: bool = False  # under a line, as a sum
+    total: bool = False  # drawn below a line, as a sum
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def difference_table(results: Mapping) -> Table:
 
 
 def metric_tables(results: Mapping) -> list[Table]:
-    """A table for each metric that has no place of its own on the page and that the set has a figure of."""
+    """A table for each metric of the set that the page does not show elsewhere."""
     there = [metric for metric in METRICS.values() if metric.name not in ("bpb", "perplexity")]
     return [_metric_table(results, metric) for metric in there if any(_figures(results["all"], metric))]
 
@@ -151,7 +151,7 @@ def tried_table(results: Mapping, conditions: Sequence[Mapping]) -> Table | None
 
 
 def pile_table(results: Mapping) -> Table:
-    """Table 15 of the paper with our columns behind the paper's."""
+    """Table 15 of the paper with our columns after the paper's."""
     bpb = {
         name: {condition: figures["bpb"].get(condition) for condition in ("baseline", "off", "on")}
         for name, figures in results["subsets"].items()
@@ -165,8 +165,8 @@ def pile_table(results: Mapping) -> Table:
 
 
 def leakage_table(results: Mapping) -> Table:
-    """On − Off where chunks have little overlap, beside all chunks."""
-    columns = [Column(name) for name in ("subset", "bytes with r ≤ 12.5%", "on − off there", "on − off on all")]
+    """On − Off on chunks with little overlap and on all chunks."""
+    columns = [Column(name) for name in ("subset", "bytes with r ≤ 12.5%", "on − off on these", "on − off on all")]
     everything = {"all": results["all"], **results["subsets"]}
     rows = [
         Row(

@@ -1,4 +1,4 @@
-"""`retro database info` and `verify` see the evaluation sets; damage of a set is named and made good, and nothing else."""
+"""`retro database info` and `verify` include the evaluation sets; a repair makes the damaged parts again, and nothing else."""
 
 import json
 import re
@@ -90,7 +90,7 @@ def test_neighbors_of_an_earlier_version_are_said_to_be(root, capsys, tmp_path):
 
 
 def test_an_evaluation_set_is_not_added_to_the_database(root, capsys):
-    """Its text would be searched while it is scored."""
+    """Guards against evaluation text in the database, where it would be retrieved while it is scored."""
     before = contents(root / "data")
     source = (f"path={root / 'val.jsonl'}", "role=evaluation")
     assert main(["add", f"--workdir={root}", *(f"--config.data.sources.news.{key}" for key in source)]) == 2

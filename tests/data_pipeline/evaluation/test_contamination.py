@@ -1,4 +1,4 @@
-"""What of a set stands in training documents, against sets of tuples and every pair of places."""
+"""Contamination of a set, compared with sets of tuples and with every pair of positions."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def text(source: random.Random, words: int, letters: str) -> str:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.sampled_from(["ab", "abcdefgh", "0"]))
 def test_agrees_with_sets_of_tuples_and_every_pair_of_places(seed, letters):
-    """Copied parts, short texts, empty ones, and texts of one word again and again."""
+    """Texts with copied parts, short and empty texts, and texts that repeat one word."""
     source = random.Random(seed)
     parts = [text(source, source.choice([1, 5, 13, 20, 40]), letters) for _ in range(4)]
 
@@ -91,7 +91,7 @@ def texts(root, run):
 
 
 def test_a_join_reports_what_is_in_training_documents(root, run, texts, monkeypatch):
-    """Over several shards; against every pair of documents."""
+    """The result over several shards equals the comparison of every pair of documents."""
     monkeypatch.setattr(contamination, "SHARD_BYTES", 2000)
     data, (documents, mine) = root / "data", texts
     counts = join(run, data, "mine", SourceConfig(path=str(root / "set.jsonl"), role="evaluation"))
@@ -131,7 +131,7 @@ def test_a_value_on_an_edge_is_in_the_bin_that_begins_there():
 
 
 def test_held_out_text_and_additions_are_compared_too(root, run, texts, tmp_path):
-    """After an addition the comparison is incomplete, and says so; a second one adds what was added alone."""
+    """After an addition the comparison is refused as incomplete; the next join compares with the addition alone."""
     data = tmp_path / "data"
     shutil.copytree(root / "data", data)
     found = open_set(data, "held_out")

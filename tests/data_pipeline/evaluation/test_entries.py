@@ -30,7 +30,8 @@ def read(root, path, protocol):
 
 @pytest.mark.parametrize("protocol", MAKERS)
 def test_a_public_file_is_what_its_protocol_says(tmp_path, protocol):
-    """Against the protocol itself on the records of the fixtures: text, scored bytes, words, subset, what is left out."""
+    """The documents equal what the protocol makes of the fixtures' records: text, scored bytes, words, subset, left-out
+    records."""
     path = MAKERS[protocol](tmp_path)
     form = {"wikitext103": "lines", "curation": "csv"}.get(protocol, "json")
     expected = list(get(protocol).texts(made_up_sets.records(path, form)))

@@ -1,4 +1,4 @@
-"""`join`: a set beside a finished database, made by the build's own stages, and not a byte of the database changes."""
+"""`join` adds a set to a finished database with the build's own stages and does not change the database."""
 
 import errno
 import pickle
@@ -40,7 +40,7 @@ def run(root):
 
 @pytest.fixture(scope="module")
 def whole(root, run):
-    """Every byte of the joined set; the database was compared."""
+    """The bytes of the joined set, by file; asserts that the database did not change."""
     before = contents(root / "data", without="evaluation")
     counts = join(run, root / "data", "pile", pile(root / "val.jsonl"))
     assert counts["documents"] == len(KEPT) and counts["dropped"] == {"null": 1} and counts["neighbors"] == 4
@@ -57,7 +57,7 @@ def test_a_second_join_makes_nothing(root, run, whole):
 
 
 def test_a_join_killed_at_every_shard_ends_with_the_same_bytes(root, run, whole, monkeypatch):
-    """Under another data directory of the same database; now and then the disk is full instead."""
+    """Joins in a copy of the data directory, killed at every point; at some points the disk is full instead."""
     data = root / "again"
     shutil.copytree(root / "data", data, ignore=shutil.ignore_patterns("evaluation"))
     real, calls = manifests._make_shard, [0]
@@ -80,7 +80,7 @@ def test_a_join_killed_at_every_shard_ends_with_the_same_bytes(root, run, whole,
 
 
 class OtherProcess:
-    """An engine that sends every shard and what it opens through pickle, as a cluster does."""
+    """An engine that pickles every shard and its resource, as a cluster does."""
 
     def map(self, function, shards):
         for number, shard in enumerate(shards):
@@ -89,7 +89,7 @@ class OtherProcess:
 
 
 def test_a_join_in_other_processes_gives_the_same_bytes(root, run, whole):
-    """Shards hold paths and numbers alone; a table or an index that travels as a whole would not fit a message."""
+    """Guards against shards that hold a table or an index: they are too large to send."""
     data = root / "elsewhere"
     shutil.copytree(root / "data", data, ignore=shutil.ignore_patterns("evaluation"))
     with using(OtherProcess()):
@@ -98,7 +98,7 @@ def test_a_join_in_other_processes_gives_the_same_bytes(root, run, whole):
 
 
 def test_neighbors_are_the_nearest_chunks_of_the_database(root, run, whole):
-    """Each chunk of the set against every vector of the database in a loop; a text of the database is at distance 0."""
+    """Neighbors equal those of a loop over every vector of the database; a text of the database has distance 0."""
     data = root / "data"
     table, vectors = ChunkTable(data / "chunks"), EmbeddingTable(data / "embeddings")
     mine = EmbeddingTable(data / "evaluation" / "pile" / "embeddings")
@@ -130,13 +130,16 @@ def test_bad_input_is_refused_by_name_before_anything_is_written(root, run, whol
     other = replace(run, data=replace(run.data, encoder=str(tmp_path / "encoder")))
     write_records(tmp_path / "val.jsonl", TEXTS[:3])
     for arguments, words in (
-        ((run, data, "../x", source), r"--set='../x' is no plain name"),
-        ((run, data, ".x", source), r"--set='.x' is no plain name"),
+        ((run, data, "../x", source), r"--set='../x' is not a valid name"),
+        ((run, data, ".x", source), r"--set='.x' is not a valid name"),
         ((run, data, "held_out", source), r"held_out is the build's own held-out text"),
         ((run, data, "new", replace(source, protocol="pil")), r"no protocol 'pil'; there is: .*documents"),
         ((run, data, "new", pile(tmp_path / "nothing.jsonl")), r"does not exist; give a file"),
-        ((run, data, "pile", pile(tmp_path / "val.jsonl")), r"'pile' is there already, made from other files"),
-        ((run, data, "pile", replace(source, subset_key="")), r"'pile' is there already, made with other settings"),
+        ((run, data, "pile", pile(tmp_path / "val.jsonl")), r"'pile' exists already and was made from other files"),
+        (
+            (run, data, "pile", replace(source, subset_key="")),
+            r"'pile' exists already and was made with other settings",
+        ),
         ((other, data, "new", source), r"encoder.*does not match|another encoder"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -155,7 +158,7 @@ def test_bad_input_is_refused_by_name_before_anything_is_written(root, run, whol
 
 
 def test_a_source_with_the_role_is_joined_by_the_build_and_is_never_in_the_database(root, run, whole, tmp_path):
-    """The same bytes as joined later, and the same database as without it."""
+    """A set in the config gives the same bytes as one joined later, and the same database as no set."""
     sources = {**run.data.sources, "pile": pile(root / "val.jsonl")}
     both = replace(run, data=replace(run.data, sources=sources))
     build(both, tmp_path)
@@ -174,7 +177,7 @@ def test_an_evaluation_set_alone_is_no_build(run, tmp_path):
 
 
 def test_a_protocol_of_training_text_is_refused(run, tmp_path):
-    """It would be ignored: training text is read as whole documents."""
+    """Guards against a protocol that is ignored: training text is read as whole documents."""
     source = replace(run.data.sources["farm"], protocol="lambada")
     wrong = replace(run, data=replace(run.data, sources={"farm": source}))
     with pytest.raises(StageError, match=r"farm.protocol='lambada' is of evaluation sets, but its role is 'train'"):

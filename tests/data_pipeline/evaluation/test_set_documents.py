@@ -27,7 +27,7 @@ def make(root, source, name="pile"):
 
 
 def test_every_record_is_a_document_in_the_order_of_the_file(tmp_path):
-    """Copies, short and empty texts too, so that totals are those of the file; a null has no text and is counted."""
+    """Copies, short and empty texts are documents, so that totals equal those of the file; a null is left out and counted."""
     manifest, records = make(tmp_path, pile(write_records(tmp_path / "val.jsonl")))
     assert [(record["text"], record["subset"]) for record in records] == KEPT
     places = [number for number, (text, _) in enumerate(TEXTS, start=1) if text is not None]
@@ -112,7 +112,7 @@ def test_scored_ranges_outside_of_the_text_are_refused(ranges):
 
 
 def test_a_file_without_documents_beside_others_is_read(tmp_path, monkeypatch):
-    """A unit of its own whose table of lines has no row."""
+    """Guards against a failure where a unit has no documents, so that its table of lines has no row."""
     monkeypatch.setattr("data_pipeline.sources.readers.UNIT_FILES", 1)
     (tmp_path / "set").mkdir()
     write_records(tmp_path / "set" / "a.jsonl")

@@ -38,7 +38,7 @@ def run(root):
 
 @pytest.fixture
 def data(root, run, tmp_path):
-    """A copy to change."""
+    """A copy of the build, to change."""
     shutil.copytree(root / "data", tmp_path / "data")
     return tmp_path / "data"
 
@@ -97,7 +97,8 @@ def test_the_held_out_split_is_a_set(data):
 
 
 class OtherChunks:
-    """The slow, obvious form: uniform draws from the database, never of the document that draws; a function of seed and chunk id alone."""
+    """The slow, obvious form: uniform draws from the database, never of the chunk's own document; a function of seed
+    and chunk id alone."""
 
     def __init__(self, table, seed: int, removed=None):
         self.value = table.value
@@ -125,7 +126,7 @@ class OtherChunks:
 
 
 def test_draws_for_held_out_text_are_those_of_other_chunks(data):
-    """Also after something was removed; and for rows that are padding, and counts beyond the database."""
+    """Draws equal the slow form: after a removal, for padding rows, and for counts beyond the size of the database."""
     table = ChunkTable(data / "chunks")
     rows = np.concatenate([np.arange(20), [-1]])
     chunk_ids = np.where(rows >= 0, rows + table.database_chunks, -1)

@@ -209,7 +209,9 @@ def test_shards_whose_plan_is_lost_are_not_taken_for_ours(tmp_path):
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "plan.json").write_bytes(b"")
     before = state(tmp_path)
-    with pytest.raises(StageError, match=r"plan.json is missing or damaged, so it is not known .* Nothing was changed"):
+    with pytest.raises(
+        StageError, match=r"plan.json is missing or damaged, so the config .* is unknown. Nothing was changed"
+    ):
         stage(tmp_path)
     assert state(tmp_path) == before
 

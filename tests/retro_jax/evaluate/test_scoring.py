@@ -143,7 +143,7 @@ def test_bytes_are_those_of_the_scored_text(totals, task, data, monkeypatch):
         for number, one in enumerate(task.text.documents(0, 9))
     ]
     monkeypatch.setattr(task.text, "documents", lambda start, stop: longer[start:stop])
-    with pytest.raises(StageError, match="document 2 of the evaluation set 'held_out'.* bytes and a text of"):
+    with pytest.raises(StageError, match="document 2 of the evaluation set 'held_out'.* bytes in its tokens and"):
         task.block(0, 4)
 
 

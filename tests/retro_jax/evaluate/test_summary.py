@@ -70,4 +70,4 @@ def test_the_table_has_both_intervals_and_marks_what_is_not_shown():
     assert head.count("95% interval") == 2 and "on - baseline" in head
     assert "-0.2000  -0.3000 .. -0.1000" in wiki and "+0.0040 ~  -0.0002 .. +0.0090" in wiki
     assert "~" not in everything and "~ no difference is shown" in text
-    assert "of a chunk stands in its neighbors: +0.0040 ~ (-0.0002 .. +0.0090)" in text
+    assert "of a chunk with its neighbors is at most 12.5%: +0.0040 ~ (-0.0002 .. +0.0090)" in text

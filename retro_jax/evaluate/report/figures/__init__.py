@@ -1,7 +1,7 @@
 """Figures as SVG: charts.py has a function for each kind, svg.py draws and is the one file that imports matplotlib.
 
 A figure is a string: standalone as a file, and inline in a page, where text, axes and grid take the page's color and font.
-Equal arguments give equal bytes. Imports nothing of the rest of the package.
+Equal arguments give equal bytes. It imports nothing else of the package.
 """
 
 from retro_jax.core.lazy import public

@@ -1,7 +1,7 @@
 """The kinds of figures: lines with bands, dots with intervals, grouped bars, histograms.
 
-Series differ in color, dash and marker; the colors stay apart for the common kinds of color blindness and have a contrast
-of at least 3 to white and to near-black.
+Series differ in color, dash and marker; the colors remain distinct for the common kinds of color blindness and have a
+contrast of at least 3 against white and near-black.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ COLORS = ("#2b7fc4", "#d9622b", "#1a9070", "#a865b5", "#8f7a1f", "#c2477f")  # o
 MARKERS = {"": "", "circle": "o", "square": "s", "diamond": "D", "triangle": "^"}
 BAND = 0.2  # opacity of a band
 ROW = 22  # height of a row of dots
-LETTERS, SMALLEST = 11, 7  # size of an axis' labels, and the least where many stand beside each other
-CHARACTER, HANDLE = 7.0, 47  # width of such a letter, and in a legend of what stands beside a name
+LETTERS, SMALLEST = 11, 7  # font size of axis labels, and the smallest size where there are many
+CHARACTER, HANDLE = 7.0, 47  # width of a character at that size, and of a legend entry without its name
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def lines(
     *,
     x: Literal["number", "percent", "log"] = "number",
 ) -> str:
-    """Lines over a common x. Series without points are left out; no points at all give a note."""
+    """Lines over a common x. Series without points are left out; a figure without any points says so."""
     series = [line for line in series if line.points]
 
     def draw(axes, notes):
@@ -109,7 +109,7 @@ def dots(title: str, rows: Sequence[tuple[str, str, Interval]], x_label: str) ->
 def bars(
     title: str, labels: Sequence[str], groups: Mapping[str, Sequence[float | Interval]], x_label: str, y_label: str
 ) -> str:
-    """Bars beside each other per label, one color a group; an Interval gets its ends drawn on the bar."""
+    """Grouped bars: for each label a bar of each group, one color a group; an Interval is drawn on its bar."""
     return figure(title, _bars(labels, groups, x_label, y_label, percent=False) if groups else _nothing)
 
 
@@ -167,7 +167,7 @@ def _legend(axes, handles: Sequence, names: Sequence[str]) -> None:
 
 
 def _legend_width(names: Sequence[str], columns: int) -> float:
-    rows, longer = divmod(len(names), columns)  # filled column by column, the first ones with a row more
+    rows, longer = divmod(len(names), columns)  # filled column by column, the first columns have one row more
     ends = [number * rows + min(number, longer) for number in range(columns + 1)]
     return sum(HANDLE + CHARACTER * max(map(len, names[a:b])) for a, b in zip(ends[:-1], ends[1:], strict=True))
 

@@ -1,7 +1,7 @@
 """Draws with matplotlib and returns SVG for light and dark pages; the one file that imports matplotlib.
 
-What is drawn in INK becomes `currentColor`, text stays text in the font of the page, and nothing refers outside of the
-figure. matplotlib's global settings are the same afterwards, and a user's matplotlibrc changes nothing.
+INK becomes `currentColor`, text stays text in the font of the page, and there are no external references. matplotlib's
+global settings are restored afterwards, and a user's matplotlibrc has no effect.
 """
 
 import io
@@ -53,7 +53,7 @@ SETTINGS = {
 
 
 class Notes:
-    """What the SVG says of single marks: a class for tests and style sheets, and a title that a browser shows on hovering."""
+    """Annotations of single marks: a class for tests and style sheets, and a title that a browser shows on hovering."""
 
     def __init__(self):
         self.by_id: dict[str, tuple[str, str]] = {}
@@ -74,7 +74,7 @@ def figure(title: str, draw: Callable[[Any, Notes], None], *, height: float = HE
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    kept = ("backend", "interactive")  # not of drawing; setting them acts on windows
+    kept = ("backend", "interactive")  # settings of windows, not of drawing
     settings = {name: value for name, value in matplotlib.rcParamsDefault.items() if name not in kept}
     notes, target = Notes(), io.StringIO()
     with matplotlib.rc_context(settings | SETTINGS | {"svg.hashsalt": title}), warnings.catch_warnings():
@@ -91,7 +91,7 @@ def figure(title: str, draw: Callable[[Any, Notes], None], *, height: float = HE
 
 
 def label(text: str, longest: int = LONGEST) -> str:
-    """A text as one short line that XML can hold: no control characters, cut to `longest` characters."""
+    """A text as one line of valid XML: no control characters, cut to `longest` characters."""
     line = " ".join(_xml(text).split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
@@ -101,7 +101,7 @@ def _xml(text: str) -> str:
 
 
 def _for_a_page(drawn: str, title: str, notes: dict[str, tuple[str, str]]) -> str:
-    """matplotlib's SVG without prolog, namespaces, metadata, style sheet, fonts and needless ids."""
+    """Strips matplotlib's SVG of prolog, namespaces, metadata, style sheet, fonts and unused ids."""
     root = ElementTree.fromstring(drawn)
     _drop_unneeded(root)
     used = {
@@ -131,7 +131,7 @@ def _for_a_page(drawn: str, title: str, notes: dict[str, tuple[str, str]]) -> st
 
 
 def _drop_unneeded(parent: ElementTree.Element) -> None:
-    """Drops what the page does not need: metadata, clipping (nothing leaves the axes), the style sheet, empty groups."""
+    """Drops metadata, clipping (no mark leaves the axes), the style sheet and empty groups."""
     for child in list(parent):
         _drop_unneeded(child)
         tag = child.tag.rpartition("}")[2]
@@ -140,7 +140,7 @@ def _drop_unneeded(parent: ElementTree.Element) -> None:
 
 
 def _clean(element: ElementTree.Element, used: set[str]) -> None:
-    """One element with plain names, the page's color and font, and an id only where it is used or noted."""
+    """Cleans one element: plain names, the page's color and font, and an id only where it is used or annotated."""
     element.tag = element.tag.rpartition("}")[2]
     element.tail = None
     if element.tag not in ("text", "tspan", "title"):

@@ -1,7 +1,7 @@
 """The templates of pages, and `render`: the one file that imports Jinja2.
 
 page.html is the frame with the style sheet, macros.html has the reusable pieces (table, figure, figures), report.html extends
-the frame. Every value is escaped, and a name that is missing is an error. Imports nothing of the rest of the package.
+the frame. Every value is escaped, and a missing name is an error. It imports nothing else of the package.
 """
 
 from functools import cache
@@ -21,7 +21,7 @@ def _environment() -> jinja2.Environment:
 
 
 def render(template: str, **values) -> str:
-    """A template with the values put in.
+    """Renders a template with the values.
 
     Raises:
       jinja2.UndefinedError: it uses a name that is not among them.

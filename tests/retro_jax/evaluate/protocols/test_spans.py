@@ -66,6 +66,6 @@ def test_the_table_of_bytes_is_not_the_callers():
 @pytest.mark.parametrize("ranges", [((2, 1),), ((0, 3), (2, 4)), ((3, 4), (0, 1)), ((0, 6),), ((-1, 2),)])
 def test_ranges_out_of_order_or_text_are_refused(ranges):
     with pytest.raises(
-        ValueError, match=r"in order, apart, and inside of the text of 5 bytes, but \[-?\d+, \d+\) follows"
+        ValueError, match=r"in order, disjoint, and inside of the text of 5 bytes, but \[-?\d+, \d+\) follows"
     ):
         scored_tokens(np.array([[2, 3]]), ranges)

@@ -51,7 +51,7 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys):
     for arguments, message in (
         ([runs[0]], "needs two work directories or more, but 1 given"),
         ([runs[0], tmp_path], "There is no results.json in"),
-        ([*runs, "--metric=bpc"], "--metric=bpc is no metric; there are: bpb, perplexity"),
+        ([*runs, "--metric=bpc"], "--metric=bpc is not a metric; known metrics: bpb, perplexity"),
         ([*runs, "--config=configs/quickstart.py"], "reads no config"),
     ):
         assert main([*map(str, arguments), f"--output={tmp_path / 'never'}"]) == 2
@@ -60,5 +60,5 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys):
     shutil.copytree(runs[0], old)
     (old / "results.json").write_text(json.dumps({"made_from": {"format": 2}}))
     assert main([str(runs[0]), str(old), f"--output={tmp_path / 'never'}"]) == 2
-    assert "has format 2, of another version; 3 is needed" in capsys.readouterr().err
+    assert "has format 2 of another version, but 3 is needed" in capsys.readouterr().err
     assert not (tmp_path / "never").exists()

@@ -24,9 +24,6 @@ from retro_jax.evaluate.metrics import register as register_metric
 from retro_jax.evaluate.report.page import make_report
 from retro_jax.evaluate.report.passages import longest_run
 from retro_jax.evaluate.report.plots import condition_series, make_plots
-from retro_jax.evaluate.passages import longest_run
-from retro_jax.evaluate.plots import condition_series, make_plots
-from retro_jax.evaluate.report import make_report
 from retro_jax.evaluate.results import version_facts
 
 VOID = {"meta", "br"}
