@@ -41,7 +41,7 @@ def check_protocol(name: str, source: SourceConfig) -> None:
     """Raises ValueError for an unknown protocol, or for keys of the source that the protocol does not read."""
     if source.protocol == QUESTIONS:
         raise StageError(
-            f"config.data.sources.{name}.protocol={QUESTIONS!r}: questions are no text to score. Leave the source out of the "
+            f"config.data.sources.{name}.protocol={QUESTIONS!r}: questions are not text to score. Leave the source out of the "
             f"config and join them: retro join --set={name} --path=FILES --protocol={QUESTIONS}."
         )
     get(source.protocol)

@@ -46,7 +46,7 @@ def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping
     check_join(run, data, name, source)
     directory = set_directory(data, name)
     if (directory / QUESTIONS).exists():
-        raise StageError(f"The set {name!r} is there already, as a set of questions: {directory}. Take another --set.")
+        raise StageError(f"The set {name!r} exists already, as a set of questions: {directory}. Take another --set.")
     at = {stage: directory / stage for stage in ("documents", "chunks", "embeddings")}
     encoder, config = encoder_directory(run.data), run.data
     _refuse_other_content(at["documents"], name, source)

@@ -144,7 +144,7 @@ class StoredSet:
         return open_neighbors(self.tables, k, share, database, frozenset(without))
 
     def contaminated(self, threshold: float) -> Bool[np.ndarray, "D"]:
-        """Documents of which at least this share of 13-grams stands in one training document.
+        """Which documents have at least this share of their 13-grams in one training document.
 
         Raises:
           StageError: the set was not compared with all training documents, with the command that does.

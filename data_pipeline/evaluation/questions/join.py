@@ -1,7 +1,7 @@
-"""A set of questions beside a finished database, for `retro join --protocol=questions`.
+"""Joins a set of questions to a finished database, for `retro join --protocol=questions`.
 
 DATA/evaluation/NAME/questions          the stage (stage.py)
-DATA/evaluation/NAME/joined, tokenizer  to fine-tune on, where asked for (shards.py)
+DATA/evaluation/NAME/joined, tokenizer  to fine-tune on, if wanted (shards.py)
 DATA/evaluation/NAME/set.json           the source, written last
 """
 
@@ -22,7 +22,7 @@ from retro_jax.evaluate.questions.layout import PASSAGES
 def join_questions(
     run: RunConfig, data: Path, name: str, source: SourceConfig, passages: int = 0, train: bool = False
 ) -> Mapping:
-    """Makes what is missing of a set of questions.
+    """Makes the missing stages of a set of questions.
 
     Args:
       data: the data directory of the build.
@@ -33,7 +33,7 @@ def join_questions(
       Counts: "questions", "passages", "answerable", "retrieved"; "sequences" by split and "too_long" where trained on.
 
     Raises:
-      StageError: a name that cannot be or is taken by text, or what the stages find.
+      StageError: an invalid name or one that is taken by a set of text; or see the stages.
     """
     data, directory = Path(data), set_directory(data, name)
     check_name(name)
@@ -64,11 +64,11 @@ def join_questions(
 
 
 def describe_questions(name: str, counts: Mapping) -> str:
-    """What a joined set of questions holds, in a line; another for what is trained on."""
+    """The content of a joined set of questions, in a line; and a line for its training shards."""
     count = counts["questions"]
     text = (
         f"{name}: {count:,} questions, {counts['passages'] / count:.1f} passages each from "
-        f"{'the database' if counts['retrieved'] else 'the file'}; an answer stands in them for "
+        f"{'the database' if counts['retrieved'] else 'the file'}; they contain an answer for "
         f"{100 * counts['answerable'] / count:.1f}%"
     )
     if "sequences" not in counts:

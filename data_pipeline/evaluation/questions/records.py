@@ -19,7 +19,7 @@ def list_questions(name: str, source: SourceConfig) -> Listing:
     """The files of a set of questions.
 
     Raises:
-      StageError: nothing there that can hold questions.
+      StageError: no file of questions.
     """
     where = f"config.data.sources.{name}.path"
     listing = list_files(source.path, where, any_ending=True)
@@ -33,14 +33,14 @@ def list_questions(name: str, source: SourceConfig) -> Listing:
 
 
 def read_questions(file: SourceFile, at_most: int, limit: int) -> Iterator[tuple[str, Question]]:
-    """Yields (where it stands, question) of a file, in order.
+    """Yields (place, question) of a file, in order.
 
     Args:
       at_most: passages of a question.
       limit: bytes of one record.
 
     Raises:
-      StageError: a record that is no question, with the file, its place there, and what was expected.
+      StageError: a record that is not a question; the message has the file, the place in it, and what was expected.
     """
     records = _rows(file, limit) if _plain_name(file.name).endswith(ROWS) else _objects(file, limit)
     for where, record in records:
@@ -87,6 +87,6 @@ def _lines(file: SourceFile, limit: int) -> Iterator[str]:
 
 
 def _plain_name(name: str) -> str:
-    """In small letters, without the ending of a compression."""
+    """A file name in lower case, without the ending of its compression."""
     lower = name.lower()
     return next((lower[: -len(packed)] for packed in COMPRESSIONS if lower.endswith(packed)), lower)

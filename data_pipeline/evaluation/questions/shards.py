@@ -1,11 +1,11 @@
-"""Joined shards of questions: what `retro train` fine-tunes on, in the schema of all joined shards (`retro_jax.data.joined`).
+"""Joined shards of questions, which `retro train` fine-tunes on; their schema is that of all joined shards.
 
     DATA/evaluation/NAME/joined      a sequence a question: prompt, answer, EOS; the passages are the neighbors of the prompt's
                                      last chunk; the loss falls on answer and EOS alone
     DATA/evaluation/NAME/tokenizer   a copy of DATA/tokenizer
 
 so that DATA/evaluation/NAME can be config.data.directory of a training run. A share of the questions
-(config.data.validation_fraction, by a hash) is held out for the losses that are measured while it trains. Passages are no
+(config.data.validation_fraction, by a hash) is held out for the validation losses during training. Passages are not
 chunks of a database: their ids are -1, their distances infinite.
 """
 
@@ -83,10 +83,10 @@ def build_question_shards(
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies a finished tokenizer; one that is there must be the same.
+    """Copies a finished tokenizer; an existing copy must be the same.
 
     Raises:
-      StageError: another one is there.
+      StageError: the target is another tokenizer.
     """
     if not (target / "manifest.json").exists():
         unfinished = target.with_name(f".writing-{target.name}")
@@ -123,7 +123,7 @@ def _make(split: str, name: str, questions: StoredQuestions, numbers: np.ndarray
 
 
 def _features(questions: StoredQuestions, number: int, config: Mapping) -> dict:
-    """One example: every feature of a sequence."""
+    """The features of one training sequence."""
     (record,), tokenizer = questions.records(number, number + 1), questions.tokenizer
     chunks = config["sequence_length"] // config["chunk_length"]
     made = example(

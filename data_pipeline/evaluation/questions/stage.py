@@ -1,12 +1,12 @@
-"""The stage "questions": every question of a set with its prompt and its passages as tokens, in the order of the files.
+"""The stage "questions": the questions of a set with prompts and passages as tokens, in the order of the files.
 
-    questions-00000.jsonl      id, question, answers, target and where it stands, a line a question
+    questions-00000.jsonl      id, question, answers, target and place; a line for each question
     questions-00000.index.npy  int64 [Q, 3]: where the line begins, the first chunk of the prompt, rank of the first right passage
-    questions-00000.prompts    int32 [*, M]: chunks of the prompts, padded at their left end
+    questions-00000.prompts    int32 [*, M]: chunks of the prompts, padded on the left
     questions-00000.passages   int32 [Q, K, R]
 
-A file of the set is a shard of the stage. The passages are those of the file; of questions that have none, the chunks of the
-database nearest to the question by the frozen encoder.
+A file of the set is a shard of the stage. The passages are those of the file. Questions without passages get the chunks
+of the database that are nearest by the frozen encoder.
 """
 
 import json
@@ -80,10 +80,10 @@ def build_questions(
       name: of the set.
       source: `path` names its files.
       passages: K, stored of each question at most.
-      searching: where questions without passages look for them; not opened otherwise.
+      searching: the database that is searched for questions without passages; not opened otherwise.
 
     Raises:
-      StageError: a record that is no question, files with and without passages in one set, or no question at all.
+      StageError: a record that is not a question, files with and without passages in one set, or no question at all.
     """
     listing, limit = list_questions(name, source), searching.config.max_document_memory
     plain = _is_plain(listing.files, passages, limit)
@@ -110,7 +110,7 @@ def _is_plain(files: Sequence[SourceFile], passages: int, limit: int) -> bool:
 
 
 def _require_some(directory: Path, temporary: Path) -> dict:
-    """A last step that writes nothing and refuses a set without questions."""
+    """Raises StageError for a set without questions; a last step that writes nothing."""
     if not any(path.stat().st_size for path in directory.glob("*.jsonl")):
         raise StageError(f"The files hold no question. Move {directory.parent} away and give other files with --path.")
     return {}
@@ -179,7 +179,7 @@ def _line(name: str, place: str, question: Question) -> bytes:
 
 
 def _passage_table(passages: Sequence[Passage], answers, tokenizer: Tokenizer, stored: int, length: int):
-    """(tokens [K, R], rank of the first passage in which an answer stands after it was cut, 0 where none does)."""
+    """(tokens [K, R], rank of the first passage that contains an answer after it was cut, 0 for none)."""
     table, right = np.full((stored, length), PADDING, np.int32), 0
     encoded = tokenizer.encode_all([passage_text(one.title, one.text) for one in passages])
     for rank, tokens in enumerate(encoded):

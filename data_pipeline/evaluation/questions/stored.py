@@ -21,8 +21,7 @@ def question_sets(data: Path) -> list[str]:
 
 
 def open_question_sets(data: Path, names: Sequence[str] = ()) -> "dict[str, StoredQuestions]":
-    """Sets of questions by name; without names all there are but those with shards to train on. Names of sets of text are
-    passed over."""
+    """Sets of questions by name; without names all except those with shards to train on. Names of sets of text are skipped."""
     found = question_sets(data)
     trained = [name for name in found if (set_directory(data, name) / "joined").exists()]
     wanted = names or [name for name in found if name not in trained]
@@ -50,7 +49,9 @@ class StoredQuestions:
         manifest = read_manifest(directory, STAGE, verify=False)
         self.tokenizer = Tokenizer(Path(data) / "tokenizer")
         if manifest.inputs["tokenizer"] != self.tokenizer.fingerprint:
-            raise StageError(f"{directory} is of another tokenizer than {data}/tokenizer. Join the questions again.")
+            raise StageError(
+                f"{directory} was made with another tokenizer than {data}/tokenizer. Join the questions again."
+            )
         self.fingerprint, self.chunk_length = manifest.fingerprint, manifest.config["chunk_length"]
         self.stored: int = manifest.config["passages"]
         parts = sorted(directory.glob("*.jsonl"))
@@ -76,7 +77,7 @@ class StoredQuestions:
         }
 
     def __reduce__(self):
-        """To another process it goes as its path."""
+        """Pickled as its path."""
         return StoredQuestions, (self._data, self.name)
 
     def __len__(self) -> int:

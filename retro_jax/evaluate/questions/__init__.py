@@ -1,8 +1,8 @@
-"""Open-domain question answering as the paper does it (4.3, C.4): greedy answers, compared word for word with those given.
+"""Open-domain question answering as the paper does it (4.3, C.4): greedy answers, scored by exact match.
 
-Read question (what a record is), layout (where prompt, answer and passages stand), matching, sets (what is read), conditions,
-decoding, scoring, summary. It imports config, core, data, models, parallel and the rest of evaluate; reading files and
-tokenizing are in `data_pipeline.evaluation.questions`.
+Read question (a record), layout (the places of prompt, answer and passages), matching, sets (the interface),
+conditions, decoding, scoring, summary. It imports config, core, data, models, parallel and the rest of evaluate;
+reading files and tokenizing are in `data_pipeline.evaluation.questions`.
 """
 
 from retro_jax.core.lazy import public

@@ -1,4 +1,4 @@
-"""The conditions under which questions are answered: those of `retro_jax.evaluate.conditions` that mean something here.
+"""The conditions under which questions are answered: those of `retro_jax.evaluate.conditions` that apply.
 
 "baseline" is the closed book: a decoder that sees the question alone. "random" gives each question the passages of another.
 """
@@ -16,7 +16,7 @@ from retro_jax.evaluate.questions.sets import QuestionSet
 
 @dataclass(frozen=True)
 class AskedPassages:
-    """What a condition makes its passages of."""
+    """The input from which a condition makes its passages."""
 
     numbers: Int[np.ndarray, "B"]
     questions: QuestionSet
@@ -29,14 +29,14 @@ class AskedPassages:
 
     @property
     def of_others(self) -> Int32[np.ndarray, "B K R"]:
-        """Passages of another question each: one random cycle through all; none where there is but one question."""
+        """For each question the passages of another one, by one random cycle; none if there is only one question."""
         if len(self.questions) < 2:
             return np.full_like(self.real, PADDING)
         return self.questions.passages(another(len(self.questions), self.seed)[self.numbers])[:, : self.k]
 
 
 def another(count: int, seed: int) -> Int64[np.ndarray, "N"]:
-    """For each of `count` things another one, each of them once."""
+    """A random derangement: for each of `count` numbers another one, each used once."""
     order = np.random.default_rng(seed).permutation(count)
     others = np.empty(count, np.int64)
     others[order] = np.roll(order, 1)
@@ -63,6 +63,6 @@ QUESTION_CONDITIONS: dict[str, Condition] = {
 
 
 def with_fewer(ks: tuple[int, ...]) -> list[Condition]:
-    """On with the first k passages alone, each a condition of its own."""
+    """On with the first k passages alone, a condition for each k."""
     on = QUESTION_CONDITIONS["on"]
     return [replace(on, name=f"on k={k}", meaning=f"RETRO with the first {k} passages", k=k) for k in ks]

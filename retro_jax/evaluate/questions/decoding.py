@@ -1,6 +1,7 @@
 """Greedy answers of a batch of questions in one compiled call, on the mesh and with the shardings of training.
 
-A whole forward pass a token, as in `retro_jax.generate.sampling`, over the prompt and the few chunks that an answer may take.
+One forward pass for each token, as in `retro_jax.generate.sampling`, over the prompt and the few chunks that an answer
+may take.
 """
 
 from functools import partial
@@ -18,7 +19,7 @@ from retro_jax.models.retro import merge
 from retro_jax.parallel.on_mesh import OnMesh
 from retro_jax.parallel.sharding import Mesh, batch_sharding, make_mesh, pin_stream, replicated
 
-OTHER = "The questions are of another tokenizer: join them to the data that the model was trained with."
+OTHER = "The questions come from another tokenizer: join them to the data that the model was trained with."
 
 
 class Decoder:
@@ -27,8 +28,8 @@ class Decoder:
     Args:
       params: placed on the mesh.
       stops: tokens that end an answer.
-      limit: tokens of an answer at most, the one that ends it included.
-      mesh: None is this process's first device.
+      limit: tokens of an answer at most, with the one that ends it.
+      mesh: None: this process's first device.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Decoder:
         self._run = jax.jit(partial(decode, config, self.mesh, limit), out_shardings=replicated(self.mesh))
 
     def start(self, prompts: Int[np.ndarray, "B P*M"], passages: Int[np.ndarray, "B K R"] | None) -> Int[Array, "B L"]:
-        """Sends a batch to the devices and returns at once; the answers, then -1. A row of -1 is no question.
+        """Sends a batch to the devices and returns without waiting.
+
+        Answers are padded with -1. A row of -1 is padding of the batch.
 
         Args:
           passages: None skips retrieval.
@@ -57,7 +60,7 @@ class Decoder:
         return self._run(self._params, self._stops, self._placed(prompts), self._placed(passages))
 
     def _placed(self, table: np.ndarray | None) -> Array | None:
-        """A whole batch, the same on every process, cut over the mesh as in training."""
+        """Shards a full batch, the same on every process, over the mesh as in training."""
         if table is None:
             return None
         return jax.make_array_from_callback(table.shape, batch_sharding(self.mesh), lambda part: table[part])

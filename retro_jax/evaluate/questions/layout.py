@@ -1,12 +1,12 @@
-"""Where a question, its answer and its passages stand in a sequence (paper C.4).
+"""The layout of a question, its answer and its passages in a sequence (paper C.4).
 
     chunk         0 .. P-1                              P ..
     tokens        - - - BOS question: ... answer:       answer EOS - -
     neighbors     of chunk P-1 alone: its passages      none
 
-The prompt is padded at its left end, so that "answer:" ends chunk P - 1 (the first chunk, unless the question is longer). Its
-last token is the first that reads the passages, by the shift of chunked cross-attention, and it predicts the first token of
-the answer. The next M - 1 tokens read them too; a longer answer goes on without.
+The prompt is padded on the left, so that "answer:" ends chunk P - 1 (the first chunk, unless the question is longer).
+Its last token is the first that reads the passages, by the shift of chunked cross-attention, and it predicts the first
+token of the answer. The next M - 1 tokens read them too; the rest of a longer answer is decoded without them.
 
 Every document of pre-training begins with BOS, and so does a prompt; the paper does not say.
 """
@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int, Int32
 
 from retro_jax.core.dimensions import PADDING
 
-PASSAGES = 20  # of the paper; more do not help (4.3)
+PASSAGES = 20  # as in the paper, where more do not help (4.3)
 
 
 def prompt_text(question: str) -> str:
@@ -35,7 +35,7 @@ def passage_text(title: str, text: str) -> str:
 
 
 def prompt_row(tokens: Sequence[int], chunk_length: int) -> Int32[np.ndarray, " P*M"]:
-    """A prompt as whole chunks, padded at its left end."""
+    """A prompt as complete chunks, padded on the left."""
     row = np.full(-(-len(tokens) // chunk_length) * chunk_length, PADDING, np.int32)
     row[len(row) - len(tokens) :] = tokens
     return row
@@ -62,7 +62,7 @@ class Example:
     targets: Int32[np.ndarray, "T"]  # answer and EOS; -1 elsewhere
     loss_mask: Float32[np.ndarray, "T"]
     neighbor_tokens: Int32[np.ndarray, "C K R"]
-    chunks: int  # that hold a token
+    chunks: int  # with a token
 
 
 def example(
@@ -73,7 +73,7 @@ def example(
     chunk_length: int,
     chunks: int,
 ) -> Example | None:
-    """The training example of `chunks` chunks; None where the answer does not fit into so many.
+    """The training example of `chunks` chunks; None where the answer does not fit.
 
     The loss falls on the answer's tokens and EOS. The paper does not say where it falls.
     """

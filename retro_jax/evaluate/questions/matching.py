@@ -1,4 +1,4 @@
-"""Exact match with the usual normalization: that of SQuAD's evaluation, which DPR and FiD use as well."""
+"""Exact match with the normalization of SQuAD's evaluation, which DPR and FiD use as well."""
 
 import re
 import string
@@ -20,6 +20,6 @@ def exact_match(prediction: str, answers: Iterable[str]) -> bool:
 
 
 def stands_in(answers: Iterable[str], text: str) -> bool:
-    """Whether one of the answers stands in a text as whole words, after normalization."""
+    """Whether a text contains one of the answers as complete words, after normalization."""
     words = f" {normalize(text)} "
     return any(f" {found} " in words for answer in answers if (found := normalize(answer)))

@@ -23,9 +23,9 @@ class Question:
     """A record.
 
     Attributes:
-      answers: each of them is right; one at least.
-      passages: in the file's order; None where the file has none and they are to be retrieved.
-      target: the answer that is trained on: the record's own, or else its first.
+      answers: one or more, each of them correct.
+      passages: in the file's order; None where the file has none, so that they are retrieved.
+      target: the answer to train on: the record's own, or its first answer.
       id: the record's own, or "".
     """
 
@@ -40,7 +40,7 @@ def read(record: object, at_most: int) -> Question:
     """A record as a question with its first `at_most` passages.
 
     Raises:
-      ValueError: what was expected of the record, and what is there.
+      ValueError: what was expected of the record, and what was found.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"expected an object with 'question' and 'answers', found {_shown(record)}.")

@@ -1,4 +1,4 @@
-"""Answers every question of a set under every condition, block by block, and keeps the answers (`evaluate/scores.py`).
+"""Answers every question of a set under every condition, block by block, and stores the answers (`evaluate/scores.py`).
 
 WORKDIR/scores/SET/questions-DIGEST/part-00000.parquet   number, id, question, prompt_chunks, found
 WORKDIR/scores/SET/CONDITION-DIGEST/part-00000.parquet   number, prediction, tokens, hit
@@ -23,9 +23,9 @@ from retro_jax.evaluate.questions.summary import Answered, summarize
 from retro_jax.evaluate.scores import Scores, open_scores, write_plan
 from retro_jax.parallel.agreement import on_first
 
-AHEAD = 2  # batches that are on their way to the devices at once
+AHEAD = 2  # batches in flight at the same time
 BLOCK = 512  # questions of a part
-TEXT = "questions"  # the part that holds them
+TEXT = "questions"  # the name of their own scores
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class QuestionTask:
     """One set, and everything that its answers depend on.
 
     Attributes:
-      k: passages that the model reads; fewer where fewer are stored.
-      batch: questions that are answered at once; the last batch is filled up.
+      k: passages that the model reads, if so many are stored.
+      batch: questions that are answered together; the last batch is padded.
       limit: tokens of an answer at most.
       seed: of the random passages.
-      models: what identifies each model ("retro", and "baseline" where there is one), plain JSON.
+      models: identifies each model ("retro", and "baseline" if there is one), plain JSON.
       tried: On is also evaluated with so many passages.
     """
 
@@ -51,7 +51,7 @@ class QuestionTask:
 
     @property
     def conditions(self) -> list[Condition]:
-        """Those of the models there are.
+        """The conditions of the models that exist.
 
         Raises:
           ValueError: more passages are to be tried than are stored.
@@ -65,7 +65,7 @@ class QuestionTask:
         return [one for one in (*QUESTION_CONDITIONS.values(), *with_fewer(self.tried)) if one.model in self.models]
 
     def passages(self, condition: Condition) -> int:
-        """How many a condition reads."""
+        """How many passages a condition reads."""
         return min(condition.k or self.k, self.questions.stored) if condition.neighbors else 0
 
     def ranges(self) -> list[tuple[int, int]]:
@@ -74,7 +74,7 @@ class QuestionTask:
 
 
 def question_scores(task: QuestionTask, workdir: Path) -> dict[str, tuple[Scores, dict]]:
-    """Where the answers of each condition and the questions go, and what they depend on."""
+    """The scores of each condition and of the questions, each with the plan that they depend on."""
     questions, parts, opened = task.questions, len(task.ranges()), {}
     for one in task.conditions:
         read = {"k": task.passages(one), "seed": task.seed} if one.neighbors else None
@@ -98,12 +98,12 @@ def evaluate_questions(
     resamples: int,
     stop: Callable[[], None] = lambda: None,
 ) -> dict:
-    """Answers what is missing and returns the figures of the set (`summary.summarize`).
+    """Computes the missing answers and returns the figures of the set (`summary.summarize`).
 
     Args:
-      decoder: that of "retro" or "baseline"; asked for when it is needed.
+      decoder: gives the one of "retro" or "baseline"; called when it is needed.
       resamples: of questions, for the intervals.
-      stop: called after each batch, in the same order on every process; raises to stop. What is answered until then is kept.
+      stop: called after each batch, in the same order on every process; raises to stop. Finished blocks are kept.
     """
     opened = question_scores(task, workdir)
     todo = on_first(lambda: {name: scores.missing() for name, (scores, _) in opened.items()})
@@ -134,7 +134,7 @@ def answer_block(
     stop: Callable[[], None] = lambda: None,
     done: Callable[[int], object] = lambda questions: None,
 ) -> Int32[np.ndarray, "N L"]:
-    """Tokens of the answers to the questions [start, end), the token that ends each included, then -1.
+    """Tokens of the answers to the questions [start, end), each with the token that ends it, then -1.
 
     Questions whose prompts have the same number of chunks are answered together.
     """
@@ -158,7 +158,7 @@ def answer_block(
 
 
 def _inputs(task: QuestionTask, condition: Condition, numbers: Int[np.ndarray, "B"]) -> tuple:
-    """(prompts, passages or None) of a batch, filled up with rows of -1."""
+    """(prompts, passages or None) of a batch, padded with rows of -1."""
     passages = None
     if condition.neighbors is not None:
         asked = AskedPassages(numbers, task.questions, task.passages(condition), task.seed)
@@ -173,7 +173,7 @@ def _filled(table: np.ndarray, size: int) -> np.ndarray:
 
 
 def answer_texts(questions: QuestionSet, answers: Int[np.ndarray, "N L"]) -> list[str]:
-    """What stands before the first line end of each answer, without the space that it begins with."""
+    """The first line of each answer, without the spaces around it."""
     rows = [row[row != PADDING].tolist() for row in answers]
     return [questions.decode(row).partition("\n")[0].strip() for row in rows]
 

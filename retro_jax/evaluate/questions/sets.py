@@ -1,6 +1,6 @@
-"""What question answering reads: a set of questions with their prompts and passages as tokens.
+"""Interface of what question answering reads: a set of questions with their prompts and passages as tokens.
 
-`data_pipeline.evaluation.questions` opens one; anything with these attributes will do.
+`data_pipeline.evaluation.questions` opens one; any object with these attributes works.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ class QuestionSet(Protocol):
       chunk_length: M.
       stored: K, passages of a question at most.
       prompt_chunks: P of each question.
-      found: rank, from 1, of the first passage in which an answer stands, as far as its R tokens go; 0: in none.
-      stops: tokens that end an answer: EOS, and those that hold a line end.
+      found: rank, from 1, of the first passage whose R tokens contain an answer; 0: none.
+      stops: tokens that end an answer: EOS, and those with a line end.
       facts: plain JSON for the report.
     """
 

@@ -1,4 +1,4 @@
-"""From answers to figures: exact match by condition, with intervals over questions and paired differences."""
+"""Turns answers into figures: exact match by condition, with intervals over questions and paired differences."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Answered:
     """The answers to N questions.
 
     Attributes:
-      hits: whether each is right, by condition.
-      tokens: tokens of each, the one that ends it included.
-      found: rank, from 1, of the first passage in which an answer stands; 0: in none.
+      hits: whether each is correct, by condition.
+      tokens: the number of tokens of each, with the one that ends it.
+      found: rank, from 1, of the first passage that contains an answer; 0: none.
     """
 
     hits: Mapping[str, Bool[np.ndarray, "N"]]
@@ -27,7 +27,7 @@ class Answered:
 
 
 def summarize(answered: Answered, k: int, limit: int, resamples: int, seed: int) -> dict:
-    """Figures as plain JSON, shares in [0, 1].
+    """The figures as plain JSON; shares are in [0, 1].
 
     "exact_match": mean, low, high by condition; "differences": those of DIFFERENCES by name ("on_minus_off") with "shown";
     "answerable": share of questions that have an answer in one of the first k passages; "by_passages": exact match of
@@ -65,7 +65,7 @@ def summarize(answered: Answered, k: int, limit: int, resamples: int, seed: int)
 
 
 def verdict(differences: Mapping[str, Mapping]) -> dict:
-    """Do the passages help: On above Off and above the passages of other questions, by more than the interval."""
+    """Whether On is shown to be above Off and above the passages of other questions."""
     wanted = [differences[name] for name in ("on_minus_off", "on_minus_random")]
     seen = all(gap["shown"] and gap["mean"] > 0 for gap in wanted)
     text = " and ".join(
@@ -78,7 +78,7 @@ def verdict(differences: Mapping[str, Mapping]) -> dict:
 
 
 def table_rows(figures: Mapping) -> list[list[str]]:
-    """Exact match in percent by condition, and what On changes; the head first."""
+    """Rows, the header first: exact match in percent by condition, and the differences of On."""
     lines = [["condition", "exact match", "95% interval", "answer in passages", "not in passages"]]
     for condition, found in figures["exact_match"].items():
         parts = [figures["by_passages"][part]["exact_match"][condition] for part in ("with", "without")]
@@ -89,7 +89,7 @@ def table_rows(figures: Mapping) -> list[list[str]]:
 
 
 def table_text(name: str, figures: Mapping) -> str:
-    """The table as a terminal shows it."""
+    """The table for a terminal."""
     lines = table_rows(figures)
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rows = [
@@ -100,7 +100,7 @@ def table_text(name: str, figures: Mapping) -> str:
         for line in lines
     ]
     head = (
-        f"{name}: {figures['questions']:,} questions, {figures['passages']} passages each; an answer stands in them for "
+        f"{name}: {figures['questions']:,} questions, {figures['passages']} passages each; they contain an answer for "
         f"{100 * figures['answerable']:.1f}%"
     )
     notes = [f"~ no difference is shown: {NOT_SHOWN}."] if any("~" in row for row in rows) else []

@@ -82,7 +82,7 @@ def question_table(name: str, found: Mapping) -> Table:
     """Exact match of a set of questions, in percent."""
     head, *rows = table_rows(found)
     caption = (
-        f"Exact match (%) of {found['questions']:,} questions with {found['passages']} passages each; an answer stands in them "
+        f"Exact match (%) of {found['questions']:,} questions with {found['passages']} passages each, which contain an answer "
         f"for {100 * found['answerable']:.1f}%. Intervals (95%) over questions."
     )
     return plain_table(caption, [Column(column) for column in head], rows)

@@ -248,9 +248,9 @@ def test_a_name_that_is_taken_is_refused(root, run):
         join_file(run, root, "array", path)
     with pytest.raises(StageError, match="is a set of text"):
         join_file(run, root, "held_out", path)
-    with pytest.raises(StageError, match="'array' is there already, as a set of questions"):
+    with pytest.raises(StageError, match="'array' exists already, as a set of questions"):
         join(run, root / "data", "array", SourceConfig(path=str(root / "text"), role="evaluation"))
-    with pytest.raises(StageError, match="questions are no text to score.*retro join --set=new"):
+    with pytest.raises(StageError, match="questions are not text to score.*retro join --set=new"):
         join(run, root / "data", "new", source(path))  # as a build would
     with pytest.raises(StageError, match="There are no questions 'nq' in"):
         StoredQuestions(root / "data", "nq")

@@ -33,7 +33,7 @@ def task(**changes):
 
 
 def slow(next_logits, number, passages, least=0) -> list[int]:
-    """One question, token by token: the sequence is laid out anew each time, in as few chunks as hold it, or `least`."""
+    """One question, token by token: the sequence is laid out again for each token, in as few chunks as hold it, or `least`."""
     prompt, m = QUESTIONS.rows[number], MODEL.chunk_length
     answer = []
     while len(answer) < LIMIT:

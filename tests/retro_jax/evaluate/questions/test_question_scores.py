@@ -101,7 +101,7 @@ def test_figures_are_those_of_an_obvious_count():
     low, high = found["exact_match"]["on"]["low"], found["exact_match"]["on"]["high"]
     assert 0 <= low < 0.75 < high <= 1
     text = table_text("nq", {"questions": 4, "passages": 2, **found})
-    assert "nq: 4 questions, 2 passages each; an answer stands in them for 50.0%" in text
+    assert "nq: 4 questions, 2 passages each; they contain an answer for 50.0%" in text
     assert "on - off" in text and "50.0 ~" in text
 
 

@@ -39,17 +39,17 @@ def test_runs_stand_side_by_side_with_paired_differences(runs, tmp_path, capsys)
 
 
 def test_other_text_has_no_paired_difference(runs, tmp_path, capsys):
-    """Scores that are gone, or of other text: the figures stand there, a difference does not."""
+    """Guards against a difference where scores are missing or the texts differ; the figures are shown all the same."""
     other = tmp_path / "other"
     shutil.copytree(runs[1], other)
     shutil.rmtree(other / "scores")
     assert main([str(runs[0]), str(other), f"--output={tmp_path / 'out'}"]) == 0
-    assert "scores are gone" in capsys.readouterr().out
+    assert "scores missing" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys):
     for arguments, message in (
-        ([runs[0]], "needs two work directories or more, but 1 given"),
+        ([runs[0]], "needs two work directories or more, but 1 was given"),
         ([runs[0], tmp_path], "There is no results.json in"),
         ([*runs, "--metric=bpc"], "--metric=bpc is not a metric; known metrics: bpb, perplexity"),
         ([*runs, "--config=configs/quickstart.py"], "reads no config"),

@@ -226,7 +226,7 @@ def test_again_only_the_report_is_made(root, results, monkeypatch, capsys):
     monkeypatch.setattr(Evaluation, "measure", lambda *arguments: pytest.fail("measured again"))
     assert evaluate_main([f"--workdir={root}"]) == 0
     assert json.loads((root / "results.json").read_text()) == results
-    assert (root / "report.html").exists() and "already" in capsys.readouterr().err
+    assert (root / "report.html").exists() and "is up to date" in capsys.readouterr().err
 
 
 def test_nothing_is_bold_that_is_not_shown(results, held_out):
