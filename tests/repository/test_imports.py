@@ -111,3 +111,9 @@ def test_retro_jax_imports_without_the_build_extra(tmp_path):
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_test_files_have_different_names():
+    """Guards against two files of one name, of which pytest can import only the first when the suite runs as a whole."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
