@@ -47,14 +47,14 @@ def on_one_device():
     import jax
 
     from retro_jax.config import MeshConfig
-    from retro_jax.evaluate import evaluation
+    from retro_jax.evaluate import models
 
-    make_mesh = evaluation.make_mesh
+    make_mesh = models.make_mesh
 
     def alone(config):
         assert config.data and config.fsdp and config.tensor  # read, as a mesh of all devices would
         return make_mesh(MeshConfig(data=1), jax.devices()[:1])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "make_mesh", alone)
+        patch.setattr(models, "make_mesh", alone)
         yield

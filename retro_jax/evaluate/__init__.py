@@ -1,9 +1,8 @@
 """Evaluation: scores sets of text under every condition, sums the scores up with intervals, and writes the report.
 
-Read sets, conditions, metrics, protocols/, blocks, scorers, scoring, scores, overlap, summary, passages, evaluation;
-then results, export, plots and tables, report, comparison. likelihood scores texts for benchmarks. figures/ draws SVG;
-templates/ has the pages. The package imports config, core, data, models, parallel and run_directory, the metrics of
-train and the windows of generate.
+Read sets, conditions, metrics, protocols/, blocks, models, scorers, scoring, scores, overlap, summary, evaluation, results; then
+questions/ (answers with exact match), report/ (what people look at) and likelihood (answers benchmarks). It imports config, core,
+data, models, parallel, and what a run directory holds.
 """
 
 from retro_jax.core.lazy import public

@@ -6,7 +6,6 @@ Scores are computed block by block and stored (scores.py). So a killed evaluatio
 metric costs only its own computation. Every process calls `evaluate` with the same arguments; process 0 writes.
 """
 
-import dataclasses
 import json
 import sys
 import time
@@ -16,13 +15,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from retro_jax.config import RUNTIME, ModelConfig, RunConfig, at_run_time, to_dict
-from retro_jax.core.files import DamagedFile, file_sha256, read_json, write_json
-from retro_jax.data.manifests import note, require_fingerprint
+from retro_jax.config import RunConfig, to_dict
+from retro_jax.core.files import file_sha256, read_json, write_json
 from retro_jax.evaluate import protocols
 from retro_jax.evaluate import results as facts
 from retro_jax.evaluate.conditions import CONDITIONS, Condition, variants
 from retro_jax.evaluate.metrics import METRICS
+from retro_jax.evaluate.models import Models
 from retro_jax.evaluate.questions.decoding import Decoder
 from retro_jax.evaluate.questions.scoring import QuestionTask, evaluate_questions, question_scores
 from retro_jax.evaluate.questions.sets import QuestionSet
@@ -34,17 +33,9 @@ from retro_jax.evaluate.scorers import Scorer
 from retro_jax.evaluate.scoring import Task, open_condition, open_text, score_block, score_set
 from retro_jax.evaluate.sets import TextSet
 from retro_jax.evaluate.summary import add_up, summarize
-from retro_jax.models.kernels.known import check_attention
 from retro_jax.parallel.agreement import on_first
-from retro_jax.parallel.sharding import check_batch, make_mesh
-from retro_jax.run_directory.checkpoints import load_fingerprints, load_params, read_config
-from retro_jax.run_directory.directory import QUESTIONS, data_directory, fingerprints, token_bytes
-from retro_jax.run_directory.places import model_directory
-from retro_jax.run_directory.whole import require_whole, whole_path
+from retro_jax.run_directory.directory import data_directory, token_bytes
 
-FORMAT = 3  # of results.json; results of another format are computed again
-REMEDY = "The figures are computed again."
-RESULT_KEYS = ("made_from", "sets", "verdict", "database", "model", "data", "versions", "settings")
 FIRST = "held_out"  # the set that gives the verdict of the run, if it is evaluated
 
 
@@ -67,7 +58,7 @@ def evaluate(
     """
     workdir, started = Path(workdir), time.monotonic()
     evaluation = Evaluation(run, workdir, sets, questions or {})
-    kept = on_first(lambda: find_results(workdir, evaluation.made_from()) is not None)
+    kept = on_first(lambda: facts.find_results(workdir, evaluation.made_from()) is not None)
     if not kept:
         summaries, passages = evaluation.measure(stop)
         answered = evaluation.answer(stop)
@@ -86,22 +77,16 @@ class Evaluation:
     ):
         self.run, self.workdir = run, Path(workdir)
         self.data = data_directory(run, self.workdir)
-        self.runs = find_runs(run, self.workdir)
-        self.steps = {name: _checked_step(name, directory, self.data) for name, directory in self.runs.items()}
-        self.trained = {name: read_config(directory) for name, directory in self.runs.items()}
-        self.model = _model(run, self.trained["retro"], self.runs["retro"])
-        self.mesh = make_mesh(run.train.mesh)
-        check_batch(run.evaluate.batch, self.mesh, "config.evaluate.batch")
+        self.models = Models(run, self.workdir, self.data)
+        self.model = self.models.model
         self.conditions = self._conditions()
         self.tasks = {name: self._task(text) for name, text in sets.items()}
         self.asked = {name: self._question_task(found) for name, found in questions.items()}
-        self._scorers: dict[tuple[str, bool], Scorer] = {}
-        self._params: dict[str, dict] = {}
 
     def _conditions(self) -> list[Condition]:
         settings = self.run.evaluate
         tried = variants(settings.tried_neighbors, settings.tried_shares, settings.tried_databases)
-        return [one for one in (*CONDITIONS.values(), *tried) if one.model in self.runs]
+        return [one for one in (*CONDITIONS.values(), *tried) if one.model in self.models.runs]
 
     def _task(self, text: TextSet) -> Task:
         settings, rule = self.run.evaluate, protocols.get(text.protocol)
@@ -114,7 +99,7 @@ class Evaluation:
             batch=settings.batch,
             seed=settings.seed,
             overlap_neighbors=settings.overlap_neighbors,
-            models={name: self._identity(name) for name in self.runs},
+            models=self.models.identities(),
             greedy=rule.greedy,
             without=text.overlapping_documents(settings.clean_database) if settings.clean_database else frozenset(),
         )
@@ -132,15 +117,9 @@ class Evaluation:
             batch=settings.batch,
             limit=settings.answer_tokens,
             seed=settings.seed,
-            models={name: self._identity(name) for name in self.runs},
+            models=self.models.identities(),
             tried=settings.tried_neighbors,
         )
-
-    def _identity(self, name: str) -> dict:
-        """What identifies a model: its checkpoint's files and the settings of the forward pass."""
-        path = self.runs[name] / "checkpoints" / str(self.steps[name])
-        same = {key: getattr(self.model, key) for key in RUNTIME if key != "neighbors"}
-        return {"checkpoint": file_sha256(whole_path(path)), **same}
 
     def made_from(self) -> dict:
         """What the results depend on, as plain JSON."""
@@ -154,25 +133,12 @@ class Evaluation:
             scores[name] = {kind: found.directory.name for kind, (found, _) in answers.items()}
         found = {
             "scores": scores,
-            "steps": self.steps,
+            "steps": self.models.steps,
             "settings": to_dict(self.run.evaluate),
-            "format": FORMAT,
+            "format": facts.FORMAT,
             "metrics": list(METRICS),
         }
         return json.loads(json.dumps(found))  # as it comes back from the file: tuples become lists
-
-    def scorer(self, name: str, greedy: bool) -> Scorer:
-        """The compiled forward pass of a model; the first call loads the checkpoint."""
-        if (name, greedy) not in self._scorers:
-            self._scorers[name, greedy] = Scorer(*self._loaded(name), self.mesh, greedy)
-        return self._scorers[name, greedy]
-
-    def _loaded(self, name: str) -> tuple[ModelConfig, dict]:
-        """A model with the settings of this evaluation, and its parameters; the first call loads them."""
-        if name not in self._params:
-            self._params[name], _, _ = load_params(self.runs[name], self.steps[name], self.mesh)
-        same = {key: getattr(self.model, key) for key in RUNTIME}
-        return dataclasses.replace(self.trained[name].model, **same), self._params[name]
 
     def answer(self, stop: Callable[[], None]) -> dict:
         """The figures of the sets of questions, by name; existing answers are reused."""
@@ -182,7 +148,9 @@ class Evaluation:
 
             def decoder(model: str, task: QuestionTask = task, decoders: dict = decoders) -> Decoder:
                 if model not in decoders:
-                    decoders[model] = Decoder(*self._loaded(model), task.questions.stops, task.limit, self.mesh)
+                    decoders[model] = Decoder(
+                        *self.models.load(model), task.questions.stops, task.limit, self.models.mesh
+                    )
                 return decoders[model]
 
             resamples = self.run.evaluate.bootstrap
@@ -195,7 +163,7 @@ class Evaluation:
         for name, task in self.tasks.items():
 
             def scorer(model: str, greedy: bool = task.greedy) -> Scorer:
-                return self.scorer(model, greedy)
+                return self.models.scorer(model, greedy)
 
             text, scored = score_set(task, self.workdir, self.conditions, scorer, stop)
             chosen = on_first(lambda text=text, scored=scored, task=task: self._choose(text, scored, task))
@@ -239,28 +207,28 @@ class Evaluation:
         """Writes results.json and passages.json."""
         write_json(self.workdir / "passages.json", list(passages))
         first = summaries.get(FIRST) or next(iter([*summaries.values(), *answered.values()]))
-        baseline = self.trained.get("baseline")
+        trained = self.models.trained
         results = {
             "sets": summaries,
             "questions": answered,
             "verdict": first["verdict"],
             "conditions": [_described(one) for one in self.conditions],
             "database": facts.database_facts(self.data) | next(iter(first.get("databases", {}).values()), {}),
-            "model": facts.model_facts(self.trained["retro"], baseline, self.steps),
+            "model": facts.model_facts(trained["retro"], trained.get("baseline"), self.models.steps),
             "data": facts.data_facts(facts.require_documents(self.data)),
-            "versions": facts.version_facts(self.runs["retro"]),
+            "versions": facts.version_facts(self.models.runs["retro"]),
             "settings": {**to_dict(self.run.evaluate), "neighbors": self.model.neighbors},
-            "seconds": facts.stage_seconds(self.data, self.runs) | {"evaluate": seconds},
+            "seconds": facts.stage_seconds(self.data, self.models.runs) | {"evaluate": seconds},
             "made_from": self.made_from() | {"passages": file_sha256(self.workdir / "passages.json")},
         }
         write_json(self.workdir / "results.json", results, seal=True)
 
     def report(self) -> dict:
         """Makes plots and report.html from the files; returns the results."""
-        results = read_json(self.workdir / "results.json", REMEDY)
-        passages = read_json(self.workdir / "passages.json", REMEDY, kind=list)
+        results = read_json(self.workdir / "results.json", facts.REMEDY)
+        passages = read_json(self.workdir / "passages.json", facts.REMEDY, kind=list)
         write_exports(results, self.workdir)
-        plots = make_plots(results, facts.run_metrics(self.runs))
+        plots = make_plots(results, facts.run_metrics(self.models.runs))
         for name, plot in plots.items():
             write_text(self.workdir / "plots" / f"{name}.svg", plot)
         title = f"RETRO report: {self.workdir.name}"
@@ -271,85 +239,3 @@ class Evaluation:
 def _described(condition: Condition) -> dict:
     names = ("name", "meaning", "model", "control", "k", "share", "database")
     return {name: getattr(condition, name) for name in names}
-
-
-def _model(run: RunConfig, trained: RunConfig, directory: Path) -> ModelConfig:
-    if not trained.model.retrieves:
-        raise ValueError(
-            f"{directory} holds a model without retrieval layers; name a RETRO model with --config.evaluate.retro."
-        )
-    model = at_run_time(trained.model, run.model, directory)
-    check_attention(model, jax.default_backend())
-    if not model.neighbors:
-        raise ValueError(
-            "config.model.neighbors=0 leaves nothing to evaluate: On would equal Off. Take 1 or more; the condition 'off' is "
-            "evaluated in any case."
-        )
-    return model
-
-
-def find_results(workdir: Path, made_from: Mapping) -> tuple[dict, list] | None:
-    """Results and passages of an earlier call with the same `made_from`; None where they must be computed.
-
-    Damaged results, and those of an earlier format, give None and a line on standard error.
-    """
-    path = workdir / "results.json"
-    if not path.exists():
-        return None
-    try:
-        results = read_json(path, REMEDY, keys=("made_from",))
-        found = dict(results["made_from"])
-        if found.get("format") != FORMAT:
-            note(f"{path} has format {found.get('format')} of an earlier version (now {FORMAT}). {REMEDY}")
-            return None
-        results = read_json(path, REMEDY, keys=RESULT_KEYS)
-        passages = read_json(workdir / "passages.json", REMEDY, kind=list)
-        if found.pop("passages", None) != file_sha256(workdir / "passages.json"):
-            raise DamagedFile(workdir / "passages.json", "was altered", REMEDY)
-    except DamagedFile as error:
-        note(str(error))
-        return None
-    except (TypeError, ValueError) as error:
-        note(f"{path} does not have the expected form ({error}). {REMEDY}")
-        return None
-    return (results, passages) if found == made_from else None
-
-
-def find_runs(run: RunConfig, workdir: Path) -> dict[str, Path]:
-    """{"baseline": directory, "retro": directory}, without a baseline where none was trained, which is logged."""
-    runs = {"retro": Path(run.evaluate.retro or model_directory(workdir))}
-    baseline = Path(run.evaluate.baseline or workdir / "baseline")
-    if run.evaluate.baseline or baseline.exists():
-        return {"baseline": baseline, **runs}
-    if jax.process_index() == 0:
-        print(
-            f"evaluate: there is no baseline in {baseline}, so its column stays empty. To train one: retro train "
-            f"--config.model.retrieval_layers='()' --workdir={baseline} --config.data.directory={workdir / 'data'}",
-            file=sys.stderr,
-        )
-    return runs
-
-
-def _checked_step(name: str, directory: Path, data: Path) -> int:
-    """The step of a run's newest whole checkpoint.
-
-    Raises:
-      ValueError: no whole checkpoint.
-      StageError: a model that was trained with another tokenizer, database or shards than those in `data`.
-    """
-    try:
-        step = require_whole(directory)
-    except ValueError as error:
-        raise ValueError(f"{error} Choose the {name} model with --config.evaluate.{name}=DIRECTORY.") from None
-    current, trained = fingerprints(data), load_fingerprints(directory, step)
-    if QUESTIONS in trained and QUESTIONS not in current:  # fine-tuned on questions: it belongs to no database
-        trained = {"tokenizer": trained["tokenizer"]}
-    for what, found in trained.items():
-        require_fingerprint(
-            f"{what} in {data}",
-            current[what],
-            found,
-            f"That is what {directory} (step {step}) was trained with: evaluate it with its own data "
-            f"(--config.data.directory).",
-        )
-    return step

@@ -4,13 +4,44 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from retro_jax.config import RunConfig
-from retro_jax.core.files import DamagedFile, read_json
+from retro_jax.core.files import DamagedFile, file_sha256, read_json
 from retro_jax.data.manifests import Manifest, StageError, made_stages, note, read_manifest, read_seconds
 from retro_jax.models.counts import parameter_counts, parameter_totals
 from retro_jax.run_directory.directory import git_revision
 from retro_jax.train.metrics import read_metrics
 
 VERSION_KEYS = ("python", "packages", "devices")  # of a run's versions.json, as far as the report shows them
+
+FORMAT = 3  # of results.json; results of another format are computed again
+REMEDY = "The figures are computed again."
+RESULT_KEYS = ("made_from", "sets", "verdict", "database", "model", "data", "versions", "settings")
+
+
+def find_results(workdir: Path, made_from: Mapping) -> tuple[dict, list] | None:
+    """Results and passages of an earlier call with the same `made_from`; None where they must be computed.
+
+    Damaged results, and those of an earlier format, give None and a line on standard error.
+    """
+    path = workdir / "results.json"
+    if not path.exists():
+        return None
+    try:
+        results = read_json(path, REMEDY, keys=("made_from",))
+        found = dict(results["made_from"])
+        if found.get("format") != FORMAT:
+            note(f"{path} has format {found.get('format')} of an earlier version (now {FORMAT}). {REMEDY}")
+            return None
+        results = read_json(path, REMEDY, keys=RESULT_KEYS)
+        passages = read_json(workdir / "passages.json", REMEDY, kind=list)
+        if found.pop("passages", None) != file_sha256(workdir / "passages.json"):
+            raise DamagedFile(workdir / "passages.json", "was altered", REMEDY)
+    except DamagedFile as error:
+        note(str(error))
+        return None
+    except (TypeError, ValueError) as error:
+        note(f"{path} does not have the expected form ({error}). {REMEDY}")
+        return None
+    return (results, passages) if found == made_from else None
 
 
 def database_facts(data: Path) -> dict:

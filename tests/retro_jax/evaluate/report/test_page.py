@@ -18,13 +18,13 @@ from launch.evaluate import evaluate_directory
 from launch.evaluate import main as evaluate_main
 from retro_jax.evaluate.conditions import CONDITIONS, Condition
 from retro_jax.evaluate.conditions import register as register_condition
-from retro_jax.evaluate.evaluation import Evaluation, find_results
+from retro_jax.evaluate.evaluation import Evaluation
 from retro_jax.evaluate.metrics import METRICS, Metric
 from retro_jax.evaluate.metrics import register as register_metric
 from retro_jax.evaluate.report.page import make_report
 from retro_jax.evaluate.report.passages import longest_run
 from retro_jax.evaluate.report.plots import condition_series, make_plots
-from retro_jax.evaluate.results import version_facts
+from retro_jax.evaluate.results import find_results, version_facts
 
 VOID = {"meta", "br"}
 
@@ -323,7 +323,7 @@ def test_evaluation_without_neighbors_is_refused(root, capsys):
 
 def test_a_model_of_another_database_is_refused(root, monkeypatch, capsys):
     wrong = {"tokenizer": "a" * 64, "database": "b" * 64, "joined": "c" * 64}
-    monkeypatch.setattr("retro_jax.evaluate.evaluation.load_fingerprints", lambda directory, step: wrong)
+    monkeypatch.setattr("retro_jax.evaluate.models.load_fingerprints", lambda directory, step: wrong)
     assert evaluate_main([f"--workdir={root}"]) == 2
     message = capsys.readouterr().err
     assert "tokenizer in" in message and "aaaaaaaaaaaaaaaa…" in message and str(root / "baseline") in message
