@@ -1,11 +1,15 @@
 """Every test sees 8 virtual CPU devices; warnings are errors (pyproject.toml); compilations are kept for the next run."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+# A shell starts a background job with SIGINT ignored, and every child inherits that: tests that send it would wait forever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 HERE = Path(__file__).parent
 DEVICES = "--xla_force_host_platform_device_count=8"
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):  # a worker has it from the process that started it
