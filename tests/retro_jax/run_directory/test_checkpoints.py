@@ -29,6 +29,10 @@ RUN = make_run()
 FINGERPRINTS = {"tokenizer": "t", "database": "d", "joined": "j"}
 OPTIMIZER = optax.adam(1e-3)
 
+# Where a save is broken on purpose, tensorstore's callbacks may reach orbax's event loop after orbax closed it; uvloop then
+# raises in a callback of nobody, which pytest reports as an exception ignored in None.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
+
 
 def facts(step):
     """The JSON that a loop saves beside the arrays."""
