@@ -12,6 +12,7 @@ from data_pipeline.stages import summaries
 from data_pipeline.stages.run import Manifest, require_fingerprint
 from retro_jax.config import RunConfig
 from retro_jax.core.files import DamagedFile, read_json
+from retro_jax.core.registry import add
 
 Places = Mapping[str, Path]  # the directory of every stage of a build, by name
 
@@ -51,10 +52,7 @@ def register(stage: Stage) -> Stage:
     Raises:
       ValueError: a stage of that name exists.
     """
-    if stage.name in STAGES:
-        raise ValueError(f"There is a stage named {stage.name!r} already; give this one another name.")
-    STAGES[stage.name] = stage
-    return stage
+    return add(STAGES, stage, "a stage")
 
 
 def made_with_additions() -> list[str]:

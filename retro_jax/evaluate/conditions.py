@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from retro_jax.core.dimensions import PADDING
+from retro_jax.core.registry import add
 from retro_jax.data.batches import Batch, random_neighbors
 from retro_jax.evaluate.sets import Neighbors, TextSet
 
@@ -93,10 +94,7 @@ def register(condition: Condition) -> Condition:
     Raises:
       ValueError: a condition of that name exists.
     """
-    if condition.name in CONDITIONS:
-        raise ValueError(f"There is a condition named {condition.name!r} already; give this one another name.")
-    CONDITIONS[condition.name] = condition
-    return condition
+    return add(CONDITIONS, condition, "a condition")
 
 
 def _random(asked: Asked):

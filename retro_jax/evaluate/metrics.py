@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from retro_jax.core.registry import add
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -50,10 +52,7 @@ def register(metric: Metric) -> Metric:
     Raises:
       ValueError: a metric of that name exists.
     """
-    if metric.name in METRICS:
-        raise ValueError(f"There is a metric named {metric.name!r} already; give this one another name.")
-    METRICS[metric.name] = metric
-    return metric
+    return add(METRICS, metric, "a metric")
 
 
 def _ratio(bits, counts) -> float | None:

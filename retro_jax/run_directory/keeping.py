@@ -16,6 +16,7 @@ from pathlib import Path
 from orbax.checkpoint import checkpoint_managers as orbax
 
 from retro_jax.config import RunConfig
+from retro_jax.core.registry import add
 from retro_jax.run_directory.whole import whole_path
 
 
@@ -58,10 +59,7 @@ def register(policy: Policy) -> Policy:
     Raises:
       ValueError: one of that name is there.
     """
-    if policy.name in POLICIES:
-        raise ValueError(f"There is a checkpoint policy named {policy.name!r} already; give this one another name.")
-    POLICIES[policy.name] = policy
-    return policy
+    return add(POLICIES, policy, "a checkpoint policy")
 
 
 # Where each metric of config.train.keep_metric comes from: the setting that says how often it is measured.

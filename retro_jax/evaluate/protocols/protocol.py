@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 
+from retro_jax.core.registry import add
+
 Record = Mapping | str
 
 # How a file gives its records.
@@ -131,10 +133,7 @@ def register(protocol: Protocol) -> Protocol:
     Raises:
       ValueError: one of that name exists.
     """
-    if protocol.name in PROTOCOLS:
-        raise ValueError(f"A protocol named {protocol.name!r} exists already; give this one another name.")
-    PROTOCOLS[protocol.name] = protocol
-    return protocol
+    return add(PROTOCOLS, protocol, "a protocol")
 
 
 def get(name: str) -> Protocol:

@@ -14,6 +14,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from retro_jax.config import ModelConfig
+from retro_jax.core.registry import add
 from retro_jax.models.kernels import xla
 from retro_jax.models.placement import ONE_DEVICE, Placement
 from retro_jax.models.positions import Distances
@@ -79,14 +80,11 @@ def register(implementation: Implementation) -> Implementation:
     Raises:
       ValueError: one of that name is there, or a kind that no model has.
     """
-    if implementation.name in IMPLEMENTATIONS:
-        raise ValueError(f"There is an attention named {implementation.name!r} already; give this one another name.")
     if unknown := [kind for kind in implementation.kinds if kind not in KINDS]:
         raise ValueError(
             f"Attention is of the kinds {', '.join(KINDS)}, but {implementation.name!r} has {unknown[0]!r}."
         )
-    IMPLEMENTATIONS[implementation.name] = implementation
-    return implementation
+    return add(IMPLEMENTATIONS, implementation, "an attention")
 
 
 def choose(name: str, use: Use) -> Implementation:

@@ -26,7 +26,7 @@ def test_a_protocol_of_another_modules_making_reads_records(registered):
 
 
 def test_two_protocols_never_share_a_name(registered):
-    with pytest.raises(ValueError, match="A protocol named 'haiku' exists already"):
+    with pytest.raises(ValueError, match="There is a protocol named 'haiku' already"):
         register(HAIKU)
 
 
