@@ -48,16 +48,13 @@ def pytest_unconfigure():
 def on_one_device():
     """`retro evaluate` in this process runs on one of the virtual devices: it compiles faster. Meshes are tested in
     test_evaluate_processes.py and test_scoring.py."""
-    import jax
+    from one_device import one_device
 
-    from retro_jax.config import MeshConfig
     from retro_jax.evaluate import models
-
-    make_mesh = models.make_mesh
 
     def alone(config):
         assert config.data and config.fsdp and config.tensor  # read, as a mesh of all devices would
-        return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        return one_device()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "make_mesh", alone)

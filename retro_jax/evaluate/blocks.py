@@ -14,6 +14,7 @@ from retro_jax.core.dimensions import PADDING, check_ids
 from retro_jax.data.batches import segments
 from retro_jax.data.joined import pack_validation
 from retro_jax.data.manifests import StageError
+from retro_jax.data.rows import first_rows
 from retro_jax.evaluate.protocols.spans import scored_tokens
 from retro_jax.evaluate.sets import DocumentFacts, TextSet
 
@@ -128,7 +129,7 @@ def open_block(
 def text_tokens(tokens: Int[np.ndarray, "N M"], documents: Int[np.ndarray, "N"]) -> Bool[np.ndarray, "N M"]:
     """Which tokens of complete documents are text: all but BOS (the first), EOS (the last) and padding."""
     text = tokens != PADDING
-    starts = np.flatnonzero(np.diff(documents, prepend=~documents[:1]))
+    starts = first_rows(documents)
     ends = np.append(starts[1:], len(tokens)) - 1
     text[starts, 0] = False
     text[ends, (tokens[ends] != PADDING).sum(axis=1) - 1] = False

@@ -18,7 +18,7 @@ from retro_jax.config import ModelConfig
 from retro_jax.models.loss import first_choice, token_nll
 from retro_jax.models.retro import merge
 from retro_jax.parallel.on_mesh import OnMesh
-from retro_jax.parallel.sharding import Mesh, batch_sharding, make_mesh, pin_stream, replicated
+from retro_jax.parallel.sharding import Mesh, pin_stream, place_whole, replicated
 
 # (inputs of `blocks.Block.inputs`, neighbor tokens or None) -> what `Scorer.fetch` turns into bits and hits.
 Started = tuple[Array, Array]
@@ -29,17 +29,12 @@ class Scorer:
 
     Args:
       params: placed on the mesh.
-      mesh: None: this process's first device.
       greedy: compute the first choice too; otherwise hits are 0.
     """
 
-    def __init__(self, config: ModelConfig, params: dict, mesh: Mesh | None = None, greedy: bool = False):
-        from retro_jax.config import MeshConfig
-
-        self.mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1]) if mesh is None else mesh
-        self._place = partial(_placed, self.mesh)
-        self._params = params
-        self._run = jax.jit(partial(token_bits, config, self.mesh, greedy), out_shardings=replicated(self.mesh))
+    def __init__(self, config: ModelConfig, params: dict, mesh: Mesh, greedy: bool = False):
+        self._params, self._place = params, partial(place_whole, mesh=mesh)
+        self._run = jax.jit(partial(token_bits, config, mesh, greedy), out_shardings=replicated(mesh))
 
     def start(self, inputs: Mapping[str, np.ndarray], neighbors: Int[np.ndarray, "B C K R"] | None) -> Started:
         """Sends a batch to the devices and returns without waiting."""
@@ -51,12 +46,6 @@ class Scorer:
         """Bits (0 where there is no target) and hits (0 or 1) of a batch, on every process."""
         bits, hits = started
         return np.asarray(bits), np.asarray(hits)
-
-
-def _placed(mesh: Mesh, array: np.ndarray) -> Array:
-    """Shards a full batch, the same on every process, over the mesh as in training."""
-    array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, batch_sharding(mesh), lambda part: array[part])
 
 
 def token_bits(

@@ -29,13 +29,11 @@ class Neighbors(Protocol):
       fingerprint: changes iff the neighbors do.
       stored: K, how many each chunk has at most.
       facts: plain JSON for the report (size of the database, its recall, what was added and removed).
-      table: `tokens` of the database's chunks by id.
     """
 
     fingerprint: str
     stored: int
     facts: Mapping[str, Any]
-    table: Any
 
     def find(
         self, rows: Int64[np.ndarray, "*shape"]

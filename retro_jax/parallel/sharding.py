@@ -160,6 +160,12 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch)
 
 
+def place_whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A full batch that every process holds, cut over the mesh as in training: each device takes its own rows."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, batch_sharding(mesh), lambda part: array[part])
+
+
 def pin_stream(stream: jax.Array, mesh: Mesh, looked_up: bool = False) -> jax.Array:
     """Constrains a [B, ..., D] stream to be cut by sequences only; otherwise the compiler may replicate it.
 

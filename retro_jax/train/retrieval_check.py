@@ -5,6 +5,7 @@ random neighbors.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from retro_jax.config import RunConfig
 from retro_jax.data.batches import make_batch, random_neighbors, used_neighbors, validation_examples
-from retro_jax.parallel.sharding import Mesh, place_batch
+from retro_jax.parallel.sharding import Mesh, place_whole
 from retro_jax.train.step import make_loss_step
 
 BATCHES = 4  # fixed validation batches, spread evenly over the split
@@ -57,7 +58,4 @@ class RetrievalCheck:
 
 
 def _placed(batch, mesh: Mesh):
-    """The part of a global batch that belongs to this process, sent to its devices."""
-    count = len(batch.tokens) // jax.process_count()
-    mine = slice(jax.process_index() * count, (jax.process_index() + 1) * count)
-    return place_batch(jax.tree.map(lambda array: array[mine], batch), mesh)
+    return jax.tree.map(partial(place_whole, mesh=mesh), batch)

@@ -154,12 +154,12 @@ def field(record: Record, name: str, number: int) -> str:
       ValueError: no such field, or no string in it.
     """
     if not isinstance(record, Mapping):
-        raise ValueError(f"record {number:,}: expected an object with the field {name!r}, found {_shown(record)}.")
+        raise ValueError(f"record {number:,}: expected an object with the field {name!r}, found {shown(record)}.")
     if name not in record:
         there = ", ".join(map(repr, record)) or "none"
         raise ValueError(f"record {number:,}: expected a field {name!r}, found the fields {there}.")
     if not isinstance(record[name], str):
-        raise ValueError(f"record {number:,}: expected text in {name!r}, found {_shown(record[name])}.")
+        raise ValueError(f"record {number:,}: expected text in {name!r}, found {shown(record[name])}.")
     return record[name]
 
 
@@ -168,6 +168,7 @@ def first_field(record: Mapping, names: Iterable[str]) -> str:
     return next((record[name] for name in names if isinstance(record.get(name), str)), "")
 
 
-def _shown(value) -> str:
+def shown(value: object) -> str:
+    """A value of a record as messages show it: its type, and how it begins."""
     text = repr(value)
     return f"{type(value).__name__} {text[:60]}{'...' if len(text) > 60 else ''}"

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from retro_jax.config import MeshConfig, ModelConfig
+from retro_jax.config import ModelConfig
 from retro_jax.core.dimensions import PADDING, check_ids
 from retro_jax.evaluate.questions.layout import decoded_chunks
 from retro_jax.models.loss import first_choice
 from retro_jax.models.retro import merge
 from retro_jax.parallel.on_mesh import OnMesh
-from retro_jax.parallel.sharding import Mesh, batch_sharding, make_mesh, pin_stream, replicated
+from retro_jax.parallel.sharding import Mesh, pin_stream, place_whole, replicated
 
 OTHER = "The questions come from another tokenizer: join them to the data that the model was trained with."
 
@@ -29,19 +29,15 @@ class Decoder:
       params: placed on the mesh.
       stops: tokens that end an answer.
       limit: tokens of an answer at most, with the one that ends it.
-      mesh: None: this process's first device.
     """
 
-    def __init__(
-        self, config: ModelConfig, params: dict, stops: Bool[np.ndarray, "V"], limit: int, mesh: Mesh | None = None
-    ):
-        self.mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1]) if mesh is None else mesh
+    def __init__(self, config: ModelConfig, params: dict, stops: Bool[np.ndarray, "V"], limit: int, mesh: Mesh):
         if len(stops) != config.vocabulary:
             raise ValueError(
                 f"config.model.vocabulary={config.vocabulary}, but the tokenizer has {len(stops)}. {OTHER}"
             )
-        self._config, self._params, self._stops = config, params, np.asarray(stops)
-        self._run = jax.jit(partial(decode, config, self.mesh, limit), out_shardings=replicated(self.mesh))
+        self._config, self._params, self._stops, self._mesh = config, params, np.asarray(stops), mesh
+        self._run = jax.jit(partial(decode, config, mesh, limit), out_shardings=replicated(mesh))
 
     def start(self, prompts: Int[np.ndarray, "B P*M"], passages: Int[np.ndarray, "B K R"] | None) -> Int[Array, "B L"]:
         """Sends a batch to the devices and returns without waiting.
@@ -57,13 +53,8 @@ class Decoder:
         for what, table in (("Tokens of questions", prompts), ("Tokens of passages", passages)):
             if table is not None:
                 check_ids(f"{what}, config.model.vocabulary", table, self._config.vocabulary, OTHER)
-        return self._run(self._params, self._stops, self._placed(prompts), self._placed(passages))
-
-    def _placed(self, table: np.ndarray | None) -> Array | None:
-        """Shards a full batch, the same on every process, over the mesh as in training."""
-        if table is None:
-            return None
-        return jax.make_array_from_callback(table.shape, batch_sharding(self.mesh), lambda part: table[part])
+        placed = None if passages is None else place_whole(passages, self._mesh)
+        return self._run(self._params, self._stops, place_whole(prompts, self._mesh), placed)
 
 
 def decode(

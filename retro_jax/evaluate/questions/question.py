@@ -9,6 +9,8 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from retro_jax.evaluate.protocols.protocol import shown
+
 LISTS = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")  # of DPR's training files, in this order
 
 
@@ -43,14 +45,14 @@ def read(record: object, at_most: int) -> Question:
       ValueError: what was expected of the record, and what was found.
     """
     if not isinstance(record, Mapping):
-        raise ValueError(f"expected an object with 'question' and 'answers', found {_shown(record)}.")
+        raise ValueError(f"expected an object with 'question' and 'answers', found {shown(record)}.")
     question = _text(record, "question", "record")
     if not question.strip():
         raise ValueError("expected a question in 'question', found none.")
     answers = _answers(record)
     target = record.get("target")
     if target is not None and not (isinstance(target, str) and target.strip()):
-        raise ValueError(f"expected text in 'target', found {_shown(target)}.")
+        raise ValueError(f"expected text in 'target', found {shown(target)}.")
     found = [_passage(one, name, number) for name, number, one in _contexts(record, at_most)]
     plain = not any(name in record for name in ("ctxs", *LISTS))
     passages = None if plain else tuple(found)
@@ -72,7 +74,7 @@ def read_row(cells: Sequence[str]) -> dict:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         answers = None
     if not isinstance(answers, list):
-        raise ValueError(f"expected a list such as ['an answer'] in the second column, found {_shown(cells[1])}.")
+        raise ValueError(f"expected a list such as ['an answer'] in the second column, found {shown(cells[1])}.")
     return {"question": cells[0], "answers": answers}
 
 
@@ -83,7 +85,7 @@ def _answers(record: Mapping) -> tuple[str, ...]:
         raise ValueError(f"expected a field 'answers', found the fields {there}.")
     given = [record[name]] if isinstance(record[name], str) else record[name]
     if not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
-        raise ValueError(f"expected a list of texts in {name!r}, found {_shown(record[name])}.")
+        raise ValueError(f"expected a list of texts in {name!r}, found {shown(record[name])}.")
     answers = tuple(one for one in given if one.strip())
     if not answers:
         raise ValueError(f"expected one answer or more in {name!r}, found none.")
@@ -96,7 +98,7 @@ def _contexts(record: Mapping, at_most: int) -> Iterator[tuple[str, int, object]
     for name in names:
         given = record.get(name, [])
         if not isinstance(given, Sequence) or isinstance(given, str):
-            raise ValueError(f"expected a list of passages in {name!r}, found {_shown(given)}.")
+            raise ValueError(f"expected a list of passages in {name!r}, found {shown(given)}.")
         for number, one in enumerate(given[:at_most], start=1):
             yield name, number, one
         at_most -= len(given[:at_most])
@@ -105,7 +107,7 @@ def _contexts(record: Mapping, at_most: int) -> Iterator[tuple[str, int, object]
 def _passage(given: object, name: str, number: int) -> Passage:
     where = f"{name} {number}"
     if not isinstance(given, Mapping):
-        raise ValueError(f"expected an object with 'title' and 'text' in {where}, found {_shown(given)}.")
+        raise ValueError(f"expected an object with 'title' and 'text' in {where}, found {shown(given)}.")
     title = _text(given, "title", where) if given.get("title") is not None else ""
     return Passage(title, _text(given, "text", where))
 
@@ -115,10 +117,5 @@ def _text(record: Mapping, name: str, where: str) -> str:
         there = ", ".join(map(repr, record)) or "none"
         raise ValueError(f"expected a field {name!r} in {where}, found the fields {there}.")
     if not isinstance(record[name], str):
-        raise ValueError(f"expected text in {name!r} of {where}, found {_shown(record[name])}.")
+        raise ValueError(f"expected text in {name!r} of {where}, found {shown(record[name])}.")
     return record[name]
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text[:60]}{'...' if len(text) > 60 else ''}"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from made_up_questions import NEWLINE, Questions
+from one_device import one_device
 from tiny_model import compiled, random_parameters, tiny
 
 from retro_jax.config import MeshConfig
@@ -73,7 +74,7 @@ def seen(name, number):
 
 @pytest.fixture(scope="module")
 def decoder():
-    return Decoder(MODEL, PARAMS, QUESTIONS.stops, LIMIT)
+    return Decoder(MODEL, PARAMS, QUESTIONS.stops, LIMIT, one_device())
 
 
 @pytest.mark.parametrize("name", ["on", "off", "random", "empty"])
@@ -119,4 +120,4 @@ def test_an_answer_ends_before_a_line_end():
 
 def test_a_tokenizer_of_another_size_is_refused():
     with pytest.raises(ValueError, match="config.model.vocabulary=12, but the tokenizer has 5"):
-        Decoder(MODEL, PARAMS, QUESTIONS.stops[:5], LIMIT)
+        Decoder(MODEL, PARAMS, QUESTIONS.stops[:5], LIMIT, one_device())

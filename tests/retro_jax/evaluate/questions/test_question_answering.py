@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import made_up_text
 import pytest
+from one_device import one_device
 from question_files import made_up, write_json
 
 from data_pipeline.chunks import build_chunks
@@ -86,7 +87,7 @@ def figures(tmp_path_factory):
     assert step == TRAIN.steps
     questions = StoredQuestions(data, "test")
     task = QuestionTask(questions, k=1, batch=20, limit=8, seed=0, models={"retro": {"step": step}})
-    decoder = Decoder(trained.model, params, questions.stops, task.limit)
+    decoder = Decoder(trained.model, params, questions.stops, task.limit, one_device())
     return evaluate_questions(task, root / "results", lambda name: decoder, resamples=500)
 
 

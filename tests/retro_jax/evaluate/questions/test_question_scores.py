@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from made_up_questions import Questions
+from one_device import one_device
 from tiny_model import random_parameters, tiny
 
 from retro_jax.evaluate.questions import scoring
@@ -36,7 +37,7 @@ def task(**changes):
 
 
 def test_a_stopped_evaluation_goes_on_and_ends_alike(tmp_path):
-    made, compiled = [], Decoder(MODEL, PARAMS, QUESTIONS.stops, 2)
+    made, compiled = [], Decoder(MODEL, PARAMS, QUESTIONS.stops, 2, one_device())
 
     def decoder(model):
         made.append(model)
