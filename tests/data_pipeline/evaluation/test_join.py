@@ -1,6 +1,5 @@
 """`join` adds a set to a finished database with the build's own stages and does not change the database."""
 
-import errno
 import pickle
 import shutil
 from dataclasses import replace
@@ -10,6 +9,7 @@ import made_up_encoder
 import made_up_text
 import numpy as np
 import pytest
+from dying_shards import until_done
 from joined_set import TEXTS, contents, pile, write_records
 
 from data_pipeline.chunks import ChunkTable
@@ -19,7 +19,6 @@ from data_pipeline.evaluation.join import join, join_neighbors
 from data_pipeline.evaluation.sets import list_sets, open_set
 from data_pipeline.pipeline import build
 from data_pipeline.search.neighbors import NeighborTable
-from data_pipeline.stages import run as manifests
 from data_pipeline.stages.engine import using
 from data_pipeline.stages.run import StageError
 
@@ -60,22 +59,12 @@ def test_a_join_killed_at_every_shard_ends_with_the_same_bytes(root, run, whole,
     """Joins in a copy of the data directory, killed at every point; at some points the disk is full instead."""
     data = root / "again"
     shutil.copytree(root / "data", data, ignore=shutil.ignore_patterns("evaluation"))
-    real, calls = manifests._make_shard, [0]
 
-    def dies(*arguments):
-        calls[0] += 1
-        if calls[0] % 2:
-            raise OSError(errno.ENOSPC, "No space left on device") if calls[0] % 4 == 1 else KeyboardInterrupt()
-        return real(*arguments)
+    def nothing_is_listed():
+        assert list_sets(data) == []
 
-    monkeypatch.setattr(manifests, "_make_shard", dies)
-    for _ in range(40):
-        try:
-            join(run, data, "pile", pile(root / "val.jsonl"))
-            break
-        except (KeyboardInterrupt, StageError):
-            assert list_sets(data) == []
-    assert calls[0] > 8
+    shards = until_done(monkeypatch, lambda: join(run, data, "pile", pile(root / "val.jsonl")), nothing_is_listed)
+    assert shards > 8
     assert contents(data / "evaluation" / "pile") == whole
 
 

@@ -1,6 +1,5 @@
 """Sets of questions: each public file form against an obvious computation, resumed joins, and what is refused."""
 
-import errno
 import gzip
 import shutil
 from dataclasses import replace
@@ -8,6 +7,7 @@ from dataclasses import replace
 import joined_set
 import numpy as np
 import pytest
+from dying_shards import until_done
 from joined_set import contents
 from question_files import made_up, write_json, write_lines, write_rows
 
@@ -16,7 +16,6 @@ from data_pipeline.evaluation.join import join
 from data_pipeline.evaluation.questions.join import describe_questions, join_questions
 from data_pipeline.evaluation.questions.stored import StoredQuestions, open_question_sets, question_sets
 from data_pipeline.evaluation.sets import list_sets
-from data_pipeline.stages import run as manifests
 from data_pipeline.stages.run import StageError
 from data_pipeline.tokens import Tokenizer
 from retro_jax.config import SourceConfig
@@ -182,22 +181,8 @@ def test_a_killed_join_ends_with_the_same_bytes(root, run, monkeypatch):
     whole = contents(root / "data" / "evaluation" / "parts")
     again = root / "again"
     shutil.copytree(root / "data", again / "data", ignore=shutil.ignore_patterns("evaluation"))
-    real, calls = manifests._make_shard, [0]
-
-    def dies(*arguments):
-        calls[0] += 1
-        if calls[0] % 2:
-            raise OSError(errno.ENOSPC, "No space left on device") if calls[0] % 4 == 1 else KeyboardInterrupt()
-        return real(*arguments)
-
-    monkeypatch.setattr(manifests, "_make_shard", dies)
-    for _ in range(40):
-        try:
-            join_file(run, again, "parts", folder, train=True)
-            break
-        except (KeyboardInterrupt, StageError):
-            pass
-    assert calls[0] > 8 and contents(again / "data" / "evaluation" / "parts") == whole
+    shards = until_done(monkeypatch, lambda: join_file(run, again, "parts", folder, train=True))
+    assert shards > 8 and contents(again / "data" / "evaluation" / "parts") == whole
 
 
 def test_sets_of_questions_are_no_sets_of_text(root, run):
