@@ -27,7 +27,7 @@ from retro_jax.config import ModelConfig
 from retro_jax.core.dimensions import PADDING, check_ids
 from retro_jax.core.progress import progress
 from retro_jax.generate.sampling import OTHER_TOKENIZER, window_start
-from retro_jax.models.loss import token_nll
+from retro_jax.models.loss import first_choice, token_nll
 from retro_jax.models.retro import merge
 
 # Texts of N chunks -> tokens [N, F] of the K neighbors of each, nearest first, -1 where there is none.
@@ -199,11 +199,4 @@ def _score(
     nll = token_nll(hidden, model.readout, targets, config.loss_block)
     if not greedy:
         return nll, jnp.ones(targets.shape, bool)
-    readout = model.readout.astype(hidden.dtype)
-
-    def likeliest(stream):
-        return jnp.einsum("nd,vd->nv", stream, readout, preferred_element_type=jnp.float32).argmax(axis=-1)
-
-    # Chunk by chunk: the logits of a whole batch may not fit.
-    best = jax.lax.map(likeliest, hidden.reshape(-1, config.chunk_length, hidden.shape[-1]))
-    return nll, (targets < 0) | (best.reshape(targets.shape) == targets)
+    return nll, (targets < 0) | (first_choice(hidden, model.readout, config.loss_block) == targets)
