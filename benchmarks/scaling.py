@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from data_pipeline.stages import known
-from launch.config_files import load_config
+from launch.command.config_files import load_config
 from retro_jax.config import RunConfig, resolve
 from retro_jax.preflight.report import preflight
 from retro_jax.presets.recipes import RECIPES, Recipe

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import engine
-from launch.arguments import NOTHING_KEPT, Invocation, Verb
-from launch.command import run_verb
+from launch.command import engine
+from launch.command.arguments import NOTHING_KEPT, Invocation, Verb
+from launch.command.run import run_verb
 from retro_jax.core.streams import deliver
 
 

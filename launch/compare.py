@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch.arguments import Invocation, Verb
-from launch.command import run_verb
+from launch.command.arguments import Invocation, Verb
+from launch.command.run import run_verb
 from retro_jax.core.paths import local_folder, require_writable
 
 

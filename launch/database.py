@@ -7,8 +7,8 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.arguments import NOTHING_KEPT, Invocation, Verb
-from launch.command import MISTAKE, OK, run_verb
+from launch.command.arguments import NOTHING_KEPT, Invocation, Verb
+from launch.command.run import MISTAKE, OK, run_verb
 from retro_jax.core.paths import local_path
 from retro_jax.core.streams import OutputLost, deliver, protect
 

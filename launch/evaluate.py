@@ -4,9 +4,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from launch import processes
-from launch.arguments import Invocation, Verb
-from launch.command import run_verb
+from launch.command import processes
+from launch.command.arguments import Invocation, Verb
+from launch.command.run import run_verb
 from retro_jax.parallel.preemption import Preempted
 from retro_jax.parallel.roll_call import leave_alone, leave_together, started
 from retro_jax.parallel.runtime import keep_memory

@@ -8,9 +8,9 @@ from pathlib import Path
 from absl import flags
 
 from data_pipeline.pipeline import database_directory
-from launch import engine
-from launch.arguments import Invocation, Verb
-from launch.command import run_verb
+from launch.command import engine
+from launch.command.arguments import Invocation, Verb
+from launch.command.run import run_verb
 from retro_jax.config import SourceConfig
 
 QUESTIONS = "questions"  # the protocol whose records are questions and not text

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch.arguments import NOTHING_KEPT, Invocation, Verb
-from launch.command import run_verb
-from launch.reads import is_read
+from launch.command.arguments import NOTHING_KEPT, Invocation, Verb
+from launch.command.reads import is_read
+from launch.command.run import run_verb
 from retro_jax.core.streams import deliver
 
 RECIPE = ("train.mesh", "train.accumulation", "model.remat", "model.loss_block")  # what a recipe sets

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.arguments import Invocation, Verb, flag_name, one_word_flags, override_of, parse
-from launch.command import run_verb
-from launch.reads import READS, is_read
+from launch.command.arguments import Invocation, Verb, flag_name, one_word_flags, override_of, parse
+from launch.command.reads import READS, is_read
+from launch.command.run import run_verb
 from launch.train import VERB as TRAIN
 from retro_jax.config import ABLATIONS, ModelConfig, RunConfig, to_dict
 from retro_jax.core.files import read_json

@@ -10,8 +10,8 @@ from absl import flags
 
 from data_pipeline.pipeline import data_directory
 from data_pipeline.stages.run import read_manifest, require_fingerprint
-from launch.arguments import NOTHING_KEPT, Invocation, Verb
-from launch.command import run_verb
+from launch.command.arguments import NOTHING_KEPT, Invocation, Verb
+from launch.command.run import run_verb
 from retro_jax.config import ModelConfig, RunConfig, at_run_time
 from retro_jax.core.streams import deliver
 from retro_jax.parallel.hosts import require_one_process

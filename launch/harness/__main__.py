@@ -4,8 +4,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from launch.arguments import NOTHING_KEPT, Verb
-from launch.command import explain
+from launch.command.arguments import NOTHING_KEPT, Verb
+from launch.command.run import explain
 from retro_jax.core.progress import close_bars
 from retro_jax.core.streams import MISTAKE
 from retro_jax.parallel.hosts import require_one_process

@@ -12,7 +12,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from launch.arguments import parse
+from launch.command.arguments import parse
 from launch.sample import VERB, open_model, require_retrieval
 from retro_jax.config import SampleConfig
 from retro_jax.core.progress import progress

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from launch.command import Verb, run_verb
+from launch.command.run import Verb, run_verb
 from retro_jax.core.files import DamagedFile, load_array, read_json, write_json
 from retro_jax.parallel.hosts import HostsError, find_hosts
 

@@ -15,8 +15,8 @@ from places import ROOT
 
 from data_pipeline.pipeline import data_directory
 from launch.__main__ import VERBS, main
-from launch.arguments import Verb, check_key, parse
-from launch.command import explain, run_verb
+from launch.command.arguments import Verb, check_key, parse
+from launch.command.run import explain, run_verb
 
 CONFIG = "--config=configs/quickstart.py:smoke"
 
@@ -286,7 +286,7 @@ def test_check_key_follows_the_sections():
 def test_help_answers_at_once_and_without_jax():
     program = (
         "import sys; from launch.__main__ import main; code = main(['--help']);"
-        "import launch.command; assert not {'jax', 'tensorflow_datasets', 'grain'} & set(sys.modules); sys.exit(code)"
+        "import launch.command.run; assert not {'jax', 'tensorflow_datasets', 'grain'} & set(sys.modules); sys.exit(code)"
     )
     started = time.monotonic()
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)

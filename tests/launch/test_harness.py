@@ -19,7 +19,7 @@ from test_sample_verb import make_run
 
 from data_pipeline.database.retriever import Retriever
 from data_pipeline.documents.stage import DocumentTable
-from launch.arguments import parse
+from launch.command.arguments import parse
 from launch.harness.__main__ import main, with_model
 from launch.sample import VERB, open_model
 from retro_jax.data.batches import make_batch, validation_examples

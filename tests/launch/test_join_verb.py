@@ -10,8 +10,8 @@ from question_files import made_up, write_json
 from recording import OF_RECORDS, assert_reads, recorded
 
 from data_pipeline.evaluation.sets import list_sets, open_set
+from launch.command.reads import OF_QUESTIONS
 from launch.join import main
-from launch.reads import OF_QUESTIONS
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from places import ROOT
 
 from launch import quickstart
-from launch.arguments import parse
+from launch.command.arguments import parse
 from launch.train import VERB as TRAIN
 
 CONFIG = "--config=configs/quickstart.py:smoke"

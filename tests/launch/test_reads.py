@@ -1,4 +1,4 @@
-"""Every verb reads or refuses every key: the table of launch/reads.py against running verbs.
+"""Every verb reads or refuses every key: the table of launch/command/reads.py against running verbs.
 
 That the table says what the verbs read while they run is held by `recording.assert_reads`, in the tests that run them.
 """
@@ -13,9 +13,9 @@ from places import ROOT
 
 from launch import database, quickstart
 from launch.__main__ import VERBS
-from launch.arguments import parse
+from launch.command.arguments import parse
+from launch.command.reads import READS, check_reads, is_read
 from launch.hosts import cost
-from launch.reads import READS, check_reads, is_read
 from retro_jax.config import ModelConfig, RunConfig, at_run_time, declarations
 from retro_jax.config.settings import Choice, Named, Names, Number, Numbers, Rising, Text
 

@@ -17,7 +17,7 @@ from data_pipeline.database.retriever import Retriever
 from data_pipeline.pipeline import build
 from data_pipeline.search.neighbors import NeighborTable
 from data_pipeline.tokens import Tokenizer
-from launch.arguments import Verb, parse
+from launch.command.arguments import Verb, parse
 from launch.sample import VERB, main
 from retro_jax.run_directory import directory as run_directory
 from retro_jax.run_directory.checkpoints import Checkpoints

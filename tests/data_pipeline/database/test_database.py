@@ -23,7 +23,7 @@ from data_pipeline.search.neighbors import NeighborTable, find_neighbors
 from data_pipeline.stages.run import StageError, file_sha256, read_manifest
 from launch import build, database
 from launch.__main__ import main
-from launch.arguments import parse
+from launch.command.arguments import parse
 
 # Settings that an addition has values of its own for; without held-out documents nothing is near one.
 ITS_OWN = {"data.validation_fraction", "data.near_duplicate_jaccard", "data.embedding_dtype", "data.index_shards"}

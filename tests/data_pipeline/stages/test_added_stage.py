@@ -115,8 +115,8 @@ def test_a_name_is_registered_once(counts):
 
 
 def test_a_stage_may_be_one_for_each_share_of_the_database(tmp_path, root):
-    from launch.arguments import parse
     from launch.build import VERB
+    from launch.command.arguments import parse
 
     run = parse(VERB, [*arguments(root), "--config.data.database_fraction=0.5"]).run
     places = {name: directory for name, (directory, _) in stages(run, tmp_path).items()}

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from places import ROOT
 
-from launch.config_files import load_config
+from launch.command.config_files import load_config
 from retro_jax.config import EncoderConfig, resolve
 
 CONFIGS = ROOT / "configs"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from launch import build, command, config_files
+from launch import build
 from launch.build import VERB
+from launch.command import config_files, run
 from launch.database import read_ids
 from retro_jax.config import DataConfig, EvaluateConfig, RunConfig, TrainConfig
 from retro_jax.config.local_paths import LOCAL_KEYS, with_local_paths
@@ -86,7 +87,7 @@ def test_every_key_that_is_a_path_is_covered(home):
 def test_a_verb_expands_or_refuses_before_anything_is_made(home, capsys):
     root = ROOT
     config = f"--config={root}/configs/own_text.py:text"
-    found = command.parse(VERB, [config, "--workdir=~/run", "--config.data.encoder=~/bert"])
+    found = run.parse(VERB, [config, "--workdir=~/run", "--config.data.encoder=~/bert"])
     assert found.workdir == home / "run" and found.run.data.encoder == str(home / "bert")
     for arguments in (["--workdir=gs://bucket/run"], ["--workdir=runs/x", "--config.data.directory=gs://bucket/data"]):
         assert build.main([config, *arguments]) == 2

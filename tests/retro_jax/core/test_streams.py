@@ -15,7 +15,7 @@ from places import ROOT
 from processes import log_path, start_run
 from training_fixture import build_data
 
-from launch.command import Verb, run_verb
+from launch.command.run import Verb, run_verb
 from retro_jax.core import streams
 from retro_jax.core.progress import close_bars, progress
 from retro_jax.core.streams import ERASE, OutputLost, Stream, deliver, fresh_line, protect, side_channel

@@ -128,7 +128,7 @@ def test_an_absent_tpu_is_compiled_for(capsys):
 
 @pytest.mark.tpu
 def test_what_does_not_fit_says_by_how_much():
-    from launch.config_files import load_config
+    from launch.command.config_files import load_config
     from retro_jax.config import resolve
 
     run = resolve(load_config("configs/retro.py:132m".replace("retro", "baseline")))

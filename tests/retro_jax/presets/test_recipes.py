@@ -13,7 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from places import FIXTURES, ROOT
 
-from launch.config_files import load_config
+from launch.command.config_files import load_config
 from retro_jax.config import MeshConfig, resolve
 from retro_jax.models.retro import abstract_model
 from retro_jax.parallel.sharding import check_sizes, mesh_sizes, parameter_specs, shardings

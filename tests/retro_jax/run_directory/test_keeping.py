@@ -7,7 +7,7 @@ import pytest
 from made_up_checkpoints import write_whole
 from training_fixture import BASELINE, MODEL, build_data, make_run
 
-from launch.arguments import parse
+from launch.command.arguments import parse
 from launch.train import VERB
 from retro_jax.config import DataConfig, MeshConfig, RunConfig, TrainConfig, check_train
 from retro_jax.run_directory import keeping

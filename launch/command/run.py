@@ -23,9 +23,9 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.arguments import Invocation, Verb, flag_values, parse
-from launch.explain import is_foreign, words
-from launch.reads import READS
+from launch.command.arguments import Invocation, Verb, flag_values, parse
+from launch.command.explain import is_foreign, words
+from launch.command.reads import READS
 from retro_jax.core.progress import close_bars
 from retro_jax.core.streams import DISK_FULL, MISTAKE, OutputLost, deliver, lost_output, protect
 from retro_jax.parallel.preemption import (

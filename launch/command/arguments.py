@@ -16,8 +16,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data_pipeline.pipeline import data_directory
-from launch.config_files import config_of_build, config_of_run, load_config
-from launch.reads import READS, check_reads
+from launch.command.config_files import config_of_build, config_of_run, load_config
+from launch.command.reads import READS, check_reads
 from retro_jax.config import RunConfig, SourceConfig, declarations, default_config, resolve, to_dict
 from retro_jax.config.local_paths import with_local_paths
 from retro_jax.core.paths import local_folder, require_writable
