@@ -295,5 +295,5 @@ def test_every_print_goes_where_it_is_safe():
 
 
 def test_signals_and_bars_have_one_owner():
-    assert {file for file, _ in calls("signal.signal")} == {"preemption.py", "command.py"}
+    assert {file for file, _ in calls("signal.signal")} == {"preemption.py", "run.py"}
     assert {file for file, _ in calls("tqdm")} == {"progress.py"}
