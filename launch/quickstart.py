@@ -7,26 +7,22 @@ that is complete is skipped; a stopped one continues where it was.
 """
 
 import json
-import os
 import resource
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from launch.command.arguments import Invocation, Verb, flag_name, one_word_flags, override_of, parse
-from launch.command.reads import READS, is_read
+from launch.command.arguments import Invocation, Verb, parse
 from launch.command.run import run_verb
+from launch.command.steps import Step, config_flag, handed_on, of_baseline, run_step
 from launch.train import VERB as TRAIN
-from retro_jax.config import ABLATIONS, ModelConfig, RunConfig, to_dict
+from retro_jax.config import RunConfig, to_dict
 from retro_jax.core.files import read_json
 from retro_jax.core.side_files import read_object
 from retro_jax.core.streams import fresh_line
-from retro_jax.parallel.preemption import Interrupted, Signals, exit_code
+from retro_jax.parallel.preemption import Interrupted, Signals
 from retro_jax.run_directory.whole import find_fault
 
 VERB = Verb(
@@ -34,16 +30,6 @@ VERB = Verb(
     "text to a trained RETRO, a baseline and a report in one command",
     "--config=configs/quickstart.py:smoke --workdir=runs/quickstart-smoke",
 )
-EXIT_SIGNAL = 128
-
-
-@dataclass(frozen=True)
-class Step:
-    """One process: `python -m launch.VERB ARGUMENTS`."""
-
-    title: str
-    verb: str
-    arguments: list[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,12 +71,10 @@ def steps(run: RunConfig, workdir: Path, argv: Sequence[str]) -> list[Step]:
     """The steps to run. Each gets the flags of this call (all but --workdir) that its verb reads."""
     data = f"--config.data.directory={run.data.directory or workdir / 'data'}"
     baseline, retro = workdir / "baseline", workdir / "retro"
-    decoder = ["--config.model.retrieval_layers=()", "--config.train.retrieval_check_every=0"]
-    usual = {name: getattr(ModelConfig, name) for name in ABLATIONS}  # what a baseline cannot have
-    decoder += [f"--config.model.{name}={value}" for name, value in usual.items() if getattr(run.model, name) != value]
+    decoder = [config_flag(key, value) for key, value in of_baseline(run).items()]
 
     def step(title: str, verb: str, directory: Path, *changes: str) -> Step:
-        return Step(title, verb, [*handed_on(verb, argv, changes), *changes, f"--workdir={directory}"])
+        return Step(title, verb, [*handed_on(VERB, verb, argv, changes), *changes, f"--workdir={directory}"])
 
     return [
         step("build the database and the training shards", "build", workdir),
@@ -98,16 +82,6 @@ def steps(run: RunConfig, workdir: Path, argv: Sequence[str]) -> list[Step]:
         step("train RETRO on the same tokens", "train", retro, data),
         step("evaluate with every control, and report", "evaluate", workdir, data),
     ]
-
-
-def handed_on(verb: str, argv: Sequence[str], changes: Sequence[str]) -> list[str]:
-    """The flags of `argv` for a verb: --config, and the keys that it reads and `changes` does not set."""
-    kept, changed = [], {override_of(word) for word in changes}
-    for word in one_word_flags(VERB, argv):
-        key = override_of(word)
-        if flag_name(word) == "config" or (key and key not in changed and is_read(key, READS[verb])):
-            kept.append(word)
-    return kept
 
 
 def is_trained(step: Step) -> bool:
@@ -123,33 +97,6 @@ def is_trained(step: Step) -> bool:
     if found != json.loads(json.dumps(to_dict(invocation.run))):
         return False
     return find_fault(invocation.workdir / "checkpoints" / str(invocation.run.train.steps)) is None
-
-
-def run_step(step: Step) -> int:
-    """The exit code of the step's process, as a shell would give it. A signal is passed on, and the step ends by itself:
-    it saves, which may take longer than this process would wait for it otherwise."""
-    started: list[subprocess.Popen] = []
-
-    def hand_on(number: int) -> None:
-        if number != signal.SIGINT or not in_foreground():  # the terminal sends Ctrl-C to the step as well
-            for process in started:
-                process.send_signal(number)
-
-    with Signals("waiting for this step to save and end", hand_on):
-        if Signals.first is not None:
-            return exit_code(Signals.first)
-        started.append(subprocess.Popen([sys.executable, "-m", f"launch.{step.verb}", *step.arguments]))
-        code = started[0].wait()
-    return EXIT_SIGNAL - code if code < 0 else code
-
-
-def in_foreground() -> bool:
-    """Whether a terminal sends its Ctrl-C to this process group."""
-    try:
-        with open("/dev/tty", encoding="utf-8") as terminal:
-            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
-    except OSError:
-        return False
 
 
 def closing(workdir: Path, elapsed: float) -> str:

@@ -10,7 +10,7 @@ class BuildLock(FileLock):
     """`with BuildLock(directory): ...` raises StageError where another process, on any machine that shares the storage
     and its locks, builds there already."""
 
-    error = StageError
+    error = busy = StageError
 
     def __init__(self, directory: Path):
         self.directory = Path(directory).absolute()

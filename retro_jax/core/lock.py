@@ -18,6 +18,10 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 TRIES, PAUSE = 20, 0.01  # of what another process may be in the middle of, and seconds between two
 
 
+class Busy(ValueError):
+    """Another process has the lock."""
+
+
 class FileLock:
     """`with FileLock(path, ...): ...`; the file is removed at the end, with the empty folders that were made for it.
 
@@ -29,7 +33,8 @@ class FileLock:
       remedy: its last words.
     """
 
-    error = ValueError  # what a refusal is
+    error = ValueError  # where the file cannot be written
+    busy = Busy  # where another process has the lock
 
     def __init__(self, path: Path, rule: str, remedy: str):
         self.path, self._rule, self._remedy = Path(path), rule, remedy
@@ -37,7 +42,7 @@ class FileLock:
         self._made: list[Path] = []
 
     def acquire(self) -> None:
-        """Raises `error` where another process has the lock, or where the file cannot be written."""
+        """Raises `busy` where another process has the lock, `error` where the file cannot be written."""
         folder = self.path.parent
         self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
@@ -95,9 +100,13 @@ class FileLock:
                 if process:
                     break
                 time.sleep(PAUSE)  # the holder has locked the file and not yet written into it
-        return self.error(
+        return self.busy(
             f"{self._rule}, but process {process or '?'} on {host or 'another machine'} is doing so now. {self._remedy}"
         )
+
+    def fileno(self) -> int:
+        """The locked file. A process that inherits it keeps the lock until it ends, even if this one is killed."""
+        return self._file.fileno()
 
     def release(self) -> None:
         self.path.unlink(missing_ok=True)

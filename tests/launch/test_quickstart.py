@@ -6,6 +6,7 @@ from importlib import import_module
 from made_up_checkpoints import write_whole
 
 from launch import quickstart
+from launch.command import steps as launch_steps
 from retro_jax.config import to_dict
 
 
@@ -47,14 +48,14 @@ def test_quickstart_gives_each_step_what_it_reads(tmp_path):
 
 def test_quickstart_passes_over_a_trained_model(tmp_path):
     arguments = ["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}"]
-    step = quickstart.Step("train", "train", arguments)
+    step = launch_steps.Step("train", "train", arguments)
     assert not quickstart.is_trained(step)
     run = quickstart.parse(quickstart.VERB, arguments).run
     (tmp_path / "config.json").write_text(json.dumps(to_dict(run)))
     assert not quickstart.is_trained(step)
     checkpoint = write_whole(tmp_path / "checkpoints", run.train.steps)
     assert quickstart.is_trained(step)
-    assert not quickstart.is_trained(quickstart.Step("train", "train", [*arguments, "--config.train.seed=1"]))
+    assert not quickstart.is_trained(launch_steps.Step("train", "train", [*arguments, "--config.train.seed=1"]))
     (checkpoint / "run" / "data.json").unlink()  # a damaged model, and then a damaged config, are repaired by the verb
     assert not quickstart.is_trained(step)
     (tmp_path / "config.json").write_text("")
@@ -76,5 +77,5 @@ def test_a_step_that_was_killed_has_the_exit_code_of_a_shell(monkeypatch):
         def wait(self):
             return -9
 
-    monkeypatch.setattr(quickstart.subprocess, "Popen", Killed)
-    assert quickstart.run_step(quickstart.Step("", "train", [])) == 137
+    monkeypatch.setattr(launch_steps.subprocess, "Popen", Killed)
+    assert launch_steps.run_step(launch_steps.Step("", "train", [])) == 137

@@ -14,6 +14,7 @@ from processes import differences, finish, log_path, start_run, wait_for
 from training_fixture import BASELINE, MODEL, build_data, make_run
 
 from launch import quickstart
+from launch.command import steps as launch_steps
 from retro_jax.config import MeshConfig
 from retro_jax.parallel.preemption import SIGNALS, Interrupted, Preempted, Preemption, Signals, exit_code, kept_handlers
 from retro_jax.run_directory.checkpoints import Checkpoints, load_params
@@ -244,8 +245,8 @@ class Step:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
 def test_quickstart_hands_a_signal_on_and_waits(tmp_path, monkeypatch, capsys, number, code):
     monkeypatch.setattr(Step, "number", number)
-    monkeypatch.setattr(quickstart.subprocess, "Popen", Step)
-    monkeypatch.setattr(quickstart, "in_foreground", lambda: False)
+    monkeypatch.setattr(launch_steps.subprocess, "Popen", Step)
+    monkeypatch.setattr(launch_steps, "in_foreground", lambda: False)
     assert quickstart.main(["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}"]) == code
     assert f"retro quickstart: interrupted by {number.name}. Finished files are kept" in capsys.readouterr().err
 
@@ -262,6 +263,6 @@ def test_quickstart_leaves_ctrl_c_to_the_terminal(monkeypatch):
         return True
 
     monkeypatch.setattr(Step, "number", signal.SIGINT)
-    monkeypatch.setattr(quickstart.subprocess, "Popen", Quiet)
-    monkeypatch.setattr(quickstart, "in_foreground", in_foreground)
-    assert quickstart.run_step(quickstart.Step("", "train", [])) == 75
+    monkeypatch.setattr(launch_steps.subprocess, "Popen", Quiet)
+    monkeypatch.setattr(launch_steps, "in_foreground", in_foreground)
+    assert launch_steps.run_step(launch_steps.Step("", "train", [])) == 75
