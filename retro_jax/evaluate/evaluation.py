@@ -190,6 +190,8 @@ class Evaluation:
         }
 
     def _choose(self, text, scored, task: Task) -> list[tuple]:
+        if not {"on", "off"} <= scored.keys():
+            return []  # a baseline alone: passages show what retrieval changes
         found = choose(text, scored, self.run.evaluate.passages, task.text.chunk_length)
         return [(one.kind, one.subset, one.document, one.chunks.start, one.chunks.stop, one.gain) for one in found]
 
@@ -214,9 +216,9 @@ class Evaluation:
             "verdict": first["verdict"],
             "conditions": [_described(one) for one in self.conditions],
             "database": facts.database_facts(self.data) | next(iter(first.get("databases", {}).values()), {}),
-            "model": facts.model_facts(trained["retro"], trained.get("baseline"), self.models.steps),
+            "model": facts.model_facts(trained[self.models.main], trained.get("baseline"), self.models.steps),
             "data": facts.data_facts(facts.require_documents(self.data)),
-            "versions": facts.version_facts(self.models.runs["retro"]),
+            "versions": facts.version_facts(self.models.runs[self.models.main]),
             "settings": {**to_dict(self.run.evaluate), "neighbors": self.model.neighbors},
             "seconds": facts.stage_seconds(self.data, self.models.runs) | {"evaluate": seconds},
             "made_from": self.made_from() | {"passages": file_sha256(self.workdir / "passages.json")},

@@ -19,11 +19,12 @@ from retro_jax.run_directory.whole import require_whole, whole_path
 
 
 class Models:
-    """ "retro" and, where one was trained, "baseline".
+    """ "retro" and, where one was trained, "baseline"; or "baseline" alone.
 
     Attributes:
       runs, steps, trained: run directory, step of the checkpoint, and config, by name.
-      model: the config of "retro" with the settings of this evaluation.
+      main: "retro", or "baseline" where that is alone.
+      model: the config of the main model with the settings of this evaluation.
       mesh: the devices.
 
     Raises:
@@ -35,7 +36,8 @@ class Models:
         self.runs = find_runs(run, workdir)
         self.steps = {name: _checked_step(name, directory, data) for name, directory in self.runs.items()}
         self.trained = {name: read_config(directory) for name, directory in self.runs.items()}
-        self.model = _model(run, self.trained["retro"], self.runs["retro"])
+        self.main = "retro" if "retro" in self.runs else "baseline"
+        self.model = _model(run, self.trained[self.main], self.runs[self.main], self.main)
         self.mesh = make_mesh(run.train.mesh)
         check_batch(run.evaluate.batch, self.mesh, "config.evaluate.batch")
         self._scorers: dict[tuple[str, bool], Scorer] = {}
@@ -64,7 +66,15 @@ class Models:
         return dataclasses.replace(self.trained[name].model, **same), self._params[name]
 
 
-def _model(run: RunConfig, trained: RunConfig, directory: Path) -> ModelConfig:
+def _model(run: RunConfig, trained: RunConfig, directory: Path, name: str) -> ModelConfig:
+    if name == "baseline":
+        if run.model.retrieves:
+            raise ValueError(
+                f"{directory.parent} holds a baseline and no RETRO model, but the config has "
+                f"config.model.retrieval_layers={run.model.retrieval_layers}. Train it with `retro train "
+                f"--workdir={directory.parent / 'retro'}`, or leave --config out to evaluate the baseline alone."
+            )
+        return at_run_time(trained.model, run.model, directory)
     if not trained.model.retrieves:
         raise ValueError(
             f"{directory} holds a model without retrieval layers; name a RETRO model with --config.evaluate.retro."
@@ -80,9 +90,14 @@ def _model(run: RunConfig, trained: RunConfig, directory: Path) -> ModelConfig:
 
 
 def find_runs(run: RunConfig, workdir: Path) -> dict[str, Path]:
-    """{"baseline": directory, "retro": directory}, without a baseline where none was trained, which is logged."""
+    """{"baseline": directory, "retro": directory}; of a work directory with a baseline alone, that.
+
+    Without a baseline, which is logged, "retro" alone.
+    """
     runs = {"retro": Path(run.evaluate.retro or model_directory(workdir))}
     baseline = Path(run.evaluate.baseline or workdir / "baseline")
+    if not run.evaluate.retro and runs["retro"] == baseline:
+        return {"baseline": baseline}
     if run.evaluate.baseline or baseline.exists():
         return {"baseline": baseline, **runs}
     if jax.process_index() == 0:

@@ -66,8 +66,8 @@ def model_facts(run: RunConfig, baseline: RunConfig | None, trained: Mapping[str
     Args:
       trained: steps of the checkpoints, by run.
     """
-    model = run.model
-    sequences = run.train.batch * trained["retro"]
+    model, steps = run.model, trained.get("retro", trained.get("baseline", 0))
+    sequences = run.train.batch * steps
     facts = {
         "parameters": parameter_counts(model)["total"],
         "baseline_parameters": None if baseline is None else parameter_counts(baseline.model)["total"],
@@ -81,7 +81,7 @@ def model_facts(run: RunConfig, baseline: RunConfig | None, trained: Mapping[str
             "chunk_length": model.chunk_length,
             "vocabulary": model.vocabulary,
             "compute_dtype": model.compute_dtype,
-            "steps": trained["retro"],
+            "steps": steps,
             "training_tokens": f"{sequences * model.sequence_length:,}",
             "peak_learning_rate": run.train.learning_rate,
         },

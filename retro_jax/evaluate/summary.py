@@ -189,6 +189,8 @@ def verdict(subsets: Mapping[str, Mapping]) -> dict:
         return {"subset": None, "seen": False, "text": "No byte of text was scored."}
     name = max(sorted(subsets), key=lambda name: subsets[name]["overlap"])
     found = subsets[name]
+    if "on_minus_off" not in found:
+        return {"subset": name, "seen": False, "text": "A baseline was scored alone: nothing is said about retrieval."}
     gaps = {other: found[f"on_minus_{other}"] for other in ("off", "random")}
     seen = all(gap["shown"] and gap["mean"] < 0 for gap in gaps.values())
     figures = " and ".join(
@@ -216,7 +218,7 @@ def table_text(results: Mapping) -> str:
     lines = [head]
     for name, found in [*results["subsets"].items(), ("all", results["all"])]:
         gaps = [cell for other in ("off", "baseline") for cell in _gap_cells(found.get(f"on_minus_{other}"))]
-        cells = ["-" if found["bpb"][c] is None else f"{found['bpb'][c]:.4f}" for c in CONDITIONS]
+        cells = ["-" if (bpb := found["bpb"].get(c)) is None else f"{bpb:.4f}" for c in CONDITIONS]
         lines.append([name, f"{found['bytes']:,}", f"{found['overlap']:.2f}", *cells, *gaps])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     text = "\n".join(

@@ -4,6 +4,11 @@ from pathlib import Path
 
 
 def model_directory(workdir: Path) -> Path:
-    """Where the RETRO model of a work directory is: WORKDIR/retro, or WORKDIR where that alone holds a run."""
-    inside = Path(workdir) / "retro"
-    return Path(workdir) if not inside.exists() and (Path(workdir) / "checkpoints").exists() else inside
+    """Where the model of a work directory is: WORKDIR/retro; without it, WORKDIR if that is a run, then WORKDIR/baseline."""
+    workdir = Path(workdir)
+    inside = workdir / "retro"
+    if inside.exists():
+        return inside
+    if (workdir / "checkpoints").exists():
+        return workdir
+    return workdir / "baseline" if (workdir / "baseline").exists() else inside

@@ -101,6 +101,8 @@ def _difference(first: Evaluated, other: Evaluated, name: str) -> dict | None:
 def _on(run: Evaluated, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """(ids, bytes, bits under On) of the documents of a set; None where scores are missing."""
     places = run.results["made_from"]["scores"][name]
+    if "on" not in places:
+        return None  # a baseline alone
     folders = {kind: run.workdir / "scores" / name / places[kind] for kind in ("text", "on")}
     parts = len(list(folders["text"].glob("part-*.parquet")))
     try:

@@ -38,6 +38,20 @@ def test_runs_stand_side_by_side_with_paired_differences(runs, tmp_path, capsys)
     assert f"{gap:+.4f}" in text and "95% intervals" in text
 
 
+def test_a_sweep_stands_for_its_evaluated_points(runs, tmp_path, capsys):
+    (tmp_path / "sweep" / "points").mkdir(parents=True)
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"points": {"a": {}, "b": {}, "lost": {}}}))
+    assert main([str(tmp_path / "sweep"), str(runs[0]), f"--output={tmp_path / 'never'}"]) == 2
+    assert "No point of the sweep" in capsys.readouterr().err
+    for name, run in zip("ab", runs, strict=True):
+        (tmp_path / "sweep" / "points" / name).symlink_to(run)
+    assert main([str(tmp_path / "sweep"), f"--output={tmp_path / 'out'}"]) == 0
+    found = capsys.readouterr()
+    assert "1 points of" in found.err and "have no results: lost" in found.err
+    with open(tmp_path / "out" / "compare.csv", encoding="utf-8", newline="") as file:
+        assert {row["run"] for row in csv.DictReader(file)} == {"a", "b"}
+
+
 def test_other_text_has_no_paired_difference(runs, tmp_path, capsys):
     """Guards against a difference where scores are missing or the texts differ; the figures are shown all the same."""
     other = tmp_path / "other"
