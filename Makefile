@@ -61,8 +61,8 @@ same-results: setup ## runs the smoke quickstart of two commits and compares fil
 	@test -n "$(OLD)" || { echo "OLD is missing; for example: make same-results OLD=HEAD~1 NEW=HEAD"; exit 1; }
 	@$(BIN)/python benchmarks/same_results.py $(OLD) $(NEW)
 
-test-ray: .venv-ray/.ready ## builds on a Ray cluster of several nodes on this machine, with processes and nodes killed
-	@.venv-ray/bin/python -m pytest -m ray tests/data_pipeline/stages/test_ray_engine.py
+test-ray: .venv-ray/.ready ## builds and sweeps on a Ray cluster of several nodes on this machine, with processes and nodes killed
+	@.venv-ray/bin/python -m pytest -m ray tests/data_pipeline/stages/test_ray_engine.py tests/launch/sweep/test_sweep_on_ray.py
 
 test-store: .venv-store/.ready ## sources in an S3 store: a server on this machine, killed half-way
 	@.venv-store/bin/python -m pytest -m store tests/data_pipeline/sources/test_object_store.py

@@ -14,6 +14,7 @@ VERBS = {
     "train": "trains a RETRO model, a baseline or a retrofit on joined shards",
     "preflight": "checks that a training step fits on a slice, and estimates its cost, without the slice",
     "evaluate": "bits per byte by subset: baseline, retrieval off, on, random neighbors, empty database",
+    "sweep": "many points of one config: builds, trains and evaluates what they share once, then one table and one page",
     "compare": "results of several work directories side by side, with paired intervals",
     "sample": "continues a prompt, retrieves after every full chunk and says from which documents",
 }

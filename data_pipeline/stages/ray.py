@@ -117,6 +117,39 @@ class RayEngine:
         return [_Holder.options(**options).remote(resource) for _ in range(min(shards, max(1, places // resources)))]
 
 
+class RayJobs(RayEngine):
+    """Runs functions on a cluster, each where Ray finds the devices that it asks for.
+
+    Args: of `RayEngine`. With an accelerator, a job gets so many of it as `start` asks for; without, one CPU.
+    """
+
+    def start(self, function: Callable[[], int], devices: int = 1):
+        """Starts a function that returns a number; if its node is lost, Ray starts it again on another one."""
+        options: dict = {"num_cpus": 1}
+        if self._accelerator == "gpu":
+            options |= {"num_gpus": devices}
+        elif self._accelerator == "tpu":
+            options |= {"resources": {NAMES["tpu"]: devices}}
+        return _job.options(**options).remote(os.getcwd(), function)
+
+    def poll(self, job) -> int | None:
+        """What the function returned; None while it runs or waits for its devices.
+
+        Raises:
+          StageError: it was lost with its process or node too often.
+        """
+        if not ray.wait([job], timeout=0)[0]:
+            return None
+        try:
+            return ray.get(job)
+        except ray.exceptions.RayError as error:
+            raise StageError(f"Ray lost the job: {str(error).strip().splitlines()[-1]:.300}") from None
+
+    def stop(self, job) -> None:
+        """Raises KeyboardInterrupt in the function, if it runs."""
+        ray.cancel(job)
+
+
 def _queues(shards: Sequence[Shard]) -> list[tuple[Resource, deque]]:
     """Numbers of the shards that need a resource, by resource."""
     found: dict[str, tuple[Resource, deque]] = {}
@@ -171,10 +204,12 @@ def _check_nodes(lock: BuildLock) -> None:
 
 
 def program() -> str:
-    """A digest of the source of the pipeline."""
+    """A digest of the source of this program."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[2]
-    for path in sorted([*root.glob("data_pipeline/**/*.py"), *root.glob("retro_jax/**/*.py")]):
+    for path in sorted(
+        [*root.glob("data_pipeline/**/*.py"), *root.glob("retro_jax/**/*.py"), *root.glob("launch/**/*.py")]
+    ):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -198,6 +233,11 @@ def _make_remote() -> tuple:
         os.chdir(directory)  # paths of a config may be relative
         return function(shard, None)
 
+    @ray.remote(max_retries=RETRIES, num_cpus=1, scheduling_strategy="SPREAD")
+    def job(directory, function):
+        os.chdir(directory)
+        return function()
+
     @ray.remote(num_cpus=0)
     def look(lock, directory):
         content = Path(lock).read_text(encoding="utf-8", errors="replace") if Path(lock).exists() else ""
@@ -214,8 +254,8 @@ def _make_remote() -> tuple:
                 self._thing = self._resource.get()
             return function(shard, self._thing)
 
-    return run, look, Holder
+    return run, job, look, Holder
 
 
 if ray is not None:
-    _run, _look, _Holder = _make_remote()
+    _run, _job, _look, _Holder = _make_remote()

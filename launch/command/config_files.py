@@ -4,7 +4,9 @@ import difflib
 import importlib.util
 import inspect
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -21,6 +23,33 @@ def load_config(specification: str) -> ConfigDict:
       ValueError: no such file (with the nearest there is), a file that fails (with the line), no `get_config` in it, one
         that takes no argument or returns no config, an unknown key or a value of another type.
     """
+    path, module, argument = _load_module(specification)
+    return _get_config(path, module.get_config, argument)
+
+
+def load_sweep(specification: str) -> list[tuple[str, Mapping]] | None:
+    """The points that `sweep(argument)` of a config file yields, each a name and overrides; None where it has no `sweep`.
+
+    Raises:
+      ValueError: as `load_config`, or a sweep that yields something else.
+    """
+    path, module, argument = _load_module(specification)
+    sweep = getattr(module, "sweep", None)
+    if not callable(sweep):
+        return None
+    words = _words(path, "sweep", sweep, argument, needed=False)
+    found = _guarded(path, lambda: list(sweep(*words)))
+    for one in found:
+        if not (isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], str) and isinstance(one[1], Mapping)):
+            raise ValueError(
+                f"sweep of {path} must yield a name and a dict of overrides, as in yield 'small', {{'model.width': 64}}, but "
+                f"yielded {one!r:.100}."
+            )
+    return found
+
+
+def _load_module(specification: str) -> tuple[Path, ModuleType, str]:
+    """(path, module, argument) of `FILE.py:ARGUMENT`; raises as `load_config`."""
     name, _, argument = specification.partition(".py:")
     path = local_path(name + ".py" if ".py:" in specification else name, "--config")
     if not specification.strip():
@@ -43,7 +72,7 @@ def load_config(specification: str) -> ConfigDict:
     _guarded(path, lambda: spec.loader.exec_module(module))
     if not callable(getattr(module, "get_config", None)):
         raise ValueError(f"{path} defines no get_config(argument), so it is not a config file.")
-    return _get_config(path, module.get_config, argument)
+    return path, module, argument
 
 
 def _known_files(folder: Path) -> str:
@@ -53,18 +82,7 @@ def _known_files(folder: Path) -> str:
 
 def _get_config(path: Path, get_config, argument: str) -> ConfigDict:
     """Calls `get_config` and checks its result: every key present, known and of the right type."""
-    words = (argument,)
-    try:
-        inspect.signature(get_config).bind(argument)
-    except TypeError:
-        if argument:
-            raise ValueError(
-                f"get_config() of {path} takes no argument, but --config={path}:{argument} gives it {argument!r}; remove "
-                f"':{argument}', or define get_config(argument)."
-            ) from None
-        words = ()
-    except ValueError:
-        pass  # a builtin without a signature
+    words = _words(path, "get_config", get_config, argument)
     config = _guarded(path, lambda: get_config(*words))
     if not isinstance(config, ConfigDict | FrozenConfigDict):
         raise ValueError(
@@ -75,6 +93,26 @@ def _get_config(path: Path, get_config, argument: str) -> ConfigDict:
     config = ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
     _fill(config, to_dict(run))
     return open_maps(config)
+
+
+def _words(path: Path, name: str, function, argument: str, *, needed: bool = True) -> tuple[str, ...]:
+    """What a function of a config file is called with: the argument, or nothing where it takes none.
+
+    Args:
+      needed: refuse an argument that the function does not take.
+    """
+    try:
+        inspect.signature(function).bind(argument)
+    except TypeError:
+        if argument and needed:
+            raise ValueError(
+                f"{name}() of {path} takes no argument, but --config={path}:{argument} gives it {argument!r}; remove "
+                f"':{argument}', or define {name}(argument)."
+            ) from None
+        return ()
+    except ValueError:
+        pass  # a builtin without a signature
+    return (argument,)
 
 
 def _fill(config: ConfigDict, values: dict) -> None:

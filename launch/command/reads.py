@@ -28,6 +28,7 @@ READS: dict[str, tuple[str, ...]] = {
     # It answers for `retro train` with the same flags, so it takes all that shape, time or name that run's step.
     "preflight": ("model", "train", "evaluate.batch"),
     "quickstart": tuple(dict.fromkeys((*BUILD, *TRAIN, *EVALUATE))),
+    "sweep": tuple(dict.fromkeys((*BUILD, *TRAIN, *EVALUATE))),
     "join": (
         *PLACE,
         "data.sources",
@@ -73,7 +74,9 @@ def check_reads(verb: str, keys: Iterable[str]) -> None:
     """
     for key in keys:
         if not is_read(key, READS[verb]):
-            others = [other for other, reads in READS.items() if is_read(key, reads) and other != "quickstart"]
+            others = [
+                other for other, reads in READS.items() if is_read(key, reads) and other not in ("quickstart", "sweep")
+            ]
             known = f"It is read by: {', '.join(f'retro {other}' for other in others)}. " if others else ""
             raise ValueError(
                 f"retro {verb} does not read config.{key}, so --config.{key} would change nothing. {known}Remove it; "

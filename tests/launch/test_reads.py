@@ -156,6 +156,12 @@ def test_another_model_is_refused_by_field_and_what_touches_no_parameter_is_take
         ("sample", ["--retrieval=off", "--config.data.encoder=x"], "config.data.encoder would change nothing"),
         ("sample", ["--retrieval=on", "--config.model.neighbors=0"], "--retrieval=on, but the model .*neighbors=0"),
         ("sample", ["--retrieval=on", "--config.model.retrieval_layers=()"], "no retrieval layers"),
+        ("sweep", ["--json"], "--json=True is of --plan"),
+        ("sweep", ["--launcher_flags=--nodes=2"], "--launcher_flags=--nodes=2 is of --launcher; add it"),
+        ("sweep", ["--launcher=slurm", "--engine=ray"], "so --engine=ray would be ignored"),
+        ("sweep", ["--launcher=slurm", "--parallel=2"], "--parallel=2 is of steps on this machine"),
+        ("sweep", ["--parallel=0"], "--parallel=0 must be 1 or more"),
+        ("sweep", ["--address=a:1"], "are of --engine=ray"),
         (
             "database verify",
             ["--config.data.recall_target=0.9"],
@@ -230,6 +236,11 @@ def test_every_flag_of_a_verb_is_known_here():
         "evaluate": {"hosts", "coordinator", "processes", "process", "join_timeout"},
         "sample": {"prompt", "retrieval"},
         "preflight": {"topology", "step", "no-compile", "json"},
+        "sweep": {
+            *("grid", "seeds", "baseline", "metric", "only", "plan", "json", "parallel", "topology", "launcher"),
+            *("launcher_flags", "launcher_workdir"),
+            *("engine", "accelerator", "address"),
+        },
         "database verify": {"repair", "all"},
         "database remove": {"documents", "source"},
     }

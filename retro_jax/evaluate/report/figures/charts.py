@@ -54,8 +54,13 @@ def lines(
     y_label: str,
     *,
     x: Literal["number", "percent", "log"] = "number",
+    ticks: Sequence[float] = (),
 ) -> str:
-    """Lines over a common x. Series without points are left out; a figure without any points says so."""
+    """Lines over a common x. Series without points are left out; a figure without any points says so.
+
+    Args:
+      ticks: places of the labels of x; empty: chosen.
+    """
     series = [line for line in series if line.points]
 
     def draw(axes, notes):
@@ -74,6 +79,9 @@ def lines(
         if x == "log":
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter("")
+        if ticks:
+            axes.set_xticks(ticks)
+            axes.minorticks_off()
         axes.xaxis.set_major_formatter(_percent if x == "percent" else _number)
         _label(axes, x_label, y_label)
         _legend(axes, handles, [line.name for line in series])
@@ -81,11 +89,17 @@ def lines(
     return figure(title, draw if series else _nothing)
 
 
-def dots(title: str, rows: Sequence[tuple[str, str, Interval]], x_label: str) -> str:
-    """Means with their intervals around a line at 0, one row each: (label, color, interval)."""
+def dots(title: str, rows: Sequence[tuple[str, str, Interval]], x_label: str, *, zero: bool = True) -> str:
+    """Means with their intervals, one row each: (label, color, interval).
+
+    Args:
+      zero: the rows are differences, drawn around a line at 0 and written with their sign.
+    """
+    sign = "+" if zero else ""
 
     def draw(axes, notes):
-        axes.axvline(0, color=INK, linewidth=1)
+        if zero:
+            axes.axvline(0, color=INK, linewidth=1)
         for row, (_, color, gap) in enumerate(rows):
             if gap.low is not None:
                 (interval,) = axes.plot(
@@ -95,8 +109,8 @@ def dots(title: str, rows: Sequence[tuple[str, str, Interval]], x_label: str) ->
             face = color if gap.shown else "none"
             (mark,) = axes.plot([gap.mean], [row], "o", color=color, markersize=8, markerfacecolor=face)
             mark.set_markeredgewidth(2)
-            ends = "" if gap.low is None else f" ({gap.low:+.4f} to {gap.high:+.4f})"
-            notes.add(mark, "mark" if gap.shown else "mark hollow", f"{gap.mean:+.4f}{ends}")
+            ends = "" if gap.low is None else f" ({gap.low:{sign}.4f} to {gap.high:{sign}.4f})"
+            notes.add(mark, "mark" if gap.shown else "mark hollow", f"{gap.mean:{sign}.4f}{ends}")
         axes.set_yticks(range(len(rows)), [label(name) for name, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(False, axis="y")
