@@ -233,12 +233,10 @@ class Planner:
 
     def _identity(self, run: RunConfig, overrides: Mapping, data: Data, start: Model | None) -> str:
         """The digest of a training: what it reads, its data, and the model that it starts from."""
-        unread = () if run.model.retrieves else OF_RETRIEVAL
         facts = {
             key: value
             for key, value in _flat(to_dict(run)).items()
             if is_read(key, ("model", "train"))
-            and not is_read(key, unread)
             and key != "train.initialize_from"
             and (key not in FREE_FIELDS or (key in overrides and value_of(self.base_run, key) != value))
         }

@@ -66,6 +66,8 @@ def summarize(answered: Answered, k: int, limit: int, resamples: int, seed: int)
 
 def verdict(differences: Mapping[str, Mapping]) -> dict:
     """Whether On is shown to be above Off and above the passages of other questions."""
+    if "on_minus_off" not in differences:
+        return {"seen": False, "text": "A baseline answered alone: nothing is said about passages."}
     wanted = [differences[name] for name in ("on_minus_off", "on_minus_random")]
     seen = all(gap["shown"] and gap["mean"] > 0 for gap in wanted)
     text = " and ".join(

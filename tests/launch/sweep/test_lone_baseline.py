@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from evaluation_fixture import build, save_runs
 
 from launch.compare import main as compare
 from launch.evaluate import main as evaluate
+from retro_jax.evaluate.questions.summary import Answered, summarize
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,13 @@ def test_a_baseline_is_evaluated_alone(work):
     assert not [key for key in found if "_minus_" in key]
     assert results["verdict"]["text"] == "A baseline was scored alone: nothing is said about retrieval."
     assert "A baseline was scored alone" in (work / "report.html").read_text()
+
+
+def test_a_baseline_answers_questions_alone():
+    answered = Answered({"baseline": np.array([True, False])}, {"baseline": np.array([3, 4])}, np.array([1, 0]))
+    found = summarize(answered, k=2, limit=8, resamples=50, seed=0)
+    assert found["exact_match"]["baseline"]["mean"] == 0.5 and found["differences"] == {}
+    assert found["verdict"]["text"] == "A baseline answered alone: nothing is said about passages."
 
 
 def test_its_figures_are_those_of_the_baseline_beside_a_retro_model(work, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -109,24 +110,32 @@ def test_a_task_that_another_process_works_on_is_waited_for(tmp_path):
     build = plan.points[0].data.task
     lock = claim(plan.workdir, build)
     lock.acquire()
-    begun = []
+    said, calls, held = [], [], [True]
 
-    def say(line):
-        begun.append(line)
-        if "waiting for it" in line:
-            lock.release()
+    def end():
+        held.clear()
+        lock.release()
 
-    calls = []
-    run_tasks(plan, wanted(plan, [plan.points[0].task]), start=Process(calls, {}), say=say)
-    assert "process" in begun[0] and f"{os.getpid()}" in begun[0] and calls[0] == build and len(calls) == 4
+    other = threading.Timer(0.3, end)
+    other.start()
+
+    class Watched(Process):
+        def __call__(self, plan, task, lock):
+            assert not held
+            return super().__call__(plan, task, lock)
+
+    run_tasks(plan, wanted(plan, [plan.points[0].task]), start=Watched(calls, {}), say=said.append)
+    assert "process" in said[0] and f"{os.getpid()}" in said[0] and "waiting for it" in said[0]
+    assert len([line for line in said if "waiting" in line]) == 1 and calls[0] == build and len(calls) == 4
 
 
-def test_several_run_at_once_where_asked(tmp_path):
+def test_several_run_at_once_where_asked_and_none_before_what_it_needs(tmp_path):
     plan = planned(POINTS, tmp_path / "s")
     together, most = set(), []
 
     class Slow(Process):
         def __call__(self, plan, task, lock):
+            assert not together & set(task.needs)
             super().__call__(plan, task, lock)
             together.add(task.key)
             most.append(len(together))
