@@ -8,8 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch.sweep.plan import Plan, Task
@@ -43,12 +42,12 @@ def costs(plan: Plan, keys: Sequence[str], topology: str, here: bool = True) -> 
     if not keys:
         return {}
     devices = parse_topology(topology) if topology else this_machine() if here else None
-    with _without_devices():
-        rate, found = _measured_rate(plan), {}
-        for key in keys:
-            problem = "" if devices is None else misfit(plan, plan.tasks[key], devices)
-            found[key] = {**_cost(plan.tasks[key].run, None if problem else devices, rate), "problem": problem}
-        return found
+    _leave_devices()
+    rate, found = _measured_rate(plan), {}
+    for key in keys:
+        problem = "" if devices is None else misfit(plan, plan.tasks[key], devices)
+        found[key] = {**_cost(plan.tasks[key].run, None if problem else devices, rate), "problem": problem}
+    return found
 
 
 def _cost(run: RunConfig, devices: Topology | None, rate: float | None) -> dict:
@@ -137,14 +136,8 @@ def _slice(chip: str, count: int) -> Topology:
     return parse_topology(f"{chip}:{DIMENSIONS[CHIPS[chip].dimensions].format(count)}")
 
 
-@contextmanager
-def _without_devices():
-    """jax, if it is first imported here, takes no accelerator: those are for the processes of the sweep."""
-    before: Mapping[str, str] = dict(os.environ)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    try:
-        yield
-    finally:
-        os.environ.pop("JAX_PLATFORMS", None)
-        if "JAX_PLATFORMS" in before:
-            os.environ["JAX_PLATFORMS"] = before["JAX_PLATFORMS"]
+def _leave_devices() -> None:
+    """Lets jax take no accelerator in this process: those are for the processes of the sweep."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")

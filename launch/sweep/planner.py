@@ -10,7 +10,6 @@ A digest leaves out the settings that change no number (`run_directory.identity.
 """
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,22 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.pipeline import database_directory
-from launch.command.reads import BUILD, READS, check_reads, is_read
+from launch.command.reads import READS, check_reads, is_read
 from launch.command.steps import OF_RETRIEVAL, Step, config_flag, of_baseline
+from launch.sweep.digests import LETTERS, OF_LINKS, of_build, of_evaluation, of_training
 from launch.sweep.plan import Data, Model, Plan, Planned, Task
-from launch.sweep.points import POINT, Point, changed, referred, resolved, value_of
-from retro_jax.config import RUNTIME, RunConfig, at_run_time, resolve, to_dict
+from launch.sweep.points import POINT, Point, changed, referred, resolved
+from retro_jax.config import RunConfig, at_run_time, resolve
 from retro_jax.core.files import digest, read_json
 from retro_jax.data.manifests import read_manifest
-from retro_jax.run_directory.identity import FREE_FIELDS
-
-LETTERS = 16  # of a digest, in the name of a directory
-OF_VIEWS = (
-    "data.directory",
-    "data.database_fraction",
-    "model.retrieval_layers",
-)  # that the digest of a build leaves out
-OF_LINKS = ("evaluate.retro", "evaluate.baseline", "data.directory")  # links of a point's work directory say these
 
 
 def make_plan(
@@ -125,8 +116,7 @@ class Planner:
         run = self.run(name)
         if run.data.directory:
             return Data(Path(run.data.directory), self._fingerprint(run.data.directory))
-        facts = {key: value for key, value in _flat(to_dict(run)).items() if is_read(key, BUILD)}
-        identity = digest(_json({key: value for key, value in facts.items() if key not in OF_VIEWS}))
+        identity = of_build(run)
         directory, fraction = self.workdir / "data" / identity[:LETTERS], run.data.database_fraction
         of_view = identity if fraction == 1 else digest([identity, fraction])
         key = f"build-{of_view[:LETTERS]}"
@@ -221,7 +211,7 @@ class Planner:
             start = self._named(name, "train.initialize_from", own.train.initialize_from)
             values["train.initialize_from"] = str(start.directory)
         run = resolve(changed(self.base, values))
-        identity = self._identity(run, self.overrides(name), data, start)
+        identity = of_training(run, self.base_run, self.overrides(name), data, start)
         key, directory = f"train-{identity[:LETTERS]}", self.workdir / "runs" / identity[:LETTERS]
         if key not in self.tasks:
             words = self._flags("train", {**values, "data.directory": data.directory})
@@ -230,17 +220,6 @@ class Planner:
             needs = tuple(filter(None, (data.task, start.task if start else "")))
             self.tasks[key] = Task(key, step, directory, needs, run, identity)
         return Model(directory, identity, not as_baseline, run, key)
-
-    def _identity(self, run: RunConfig, overrides: Mapping, data: Data, start: Model | None) -> str:
-        """The digest of a training: what it reads, its data, and the model that it starts from."""
-        facts = {
-            key: value
-            for key, value in _flat(to_dict(run)).items()
-            if is_read(key, ("model", "train"))
-            and key != "train.initialize_from"
-            and (key not in FREE_FIELDS or (key in overrides and value_of(self.base_run, key) != value))
-        }
-        return digest(_json([facts, data.identity, start.identity if start else ""]))
 
     def _evaluation(self, name: str, data: Data, model: Model, baseline: Model | None) -> str:
         """The key of the evaluation of a point."""
@@ -251,15 +230,12 @@ class Planner:
             values |= of_baseline(self.base_run)
         if baseline is not None:
             links["baseline"] = baseline.directory
-        read = {key: value for key, value in _flat(to_dict(run)).items() if is_read(key, ("evaluate",))}
-        read |= {f"model.{key}": getattr(run.model, key) for key in RUNTIME if f"model.{key}" not in FREE_FIELDS}
-        read = {key: value for key, value in read.items() if key not in OF_LINKS}
-        identities = [data.identity, model.identity, baseline.identity if baseline else ""]
+        identity = of_evaluation(run, data, model, baseline)
         directory = self.workdir / "points" / name
         step = Step("evaluate", "evaluate", [*self._flags("evaluate", values, OF_LINKS), f"--workdir={directory}"])
         needs = dict.fromkeys(filter(None, (data.task, baseline.task if baseline else "", model.task)))
         key = f"evaluate-{name}"
-        self.tasks[key] = Task(key, step, directory, tuple(needs), run, digest(_json([read, identities])), links)
+        self.tasks[key] = Task(key, step, directory, tuple(needs), run, identity, links)
         return key
 
     def _flags(self, verb: str, values: Mapping[str, Any], without: Sequence[str] = ()) -> list[str]:
@@ -267,15 +243,3 @@ class Planner:
         flags = {**self.given, **{key: config_flag(key, value) for key, value in values.items()}}
         kept = [word for key, word in flags.items() if is_read(key, READS[verb]) and key not in without]
         return [f"--config={self.config}", *kept]
-
-
-def _flat(value: Mapping, prefix: str = "") -> dict[str, Any]:
-    found = {}
-    for key, item in value.items():
-        found |= _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) and item else {f"{prefix}{key}": item}
-    return found
-
-
-def _json(value):
-    """As it comes back from a file: tuples become lists."""
-    return json.loads(json.dumps(value))

@@ -23,6 +23,13 @@ from retro_jax.run_directory.identity import differing_fields
 from retro_jax.run_directory.whole import find_fault
 
 REMEDY = "Move it away; the same command writes it again."
+OF_RUNS = (
+    "checkpoints",
+    "results.json",
+    "retro",
+    "baseline",
+    "data/documents",
+)  # in a work directory that is no sweep's
 SECTIONS = ("model", "train", "data")  # of the config that identifies a sweep
 PAUSE = 0.1  # seconds between two tries to write
 PLACE = "data.directory"  # may change: a database can be moved
@@ -140,10 +147,15 @@ def check_identity(plan: Plan) -> dict[str, list[str]]:
     """{"new", "removed", "changed"}: names of points against the plan in WORKDIR; empty lists where there is none yet.
 
     Raises:
-      ValueError: the directory belongs to a sweep of another config; every differing field is named.
+      ValueError: the directory belongs to a run, or to a sweep of another config; every differing field is named.
     """
     path = plan.workdir / "sweep.json"
     if not path.exists():
+        if there := [name for name in OF_RUNS if (plan.workdir / name).exists()]:
+            raise ValueError(
+                f"{plan.workdir} is the work directory of a run (it has {there[0]}), not of a sweep; give another --workdir. "
+                f"A finished database is named by --config.data.directory."
+            )
         return {"new": [], "removed": [], "changed": []}
     found = read_json(path, REMEDY, keys=("config", "points"))
     there, here = completed(found["config"]), _identity(plan)

@@ -186,6 +186,13 @@ def test_a_directory_of_another_sweep_is_refused_by_field(tmp_path):
         check_identity(planned(POINTS, tmp_path / "s", base=other))
 
 
+@pytest.mark.parametrize("name", ["retro", "data/documents"])
+def test_the_directory_of_a_run_is_refused(tmp_path, name):
+    (tmp_path / "s" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"is the work directory of a run .it has {name}., not of a sweep"):
+        check_identity(planned(POINTS, tmp_path / "s"))
+
+
 def test_a_changed_sweep_says_which_points_are_new_removed_or_changed(tmp_path):
     first = planned([*POINTS, ("c", {})], tmp_path / "s")
     assert check_identity(first) == {"new": [], "removed": [], "changed": []}
