@@ -18,7 +18,7 @@ documents share text; `retro evaluate` reports it beside its controls.
 """
 
 from retro_jax.config import SourceConfig, default_config, to_dict
-from retro_jax.presets.sizes import RETRO, set_size, shrink, split_argument
+from retro_jax.presets.sizes import RETRO, set_laptop, set_size, shrink, split_argument
 
 WORDS = [*RETRO, "smoke"]
 
@@ -37,11 +37,8 @@ def get_config(argument: str = ""):
     if sizes:
         set_size(config, RETRO[sizes[0]])
     else:
-        config.model.update(vocabulary=4_096, sequence_length=256, chunk_length=16, layers=4, width=128)
-        config.model.update(heads=4, head_dim=32, feed_forward=512, retrieval_layers=(2, 4))
-        config.model.update(compute_dtype="float32", remat="none", scan=False, loss_block=0)
-        config.model.encoder.update(layers=1, width=128, heads=4, head_dim=32, feed_forward=512)
-        config.train.update(batch=8, steps=2_000, warmup_steps=50, learning_rate=4e-3, checkpoint_every=200)
+        set_laptop(config)
+        config.train.update(steps=2_000, warmup_steps=50, checkpoint_every=200)
     if "smoke" in words:
         shrink(config)
     config.data.sources = {"own": to_dict(SourceConfig(path=path))}

@@ -8,32 +8,14 @@ neighbors on `legal`, where two thirds of the text recur elsewhere; on `wiki`, w
 """
 
 from retro_jax.config import default_config
-from retro_jax.presets.sizes import sources, split_argument
+from retro_jax.presets.sizes import set_laptop, sources, split_argument
 
 
 def get_config(argument: str = ""):
     words = split_argument(argument, ["smoke"])
     config = default_config()
-    # Chunks of 16 tokens, not 64: with so little training a decoder learns to read what follows a chunk only where that
-    # is near (docs/decisions/model.md), and the paper's own caution for small scale is m = 16 to 32.
-    config.model.update(
-        vocabulary=4_096,
-        sequence_length=256,
-        chunk_length=16,
-        layers=4,
-        width=128,
-        heads=4,
-        head_dim=32,
-        feed_forward=512,
-        retrieval_layers=(2, 4),
-        neighbors=2,
-        compute_dtype="float32",
-        remat="none",
-        scan=False,
-        loss_block=0,
-    )
-    config.model.encoder.update(layers=1, width=128, heads=4, head_dim=32, feed_forward=512)
-    config.train.update(batch=8, steps=400, warmup_steps=30, learning_rate=4e-3, log_every=20)
+    set_laptop(config)
+    config.train.update(steps=400, warmup_steps=30, log_every=20)
     config.train.update(checkpoint_every=200, retrieval_check_every=100)
     config.data.sources = sources(("wiki", "legal"), max_train_bytes=1_900_000, max_validation_bytes=100_000)
     config.data.sources.wiki.update(max_train_bytes=400_000, max_validation_bytes=50_000)

@@ -108,6 +108,19 @@ def set_size(config: ConfigDict, size: Size) -> None:
     config.train.learning_rate = size.learning_rate
 
 
+def set_laptop(config: ConfigDict) -> None:
+    """Sets the quickstart's model, 1.31 M parameters in chunks of 16 tokens: minutes of training on 2 CPU cores.
+
+    Chunks of 16 tokens, not 64: with so little training a decoder learns to read what follows a chunk only where that is near
+    (docs/decisions/model.md), and the paper's own caution for small scale is m = 16 to 32.
+    """
+    config.model.update(vocabulary=4_096, sequence_length=256, chunk_length=16, layers=4, width=128)
+    config.model.update(heads=4, head_dim=32, feed_forward=512, retrieval_layers=(2, 4), neighbors=2)
+    config.model.update(compute_dtype="float32", remat="none", scan=False, loss_block=0)
+    config.model.encoder.update(layers=1, width=128, heads=4, head_dim=32, feed_forward=512)
+    config.train.update(batch=8, learning_rate=4e-3)
+
+
 def sources(packages: Iterable[str], **limits: int) -> ConfigDict:
     """Pinned packages as sources, each a subset of its name; `limits` as max_train_bytes."""
     return ConfigDict({name: to_dict(SourceConfig(package=name, **limits)) for name in packages})

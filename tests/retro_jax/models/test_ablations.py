@@ -35,14 +35,14 @@ def test_a_row_equals_the_loops_and_is_not_the_default(row):
     got = np.asarray(function(params, *sequence.batch()))[0]
     expected = loops(config, params, sequence)
     assert_close(got, expected, sequence)
-    if row in ("neighbor alone", "continuation alone"):
+    if row in ("neighbor_only", "continuation_only"):
         whole = loops(dataclasses.replace(config, neighbor_parts="both"), params, sequence)
         assert np.abs(whole - expected).max() > 1e-2
 
 
 def test_a_part_of_the_neighbor_keeps_its_positions():
     """F alone is N hidden: with the encoder's self-attention removed, masking N and not reading it are the same."""
-    config = ablated(TINY, "continuation alone")
+    config = ablated(TINY, "continuation_only")
     params, sequence = random_parameters(config), pack(config, [24], 2)
     params["encoder"]["layers"]["attention"]["output"] *= 0
     hidden = sequence.neighbor_tokens.copy()
@@ -64,21 +64,19 @@ def test_counted_flops_follow_the_traced_step(row):
 def test_model_flops_of_what_is_not_computed_are_not_counted():
     """The utilization of an ablated run is measured by what that run computes."""
     whole = flops_per_token(MODEL)
-    less = ("no query conditioning", "no positions in cross-attention", "neighbor alone", "1 neighbor in training")
+    less = ("no_query_conditioning", "no_positions", "neighbor_only", "train_k_1")
     assert all(flops_per_token(ablated(MODEL, row)) < whole for row in less)
-    parts = [flops_per_token(ablated(MODEL, row)) for row in ("neighbor alone", "continuation alone")]
+    parts = [flops_per_token(ablated(MODEL, row)) for row in ("neighbor_only", "continuation_only")]
     assert parts[0] == parts[1]
 
 
 def test_what_an_ablation_removes_has_no_weights():
-    paths = {
-        "/".join(path) for path in flatten_dict(abstract_model(ablated(TINY, "no positions in cross-attention"))[1])
-    }
+    paths = {"/".join(path) for path in flatten_dict(abstract_model(ablated(TINY, "no_positions"))[1])}
     positions = {path for path in paths if "position" in path}
     assert positions == {
         f"{side}layers/attention/{name}" for side in ("", "encoder/") for name in ("position", "position_bias")
     }
-    assert "embedding" not in abstract_model(ablated(TINY, "shared embeddings"))[1]["encoder"]
+    assert "embedding" not in abstract_model(ablated(TINY, "shared_embeddings"))[1]["encoder"]
 
 
 def test_an_ablated_config_comes_back_from_json():

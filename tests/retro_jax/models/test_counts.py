@@ -83,14 +83,14 @@ def test_an_ablation_removes_its_weights(row):
     removed = parameter_totals(usual)["total"] - parameter_totals(config)["total"]
     inner, width = usual.heads * usual.head_dim, usual.width
     expected = {
-        "no query conditioning": 5 * inner * width + 2 * width + 2 * inner,
-        "no positions in cross-attention": (3 + 1) * (inner * width + inner),
-        "shared embeddings": usual.vocabulary * width,
-        "neighbor alone": 0,
-        "continuation alone": 0,
-        "1 neighbor in training": 0,
-        "4 neighbors in training": 0,
-        "middle layer": 2 * (5 * inner * width + width + 2 * inner),
+        "no_query_conditioning": 5 * inner * width + 2 * width + 2 * inner,
+        "no_positions": (3 + 1) * (inner * width + inner),
+        "shared_embeddings": usual.vocabulary * width,
+        "neighbor_only": 0,
+        "continuation_only": 0,
+        "train_k_1": 0,
+        "train_k_4": 0,
+        "middle_layer": 2 * (5 * inner * width + width + 2 * inner),
     }
     assert row not in expected or removed == expected[row]
 
