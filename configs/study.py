@@ -7,7 +7,9 @@ The text is the quickstart's: licenses, which recur in each other (`legal`), and
 twice the share held out. A point is a model, or another evaluation of a model that an earlier point trained; three seeds each.
 Points stand in the order of what they are worth, so that a study that was stopped answers the first questions.
 
-Hardware: 2 CPU cores, 8 GiB of memory; COST
+Hardware: 2 CPU cores, 8 GiB of memory. About 4 hours on idle cores, in pieces that resume: 1.8 for Table 13 (45 trainings of 1.3 M
+parameters and 0.8 M tokens, 80 s each, and as many evaluations), 1.4 for two models of 7 M parameters on four times the text, 0.6
+for retrofits, BM25 and a tenth of the text, each with its data and baselines. `--plan` says what is left.
 Expected: docs/measured/study.md, which says of each claim whether it was reproduced, and why not.
 """
 
@@ -26,7 +28,7 @@ def get_config(argument: str = ""):
     words = split_argument(argument, ["smoke"])
     config = default_config()
     set_laptop(config)
-    config.train.update(steps=800, warmup_steps=40, log_every=40, checkpoint_every=400, retrieval_check_every=200)
+    config.train.update(steps=400, warmup_steps=30, log_every=20, checkpoint_every=200, retrieval_check_every=200)
     config.data.sources = sources(("wiki", "legal"), max_train_bytes=2_000_000, max_validation_bytes=200_000)
     config.data.sources.wiki.update(max_train_bytes=500_000, max_validation_bytes=60_000)
     config.data.sources.legal.max_document_bytes = 4_000  # many short licenses: a text recurs in another document
@@ -43,40 +45,48 @@ def sweep(argument: str = "") -> Iterator[tuple[str, Overrides]]:
     smoke = "smoke" in split_argument(argument, ["smoke"])
     for name, changes, seeds in _points(argument, smoke):
         for seed in (0,) if smoke else seeds:
-            named = {
-                key: value.format(seed=seed) if isinstance(value, str) else value for key, value in changes.items()
-            }
-            yield f"{name},seed={seed}", {**named, "train.seed": seed}
+            own = {key: _of_seed(value, seed) for key, value in changes.items()}
+            yield f"{name},seed={seed}", own if "evaluate.retro" in own else {**own, "train.seed": seed}
+
+
+def _of_seed(value: object, seed: int) -> object:
+    """A value; of "point:NAME" or "point:NAME/baseline" the point with this seed."""
+    if not (isinstance(value, str) and value.startswith("point:")):
+        return value
+    name, slash, baseline = value.partition("/")
+    return f"{name},seed={seed}{slash}{baseline}"
 
 
 def _points(argument: str, smoke: bool) -> Iterator[tuple[str, Overrides, tuple[int, ...]]]:
-    """Name, change and seeds of each point; "{seed}" in a text stands for the seed."""
+    """Name, change and seeds of each point."""
     config = get_config(argument)
     model, steps = resolve(config).model, config.train.steps
-    same = {"evaluate.baseline": "point:default,seed={seed}/baseline"}  # the decoder trained on the same shards
-
-    tried = {"evaluate.tried_neighbors": (1, 3, 5, 10, 20), "evaluate.tried_shares": (0.01, 0.03, 0.1, 0.3)}
-    yield "default", tried, SEEDS
+    yield (
+        "default",
+        {"evaluate.tried_neighbors": (1, 3, 5, 10, 20), "evaluate.tried_shares": (0.01, 0.03, 0.1, 0.3)},
+        SEEDS,
+    )
     for name in FIRST_ROWS:
-        yield name, {**ROWS[name].overrides(model), **same}, SEEDS
+        yield name, ROWS[name].overrides(model), SEEDS
     # Documents that hold a tenth of the 13-grams of a held-out document leave the database; nothing is trained.
-    yield "deleted", {"evaluate.clean_database": 0.1, **same}, SEEDS
-    for name, share in (("retrofit", 10), ("retrofit_long", 2)):
-        start = {"train.initialize_from": same["evaluate.baseline"], "train.trainable": "retrieval"}
-        short = {"train.steps": steps // share, "train.warmup_steps": max(steps // share // 10, 1)}
-        yield name, {**start, **short, **same}, SEEDS
+    yield "deleted", {"evaluate.retro": "point:default", "evaluate.clean_database": 0.1}, SEEDS
+    for name, part in (("retrofit", 10), ("retrofit_long", 2)):
+        start = {"train.initialize_from": "point:default/baseline", "train.trainable": "retrieval"}
+        yield name, {**start, "train.steps": steps // part, "train.warmup_steps": max(steps // part // 20, 1)}, SEEDS
     yield "bm25", {"data.rerank": "bm25"}, SEEDS
-    tenth = {
-        f"data.sources.{name}.max_train_bytes": source.max_train_bytes // 10
-        for name, source in config.data.sources.items()
-    }
-    yield "tiny", {**tenth, "model.vocabulary": model.vocabulary // 4}, SEEDS
+    tenth = {f"data.sources.{name}.max_train_bytes": size // 10 for name, size in _train_bytes(config).items()}
+    yield "tiny", tenth, SEEDS
     if smoke:
         return
     for name in OTHER_ROWS:
-        yield name, {**ROWS[name].overrides(model), **same}, SEEDS
+        tried = {"evaluate.tried_neighbors": (2,)} if name.startswith("train_k") else {}  # as many as the others read
+        yield name, {**ROWS[name].overrides(model), **tried}, SEEDS
     for chunk in (16, 32):
         yield f"large_m{chunk}", _large(chunk), SEEDS[:1]
+
+
+def _train_bytes(config) -> dict[str, int]:
+    return {name: source.max_train_bytes for name, source in config.data.sources.items()}
 
 
 def _large(chunk: int) -> Overrides:
