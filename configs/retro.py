@@ -14,8 +14,7 @@ Expected, from the paper's Table 14 (C4 bits per byte, retrieval on): .82, .77, 
 MassiveText nor C4 ships in a package.
 """
 
-from retro_jax.config import to_dict
-from retro_jax.presets.recipes import RECIPES, WORDS
+from retro_jax.presets.recipes import RECIPES, WORDS, set_recipe
 from retro_jax.presets.sizes import RETRO, paper_config, split_argument
 
 
@@ -29,8 +28,5 @@ def get_config(argument: str = ""):
     if len(slices) > 1 or "smoke" in words or (size, topology) not in RECIPES:
         known = ", ".join(name.replace(":", "-") for of, name in RECIPES if of == size)
         raise ValueError(f"'{argument}' needs one slice that {size} has a recipe for, and no smoke: {known}.")
-    recipe = RECIPES[size, topology]
-    config.model.update(remat=recipe.remat, loss_block=recipe.loss_block)
-    config.train.accumulation = recipe.accumulation
-    config.train.mesh.update(to_dict(recipe.mesh))
+    set_recipe(config, RECIPES[size, topology])
     return config

@@ -9,17 +9,12 @@ Hardware: as configs/retro.py. `:172m,smoke` retrofits `configs/baseline.py:132m
 Expected: Off equals the baseline bit for bit; On ends close to training from scratch (paper Figure 5).
 """
 
-from retro_jax.presets.sizes import BASELINE_OF, RETRO, RETROFIT_SEQUENCES, paper_config, split_argument
-
-BATCH = 256  # for every size
+from retro_jax.presets.sizes import BASELINE_OF, RETRO, paper_config, retrofit_schedule, split_argument
 
 
 def get_config(argument: str = ""):
     config = paper_config(argument, RETRO)
     words = split_argument(argument, [*RETRO, "smoke"])
-    config.train.trainable = "retrieval"
     config.train.initialize_from = f"runs/{BASELINE_OF[min(words - {'smoke'})]}"  # of the baseline; give your own
-    if "smoke" not in words:
-        config.train.batch = BATCH
-        config.train.steps = -(-RETROFIT_SEQUENCES // BATCH)
+    retrofit_schedule(config, shrunk="smoke" in words)
     return config

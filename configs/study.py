@@ -16,7 +16,8 @@ Expected: docs/measured/study.md, which says of each claim whether it was reprod
 from collections.abc import Iterator
 
 from retro_jax.config import default_config, resolve
-from retro_jax.presets.ablations import ROWS, Overrides
+from retro_jax.presets.ablations import ROWS
+from retro_jax.presets.overrides import Overrides
 from retro_jax.presets.sizes import set_laptop, shrink, sources, split_argument
 
 SEEDS = (0, 1, 2)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from retro_jax.config import ModelConfig
-
-Overrides = dict[str, object]  # dotted keys without "config." -> values
+from retro_jax.presets.overrides import Overrides
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ Memory and roofline of each are in docs/measured/scaling.md, which `make scaling
 
 from dataclasses import dataclass, replace
 
-from retro_jax.config import MeshConfig, ModelConfig, RunConfig
+from ml_collections import ConfigDict
+
+from retro_jax.config import MeshConfig, ModelConfig, RunConfig, to_dict
 from retro_jax.presets.sizes import RETRO
 from retro_jax.presets.topologies import Topology
 
@@ -29,6 +31,13 @@ class Recipe:
             model=replace(run.model, remat=self.remat, loss_block=self.loss_block),
             train=replace(run.train, mesh=self.mesh, accumulation=self.accumulation),
         )
+
+
+def set_recipe(config: ConfigDict, recipe: Recipe) -> None:
+    """Sets what the recipe sets in a config."""
+    config.model.update(remat=recipe.remat, loss_block=recipe.loss_block)
+    config.train.accumulation = recipe.accumulation
+    config.train.mesh.update(to_dict(recipe.mesh))
 
 
 def _recipes(size: str, batch: int, slices: dict[str, tuple[int, int, int]], sequences: int = 1) -> list[Recipe]:

@@ -10,6 +10,7 @@ from retro_jax.config import RunConfig, SourceConfig, default_config, resolve, t
 
 TOKENS = 419_430_400_000  # of pre-training, for every size
 RETROFIT_SEQUENCES = 6_000_000  # 3% of the pre-training sequences (4.2, C.3)
+RETROFIT_BATCH = 256
 PACKAGES = ("wiki", "legal", "books", "speeches", "recipes", "code")
 
 
@@ -25,8 +26,12 @@ class Size:
 
     @property
     def retrieval_layers(self) -> tuple[int, ...]:
-        """P: every third layer from 6, as the paper's parameter counts imply; its Table 10 differs."""
-        return tuple(range(6, self.layers + 1, 3))
+        return every_third(self.layers)
+
+
+def every_third(layers: int) -> tuple[int, ...]:
+    """P: every third layer from 6, as the paper's parameter counts imply; its Table 10 differs."""
+    return tuple(range(6, layers + 1, 3))
 
 
 # By the name of the RETRO model and of its baseline.
@@ -106,6 +111,13 @@ def set_size(config: ConfigDict, size: Size) -> None:
     config.train.batch = size.batch
     config.train.steps = TOKENS // (size.batch * 2_048)
     config.train.learning_rate = size.learning_rate
+
+
+def retrofit_schedule(config: ConfigDict, shrunk: bool) -> None:
+    """Trains encoder and chunked cross-attention alone, on 3% of the sequences at batch 256 for every size (4.2, C.3)."""
+    config.train.trainable = "retrieval"
+    if not shrunk:
+        config.train.update(batch=RETROFIT_BATCH, steps=-(-RETROFIT_SEQUENCES // RETROFIT_BATCH))
 
 
 def set_laptop(config: ConfigDict) -> None:

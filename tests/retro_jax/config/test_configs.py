@@ -57,7 +57,8 @@ def test_the_papers_numbers(retro, baseline, shape, retrieval_layers, rate, batc
     [("retro", f"{size},smoke") for size in RETRO]
     + [("baseline", f"{size},smoke") for size in BASELINE]
     + [(file, f"{size},smoke") for file in ("retrofit", "questions") for size in RETRO]
-    + [("quickstart", ""), ("quickstart", "smoke")]
+    + [(file, argument) for file in ("quickstart", "study", "table_13", "table_14") for argument in ("", "smoke")]
+    + [("wikitext103", "FOLDER"), ("wikitext103", "FOLDER,smoke")]
     + [("own_text", "TEXT.txt"), ("own_text", "TEXT,smoke"), ("own_text", "a,b,425m"), ("own_text", "x,425m,smoke")],
 )
 def test_every_config_resolves(file, argument):

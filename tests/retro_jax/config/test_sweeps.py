@@ -1,5 +1,6 @@
 """Every point of every sweep in `configs/` resolves, has a name of its own, and starts from points before it."""
 
+import dataclasses
 import importlib.util
 from functools import cache
 
@@ -7,10 +8,14 @@ import pytest
 from places import ROOT
 
 from launch.config_files import load_config
-from retro_jax.config import RunConfig, open_maps, resolve
+from retro_jax.config import MeshConfig, RunConfig, open_maps, resolve
 from retro_jax.presets.ablations import TABLE_13
+from retro_jax.presets.recipes import RECIPES
 
-SWEEPS = [("study", ""), ("study", "smoke")]
+SWEEPS = [
+    *((file, argument) for file in ("study", "table_13", "table_14") for argument in ("", "smoke")),
+    *(("wikitext103", argument) for argument in ("FOLDER", "FOLDER,smoke")),
+]
 
 
 @cache
@@ -52,3 +57,44 @@ def test_the_study_has_every_row_of_table_13_with_three_seeds():
             assert run.train.seed == seed
             assert (run.model == model) == (row.name == "default")
             assert run.data == found["default,seed=0"][1].data
+
+
+def test_table_13_is_at_the_papers_schedule():
+    """Guards against the steps of pre-training, and rows that are not the paper's at 12 layers."""
+    found = {name: run for name, (_, run) in points("table_13", "").items()}
+    assert list(found) == [row.name for row in TABLE_13]
+    tokens = {run.train.steps * run.train.batch * run.model.sequence_length for run in found.values()}
+    assert tokens == {157_286_400_000}
+    assert found["deeper_encoder"].model.encoder.layers == 6
+    layers = {name: run.model.retrieval_layers for name, run in found.items()}
+    assert layers["default"] == (6, 9, 12) and layers["no_retrieval"] == ()
+    assert (layers["first_layer"], layers["middle_layer"], layers["last_layer"]) == ((1,), (6,), (12,))
+    assert layers["all_layers"] == tuple(range(1, 13)) and layers["thirds_from_1"] == (1, 4, 7, 10)
+
+
+def test_table_14_has_four_sizes_and_their_retrofits():
+    """Guards against a size that differs from configs/retro.py, or a retrofit from configs/retrofit.py."""
+    found = points("table_14", "")
+    for size in ("172m", "425m", "1b5", "7b5"):
+        plain, retrofit = (resolve(load_config(f"{ROOT}/configs/{file}.py:{size}")) for file in ("retro", "retrofit"))
+        _, run = found[size]
+        usual = {"mesh": MeshConfig(), "accumulation": 1}  # 7b5 has those of its recipe
+        assert run.model == plain.model and dataclasses.replace(run.train, **usual) == plain.train
+        overrides, fitted = found[f"{size}-retrofit"]
+        assert overrides["train.initialize_from"] == f"point:{size}/baseline"
+        usual["initialize_from"] = retrofit.train.initialize_from
+        assert dataclasses.replace(fitted.train, **usual) == retrofit.train
+    assert found["7b5"][1].train.mesh == RECIPES["7b5", "v5p:8x8x4"].mesh
+    assert len(run.evaluate.tried_shares) == 9 and run.evaluate.tried_neighbors[-1] == 100
+
+
+def test_wikitext_103_is_the_papers():
+    """Guards against the main text's 24 layers (C.2 says 18), and training on Wikipedia."""
+    found = {name: run for name, (_, run) in points("wikitext103", "FOLDER").items()}
+    model, train = found["retrofit"].model, found["retrofit"].train
+    assert (model.layers, model.width, model.feed_forward, model.heads, model.head_dim) == (18, 1024, 4096, 16, 64)
+    assert (model.sequence_length, model.retrieval_layers) == (3072, (6, 9, 12, 15, 18)) and model.shared_embeddings
+    assert (train.batch, train.steps, train.warmup_steps, train.learning_rate) == (128, 100_000, 4_000, 2.5e-4)
+    assert train.learning_rate * train.final_fraction == pytest.approx(2e-5)
+    assert train.subset_weights == {"wikitext": 1.0, "wikipedia": 0.0}
+    assert not found["baseline"].model.retrieves
