@@ -56,6 +56,11 @@ mutations: setup ## plants the known mistakes one at a time and prints those tha
 scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hour or more) and writes docs/measured/scaling.md
 	@.venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/measured/scaling.md
 
+STUDY = runs/study$(if $(SMOKE),-smoke)
+study: setup ## what holds of the paper at small scale (4 hours; resumes); writes docs/measured/study.md; SMOKE=1 for a few minutes
+	@$(BIN)/python -m launch.sweep --config=configs/study.py$(if $(SMOKE),:smoke) --workdir=$(STUDY); code=$$?; \
+	$(BIN)/python benchmarks/study $(STUDY) $(if $(SMOKE),$(STUDY)/study.md,docs/measured/study.md) && exit $$code
+
 NEW ?= HEAD
 same-results: setup ## runs the smoke quickstart of two commits and compares files, parameters and figures: OLD=COMMIT NEW=COMMIT
 	@test -n "$(OLD)" || { echo "OLD is missing; for example: make same-results OLD=HEAD~1 NEW=HEAD"; exit 1; }
