@@ -21,6 +21,7 @@ from retro_jax.presets.overrides import Overrides
 from retro_jax.presets.sizes import set_laptop, shrink, sources, split_argument
 
 SEEDS = (0, 1, 2)
+NEIGHBORS, SHARES = (1, 3, 5, 10, 20), (0.01, 0.03, 0.1, 0.3)  # tried at evaluation
 FIRST_ROWS = ("neighbor_only", "continuation_only")  # the most robust rows of Table 13
 OTHER_ROWS = [name for name in ROWS if name not in ("default", "no_retrieval", *FIRST_ROWS)]  # the baselines have none
 
@@ -62,11 +63,8 @@ def _points(argument: str, smoke: bool) -> Iterator[tuple[str, Overrides, tuple[
     """Name, change and seeds of each point."""
     config = get_config(argument)
     model, steps = resolve(config).model, config.train.steps
-    yield (
-        "default",
-        {"evaluate.tried_neighbors": (1, 3, 5, 10, 20), "evaluate.tried_shares": (0.01, 0.03, 0.1, 0.3)},
-        SEEDS,
-    )
+    shares = SHARES[smoke:]  # a hundredth of a smoke database is one document
+    yield "default", {"evaluate.tried_neighbors": NEIGHBORS, "evaluate.tried_shares": shares}, SEEDS
     for name in FIRST_ROWS:
         yield name, ROWS[name].overrides(model), SEEDS
     # Documents that hold a tenth of the 13-grams of a held-out document leave the database; nothing is trained.
