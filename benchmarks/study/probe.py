@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
-from launch.config_files import config_of_run
+from launch.command.config_files import config_of_run
 from retro_jax.config import resolve
 from retro_jax.core.dimensions import PADDING
 from retro_jax.core.files import digest, read_json

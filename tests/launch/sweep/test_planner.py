@@ -8,7 +8,7 @@ from table_13 import TABLE_13, ablated
 
 from launch.command.arguments import parse
 from launch.evaluate import VERB as EVALUATE
-from launch.sweep import cost, verb
+from launch.sweep import cost, digests, verb
 from launch.sweep.planner import make_plan
 from launch.sweep.points import make_points
 from launch.train import VERB as TRAIN
@@ -42,7 +42,7 @@ def table_13():
     for row in TABLE_13:
         model = ablated(base, row)
         yield (
-            row.replace("-", " "),
+            row.replace("_", " "),
             {
                 "model.retrieval_layers": model.retrieval_layers,
                 "model.neighbors": model.neighbors,
@@ -221,3 +221,20 @@ def test_a_metric_and_a_point_that_do_not_exist_are_refused(tmp_path, capsys):
     assert verb.main([*argv, "--only=neighbors=3"]) == 2
     assert "--only=neighbors=3 is no point of this sweep; did you mean 'neighbors=" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+def test_a_key_of_a_later_version_leaves_every_directory_where_it_is(monkeypatch):
+    """Guards against training everything anew after an update that adds a setting."""
+
+    def later(config):
+        facts = to_dict(config)
+        return {**facts, "model": {**facts["model"], "added": 1}} if "model" in facts else {**facts, "added": 1}
+
+    swept = [("a", {"model.neighbors": 1}), ("b", {"data.sources.wiki.max_train_bytes": 1_000})]
+    before = planned(swept)
+    monkeypatch.setattr(digests, "to_dict", later)
+    after = planned(swept)
+    assert [(key, task.digest) for key, task in after.tasks.items()] == [
+        (key, task.digest) for key, task in before.tasks.items()
+    ]
+    assert before.points[0].data != before.points[1].data

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 from places import ROOT
 
-from launch.config_files import load_config
+from launch.command.config_files import load_config
 from retro_jax.config import MeshConfig, RunConfig, open_maps, resolve
 from retro_jax.presets.ablations import TABLE_13
 from retro_jax.presets.recipes import RECIPES
