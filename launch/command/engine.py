@@ -8,12 +8,12 @@ from absl import flags
 FLAGS = ("engine", "address", "accelerator")
 
 
-def define_flags(values: flags.FlagValues) -> None:
+def define_flags(
+    values: flags.FlagValues, where: str = "where shards are made", asked: str = "what a Ray actor embeds on"
+) -> None:
     define = flags.DEFINE_enum
-    define(
-        "engine", "process", ("process", "ray"), "where shards are made: here, or on a Ray cluster", flag_values=values
-    )
-    define("accelerator", "none", ("none", "gpu", "tpu"), "what a Ray actor embeds on", flag_values=values)
+    define("engine", "process", ("process", "ray"), f"{where}: here, or on a Ray cluster", flag_values=values)
+    define("accelerator", "none", ("none", "gpu", "tpu"), asked, flag_values=values)
     flags.DEFINE_string(
         "address", "auto", "HOST:PORT of the Ray cluster's head (docs/guides/build_on_ray.md)", flag_values=values
     )

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 from launch.sweep.cost import costs
 from launch.sweep.plan import Plan, Planned
-from launch.sweep.run import Ended
 from launch.sweep.state import is_done, one_at_a_time, read_state
 from retro_jax.data.manifests import read_seconds
 from retro_jax.models.counts import flops_per_token, parameter_counts
@@ -113,16 +112,16 @@ def _cost(tasks: Sequence[Mapping]) -> str:
     return text if len(known) == len(tasks) else f"{text}; of {len(tasks) - len(known)} unknown"
 
 
-def outcomes(plan: Plan, ended: Ended) -> list[Outcome]:
+def outcomes(plan: Plan) -> list[Outcome]:
     """What is known of every point."""
     axes = plan.axes()
     return [
-        _outcome(plan, one, {key: values[place] for key, values in axes.items()}, ended)
+        _outcome(plan, one, {key: values[place] for key, values in axes.items()})
         for place, one in enumerate(plan.points)
     ]
 
 
-def _outcome(plan: Plan, one: Planned, axes: Mapping, ended: Ended) -> Outcome:
+def _outcome(plan: Plan, one: Planned, axes: Mapping) -> Outcome:
     task = plan.tasks[one.task]
     state, why = DONE, ""
     if not is_done(plan.workdir, task):
@@ -139,7 +138,7 @@ def _failure(plan: Plan, one: Planned) -> tuple[str, str]:
         found = read_state(plan.workdir, key) if key in needed else {}
         if found.get("state") == "failed" and found.get("digest") == plan.tasks[key].digest:
             why = f"{key} ended with exit code {found['code']}: {found['line']} (log: {found['log']})"
-            return "failed" if key in (one.task, one.model.task) else "blocked", why
+            return "failed" if key in (one.task, one.model.task, one.data.task) else "blocked", why
     return "missing", "it was not run yet"
 
 
@@ -157,7 +156,7 @@ def _cost_of(one: Planned) -> dict[str, float | None]:
     }
 
 
-def write_results(plan: Plan, metric: str, ended: Ended) -> str:
+def write_results(plan: Plan, metric: str) -> str:
     """Writes the table and the page of all points; returns the summary as text."""
     with one_at_a_time(plan.workdir):
-        return write_report(outcomes(plan, ended), plan.workdir, metric, f"Sweep {plan.workdir.name}")
+        return write_report(outcomes(plan), plan.workdir, metric, f"Sweep {plan.workdir.name}")

@@ -23,7 +23,7 @@ FAILED = 1  # exit code where a point failed
 
 
 def _flags(values: flags.FlagValues) -> None:
-    engine.define_flags(values)
+    engine.define_flags(values, "where steps run", "what a step asks Ray for, as many as its mesh has")
     text, switch = flags.DEFINE_string, flags.DEFINE_boolean
     text("grid", "", "points: 'train.learning_rate=1e-4,2e-4 model.neighbors=1,2'", flag_values=values)
     text("seeds", "", "every point with each of these seeds: 0,1,2", flag_values=values)
@@ -98,7 +98,7 @@ def sweep(invocation: Invocation, argv: Sequence[str]) -> list[str]:
             print(path)
         return []
     ended = _run(plan, wanted(plan, keys), values)
-    print(write_results(plan, values.metric, ended))
+    print(write_results(plan, values.metric))
     print(f"Table: {invocation.workdir / 'results.csv'}; page: {invocation.workdir / 'sweep.html'}")
     names = {one.task: one.point.name for one in plan.points}
     lost = {*ended.failed, *ended.blocked}

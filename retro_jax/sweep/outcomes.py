@@ -25,7 +25,7 @@ class Outcome:
     Attributes:
       group: points of one group differ in the seed alone.
       axes: the keys that vary in the sweep, with the values of this point.
-      state: "done", "failed", "blocked" (something that it needs failed) or "missing".
+      state: "done", "failed", "blocked" (a baseline or another point that it needs failed) or "missing".
       why: of a point that is not done.
       workdir: of its evaluation.
       condition: under which its model is compared: "on", or "baseline" where it does not retrieve.

@@ -58,7 +58,7 @@ def test_points_share_their_build_and_their_baseline(swept):
 def test_a_failed_point_is_reported_and_stops_nothing(swept):
     work, _ = swept
     (lost,) = [row for row in rows(work) if row["point"] == "lost"]
-    assert lost["state"] == "blocked" and lost["value"] == ""
+    assert lost["state"] == "failed" and lost["value"] == ""
     (failed,) = [
         found
         for path in (work / "state").glob("*.json")
