@@ -7,8 +7,9 @@
     state = rx.train.train(run, "runs/tiny")         # on the joined shards that data_pipeline.build wrote
     model, run, step = rx.train.load("runs/tiny")
 
-Read it in the order of the data: config, core, data, models, parallel, train, run_directory, evaluate, generate; then
-preflight and presets, which plan runs on machines that you do not have. Public names are imported when they are first used.
+Read it in the order of the data: config, core, data, models, parallel, train, run_directory, evaluate, sweep (the
+results of `retro sweep`), generate; then preflight and presets, which plan runs on machines that you do not have. Public names are
+imported when they are first used.
 
 It imports neither data_pipeline nor launch, and none of the packages that only a build needs (SCaNN, tokenizers, pyarrow).
 """
