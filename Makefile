@@ -32,8 +32,8 @@ test-fast: setup ## the tests that take a moment each: all but those of tests/sl
 test-slow: setup ## tests that take minutes
 	@$(BIN)/python -m pytest -m "slow and not slurm and not ray"
 
-test-slurm: setup ## launch/hosts/slurm.sh under a real SLURM of two nodes on this machine (Debian's slurmctld, slurmd, munge)
-	@$(BIN)/python -m pytest -m slurm tests/launch/hosts/test_slurm.py
+test-slurm: setup ## launch/hosts/slurm.sh and a sweep as a job array under a real SLURM of two nodes on this machine (Debian's slurmctld, slurmd, munge)
+	@$(BIN)/python -m pytest -m slurm tests/launch/hosts/test_slurm.py tests/launch/sweep/test_sweep_on_slurm.py
 
 test-wheel: setup ## builds a wheel, installs it into an environment of its own and trains a step there
 	@$(BIN)/python -m pytest -m wheel tests/repository/test_wheel.py

@@ -38,20 +38,23 @@ def root(tmp_path_factory):
     return root
 
 
-def start(root, name, *more):
-    environment = os.environ | {
+def environment(root):
+    return os.environ | {
         "PYTHONPATH": f"{FIXTURES}{os.pathsep}{ROOT}",
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(root / "cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+
+
+def start(root, name, *more):
     command = [sys.executable, "-m", "launch.sweep", f"--config={root / 'config.py'}:{root}", "--seeds=0,1"]
     with open(root / f"{name}.log", "ab") as log:
         return subprocess.Popen(
             [*command, f"--workdir={root / name}", *more],
             cwd=ROOT,
-            env=environment,
+            env=environment(root),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
