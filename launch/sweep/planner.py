@@ -115,6 +115,12 @@ class Planner:
     def _data(self, name: str) -> Data:
         run = self.run(name)
         if run.data.directory:
+            idle = [key for key in self.overrides(name) if key.startswith("data.") and key != "data.directory"]
+            if idle:
+                raise ValueError(
+                    f"Point {name!r}: {idle[0]} would change nothing, because the data of {run.data.directory} are finished "
+                    f"(data.directory); remove one of them."
+                )
             return Data(Path(run.data.directory), self._fingerprint(run.data.directory))
         identity = of_build(run)
         directory, fraction = self.workdir / "data" / identity[:LETTERS], run.data.database_fraction

@@ -1,10 +1,12 @@
 """The plan of a sweep: what points share, what they need, what is refused before anything starts."""
 
 import json
+import shutil
 
 import pytest
 from places import ROOT
 from table_13 import TABLE_13, ablated
+from training_fixture import build_data
 
 from launch.command.arguments import parse
 from launch.evaluate import VERB as EVALUATE
@@ -238,3 +240,20 @@ def test_a_key_of_a_later_version_leaves_every_directory_where_it_is(monkeypatch
         (key, task.digest) for key, task in before.tasks.items()
     ]
     assert before.points[0].data != before.points[1].data
+
+
+def test_a_finished_database_is_known_by_its_content_and_not_by_its_place(tmp_path):
+    """Guards against trainings that are lost when a database is moved."""
+    places = [build_data(tmp_path / "a"), tmp_path / "b", build_data(tmp_path / "other", seed=2)]
+    shutil.copytree(places[0], places[1])
+    plans = [planned([("a", {"data.directory": str(place)})], tmp_path / "s") for place in places]
+    first, moved, other = (plan.points[0] for plan in plans)
+    assert first.model.task == moved.model.task != other.model.task
+    assert not [key for key in plans[0].tasks if key.startswith("build")] and first.data.directory == places[0]
+    assert plans[1].tasks[moved.task].links["data"] == places[1]
+    with pytest.raises(
+        ValueError, match="Point 'a': data.rerank would change nothing, because the data of .* are finished"
+    ):
+        planned([("a", {"data.directory": str(places[0]), "data.rerank": "bm25"})], tmp_path / "s")
+    with pytest.raises(ValueError, match="The stage 'joined' in .* does not exist"):
+        planned([("a", {"data.directory": str(tmp_path / "none")})], tmp_path / "s")
