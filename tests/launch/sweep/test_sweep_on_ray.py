@@ -8,10 +8,22 @@ import time
 from pathlib import Path
 
 import pytest
-from test_ray_engine import nodes  # noqa: F401
-from test_sweep_kills import begun, root, start, table, whole  # noqa: F401
+from test_ray_engine import Nodes
+from test_sweep_kills import begun, environment, root, start, table, whole  # noqa: F401
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture(scope="module")
+def nodes(root):  # noqa: F811
+    """Three nodes with the environment of a sweep on this machine: the number of virtual devices changes the last digits."""
+    pytest.importorskip("ray", reason="make test-ray installs it")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(root).items():
+            patch.setenv(name, value)
+        found = Nodes(3)
+        yield found
+        found.cluster.shutdown()
 
 
 def below(pid: int) -> list[int]:
