@@ -30,6 +30,7 @@ OF_RUNS = (
     "baseline",
     "data/documents",
 )  # in a work directory that is no sweep's
+HELD_OUT = "held_out"  # its neighbors are searched by the evaluation itself
 SECTIONS = ("model", "train", "data")  # of the config that identifies a sweep
 PAUSE = 0.1  # seconds between two tries to write
 PLACE = "data.directory"  # may change: a database can be moved
@@ -84,7 +85,17 @@ def is_done(workdir: Path, task: Task, checksums: bool = True) -> bool:
     state = read_state(workdir, task.key)
     if state.get("state") != "done" or state.get("digest") != task.digest:
         return False
-    return state.get("result") == _result(task)
+    return state.get("result") == _result(task) and state.get("data") == _later(task)
+
+
+def _later(task: Task) -> list | None:
+    """What was done to the data of an evaluation since their build: joined sets, additions, removals."""
+    if "data" not in task.links:
+        return None
+    data, removed = task.links["data"], task.links["data"] / "removed.json"
+    names = [sorted(path.name for path in (data / name).glob("*")) for name in ("evaluation", "additions")]
+    names[0] = [] if task.run.evaluate.sets else [name for name in names[0] if name != HELD_OUT]
+    return [*names, file_sha256(removed) if removed.exists() else ""]
 
 
 def _result(task: Task) -> str | None:
@@ -98,7 +109,8 @@ def _result(task: Task) -> str | None:
 
 
 def write_done(workdir: Path, task: Task) -> None:
-    write_json(state_path(workdir, task.key), {"state": "done", "digest": task.digest, "result": _result(task)})
+    found = {"state": "done", "digest": task.digest, "result": _result(task), "data": _later(task)}
+    write_json(state_path(workdir, task.key), found)
 
 
 def write_failed(workdir: Path, task: Task, code: int) -> dict:

@@ -95,6 +95,18 @@ def test_a_lost_result_is_made_again_and_its_training_is_not(tmp_path):
     assert run(plan)[0] == [task.key]
 
 
+def test_a_set_that_is_joined_later_and_a_changed_database_are_evaluated(tmp_path):
+    """Guards against results that stay as they are when `retro join` or `retro database` has changed their data."""
+    plan = planned([("a", {}), ("b", {"evaluate.sets": ("held_out",)})], tmp_path / "s")
+    run(plan)
+    (plan.points[0].data.directory / "evaluation" / "held_out").mkdir(parents=True)
+    assert run(plan)[0] == []
+    (plan.points[0].data.directory / "evaluation" / "words").mkdir()
+    assert run(plan)[0] == ["evaluate-a"]
+    (plan.points[0].data.directory / "removed.json").write_text("{}")
+    assert run(plan)[0] == ["evaluate-a", "evaluate-b"] and run(plan)[0] == []
+
+
 def test_a_damaged_checkpoint_is_trained_again_only_where_it_is_needed(tmp_path):
     plan = planned(POINTS, tmp_path / "s")
     run(plan)
