@@ -68,7 +68,8 @@ def _points(argument: str, smoke: bool) -> Iterator[tuple[str, Overrides, tuple[
     for name in FIRST_ROWS:
         yield name, ROWS[name].overrides(model), SEEDS
     # Documents that hold a tenth of the 13-grams of a held-out document leave the database; nothing is trained.
-    yield "deleted", {"evaluate.retro": "point:default", "evaluate.clean_database": 0.1}, SEEDS
+    tried = {"evaluate.tried_neighbors": (), "evaluate.tried_shares": ()}  # those of `default` would be taken over
+    yield "deleted", {"evaluate.retro": "point:default", "evaluate.clean_database": 0.1, **tried}, SEEDS
     for name, part in (("retrofit", 10), ("retrofit_long", 2)):
         start = {"train.initialize_from": "point:default/baseline", "train.trainable": "retrieval"}
         yield name, {**start, "train.steps": steps // part, "train.warmup_steps": max(steps // part // 20, 1)}, SEEDS
