@@ -1,5 +1,6 @@
 """docs/measured/study.md and its plots, from the points of a study. Nothing here decides: checks.py does."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,8 +21,7 @@ HEAD = """# What holds at small scale
 
 Written by `make study` (benchmarks/study); do not edit. Text: the quickstart's, licenses that recur in each other (`{recurs}`) and
 encyclopedia entries that do not (`{novel}`). {models}Points, their order and their cost: configs/study.py. Lower is better; bits per
-byte of held-out text. {seeds}{missing}
-"""
+byte of held-out text. {seeds}{missing}"""
 
 
 def page(study: Study) -> str:
@@ -30,6 +30,7 @@ def page(study: Study) -> str:
     wanted = sorted({one.missing for those in checked.values() for one in those if one.missing} | _unfinished(study))
     missing = f"\n\n**Not finished yet:** {', '.join(wanted)}." if wanted else ""
     head = HEAD.format(recurs=RECURS, novel=NOVEL, models=_models(study), seeds=_seeds(study), missing=missing)
+    head = "\n\n".join(textwrap.fill(part, 130, break_on_hyphens=False) for part in head.split("\n\n"))
     parts = [head, _verdicts(checked), "## How a verdict is reached\n\n" + RULE, _figures(study), _rows(study)]
     return "\n\n".join(part for part in [*parts, _overlap(study), _larger(study)] if part) + "\n"
 
