@@ -2,7 +2,8 @@
 
     removed.json          {"documents": [ids], "subsets": [names]} that no search returns
     removed.copy.json     a copy, because removed documents must not return when one file is lost or damaged
-    additions/00000/      documents, chunks, embeddings and index of text added later, made by the build's own stages
+    additions/00000/      documents, chunks, embeddings and index of text added later, made by the build's own stages; if the
+                          build's index is routed, the keys go to the same shards by its router
 
 Both take effect at once in `data_pipeline.database.database`. Chunk ids never change: those of an addition follow all
 earlier ones.
@@ -156,7 +157,8 @@ def make_addition(data: Path, directory: Path, encoder: Path) -> dict[str, int]:
     base = read_manifest(data / "chunks", "chunks", verify=False)
     stored = read_manifest(data / "embeddings", EMBEDDINGS, verify=False).config["embedding_dtype"]
     open_encoder(data / "embeddings", encoder)  # refuses another encoder
-    config = replace(config, embedding_dtype=stored, database_fraction=1.0, index_shards=0)  # all of it, even if small
+    # All of it, even if small; in the shards of the build's index where that is routed.
+    config = replace(config, embedding_dtype=stored, database_fraction=1.0, index_shards=0, index_shards_visited=0)
     earlier = [path for path in addition_directories(data) if path < directory]  # a later copy is dropped for this one
     others = [path / "documents" for path in (data, *earlier)]
     at = {stage: directory / stage for stage in made_with_additions()}
@@ -167,7 +169,7 @@ def make_addition(data: Path, directory: Path, encoder: Path) -> dict[str, int]:
         _write(data, replace(before, documents=before.documents | copies))
     chunks = build_chunks(at["chunks"], config, base.config["chunk_length"], at["documents"], data / "tokenizer")
     build_embeddings(at["embeddings"], config, at["chunks"], data / "tokenizer", encoder)
-    build_index(at["index"], config, at["embeddings"])
+    build_index(at["index"], config, at["embeddings"], like=data / "index")
     counts = {"documents": count, "copies": len(copies), "chunks": chunks.counts["chunks"]}
     write_json(directory / FINISHED, counts)
     return counts

@@ -12,12 +12,14 @@ import numpy as np
 
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.database.changes import addition_directories
+from data_pipeline.database.check_assignment import check_assignment
 from data_pipeline.database.check_files import Damage
 from data_pipeline.documents.stage import DocumentTable
 from data_pipeline.encoder.bert import FrozenEncoder
 from data_pipeline.encoder.stage import EmbeddingTable
+from data_pipeline.search.chunk_search import find_neighbors
 from data_pipeline.search.exact import ExactSearcher, PlacedSearcher, paired_distances
-from data_pipeline.search.neighbors import NeighborTable, find_neighbors
+from data_pipeline.search.neighbors import NeighborTable
 from data_pipeline.search.recall import sample_rows
 from data_pipeline.search.subset import Subset
 from data_pipeline.stages.run import read_manifest
@@ -50,9 +52,13 @@ def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = Fals
     damages = list(_check_chunks(data, table, tokenizer, digests))
     embedded, searched = (len(table) if everything else min(count, len(table)) for count in (EMBEDDED, SAMPLE))
     damages += _check_embeddings(table, vectors, tokenizer, encoder, embedded)
+    damages += check_assignment(data, table, everything=everything)
     facts = {"chunks": len(table), "embedded_again": embedded}
     for directory in addition_directories(data):
-        damages += check_table(directory, str(directory.relative_to(data)), tokenizer, encoder, facts, everything)
+        name = str(directory.relative_to(data))
+        damages += check_table(directory, name, tokenizer, encoder, facts, everything)
+        found = check_assignment(directory, ChunkTable(directory / "chunks"), everything=everything)
+        damages += [replace(damage, stage=f"{name}/{damage.stage}") for damage in found]
     if damages:
         return damages, facts
     digest_of = np.repeat(np.array(digests), np.diff([*table.first_chunks(), len(table)]))

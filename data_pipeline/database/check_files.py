@@ -87,10 +87,11 @@ def check_stage(data: Path, stage: str, fingerprints: Mapping[str, str]) -> tupl
 
 def check_files(data: Path) -> list[Damage]:
     """`check_stage` of all stages; additions' stages are named by their folders."""
-    damages = _check_stages(data, stages_of(data), "", {})
-    tokenizer = check_stage(data, "tokenizer", {})[1]
+    made: dict[str, str] = {}
+    damages = _check_stages(data, stages_of(data), "", made)
+    of_the_build = {"tokenizer": "tokenizer", "router": "index"}  # input of an addition's stages: stage
     for directory in addition_directories(data):
-        inputs = {"tokenizer": tokenizer} if tokenizer else {}
+        inputs = {name: made[stage] for name, stage in of_the_build.items() if stage in made}
         damages += _check_stages(data, made_with_additions(), f"{directory.relative_to(data)}/", inputs)
     return damages
 

@@ -14,8 +14,8 @@ from data_pipeline.database.changes import Removed, addition_directories, read_r
 from data_pipeline.database.provenance import Provenance
 from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.search.bm25 import Lexical
+from data_pipeline.search.chunk_search import RERANKED, find_neighbors
 from data_pipeline.search.exact import Searcher, merge_rows, search_kept
-from data_pipeline.search.neighbors import RERANKED, find_neighbors
 from data_pipeline.search.stage import open_searcher
 from data_pipeline.stages.run import fingerprint, read_manifest
 from retro_jax.core.dimensions import PADDING

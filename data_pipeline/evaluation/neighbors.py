@@ -19,7 +19,8 @@ from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.evaluation.draws import Pool
 from data_pipeline.evaluation.searched import View, open_database, rows_in_view, searched
 from data_pipeline.evaluation.tables import FOLDER, HELD_OUT, Tables
-from data_pipeline.search.neighbors import STAGE, NeighborTable, require_chunks, search_chunks
+from data_pipeline.search.chunk_search import STAGE, search_chunks
+from data_pipeline.search.neighbors import NeighborTable, require_chunks
 from data_pipeline.stages.run import StageError, fingerprint, read_facts, read_manifest, read_plan
 from retro_jax.core.dimensions import PADDING
 

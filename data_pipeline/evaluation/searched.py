@@ -14,9 +14,9 @@ from data_pipeline.database.changes import CONFIG, Removed
 from data_pipeline.database.database import Database, KeptSearcher
 from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.search.bm25 import Lexical
+from data_pipeline.search.chunk_search import Index, Part, Searched
 from data_pipeline.search.exact import PlacedSearcher, Searcher
-from data_pipeline.search.neighbors import Part, Searched
-from data_pipeline.search.stage import build_index, index_shards, open_shard, shard_bytes
+from data_pipeline.search.stage import build_index, index_shards, open_route, open_shard, shard_bytes
 from data_pipeline.search.subset import in_subset
 from data_pipeline.stages.run import StageError, read_manifest
 from retro_jax.config import DataConfig
@@ -87,21 +87,22 @@ def searched(database: Database, view: View, evaluation: Path) -> tuple[Searched
       evaluation: DATA/evaluation, under which the index of a share is made if it is missing.
     """
     removed = replace(database.tombstones, documents=database.tombstones.documents | view.without)
-    parts, inputs, recall = [], {}, {}
+    indexes, inputs, recall = [], {}, {}
     for number, directory in enumerate(database.directories):
         index, fraction = directory / "index", share_of_all(database, view.share)
         if view.share < 1 and not number:  # additions are small: results outside of the share are dropped
             index, fraction = _share_index(database, fraction, view.share, evaluation), 1.0
         manifest = read_manifest(index, "index", verify=False)
         inputs["index" if not number else f"index of addition {number}"] = manifest.fingerprint
-        recall = recall or manifest.counts["recall"]
+        recall, parts = recall or manifest.counts["recall"], []
         for shard in index_shards(index, directory / "embeddings"):
             place = (directory / "chunks", int(database.first[number]), removed, fraction if number else 1.0)
             parts.append(Part(partial(open_part, shard, *place), shard_bytes(*shard[1:3])))
+        indexes.append(Index(parts, open_route(index)))
     words = Lexical(database.data / "lexical") if database.rerank == "bm25" else None
     if words:
         inputs["lexical"] = words.fingerprint
-    return Searched(parts, database.tokens, database.document_ids, words), inputs, recall
+    return Searched(indexes, database.tokens, database.document_ids, words), inputs, recall
 
 
 def open_part(shard: tuple, chunks: Path, first: int, removed: Removed, fraction: float) -> Searcher:
@@ -166,7 +167,9 @@ def _index_settings(data: Path, fraction: float) -> DataConfig:
     own = manifest.config
     settings = {"recall_target": own["recall_target"], "recall_sample": own["recall_sample"]}
     settings |= {"neighbors_stored": own["recall_k"], "database_fraction": fraction}
-    automatic = {"index_leaves": 0, "index_leaves_searched": 0, "index_reorder": 0, "index_shards": 0}
+    automatic = dict.fromkeys(
+        ("index_leaves", "index_leaves_searched", "index_reorder", "index_shards", "index_shards_visited"), 0
+    )
     if manifest.counts["kind"] == "exact":
         settings["exact_below"] = max(config.exact_below, manifest.counts["database_chunks"] + 1)
     return replace(config, **settings, **automatic)

@@ -96,7 +96,7 @@ class PlacedSearcher:
 
 
 class MergedSearcher:
-    """Searches disjoint parts of the database and merges the results by (distance, id)."""
+    """Searches parts of the database and merges the results by (distance, id)."""
 
     def __init__(self, parts: Sequence[Searcher]):
         self._parts = parts
@@ -175,13 +175,16 @@ def paired_distances(
 
 
 def merge(ids, distances, rows, found, measured) -> None:
-    """Merges pairs (row, id, distance) into rows of the current k best, in place, by (distance, id)."""
+    """Merges pairs (row, id, distance) into rows of the current k best, in place, by (distance, id), each id once."""
     kept_rows, kept_columns = np.nonzero(ids != PADDING)
     rows = np.concatenate([kept_rows, rows])
     found = np.concatenate([ids[kept_rows, kept_columns], found])
     measured = np.concatenate([distances[kept_rows, kept_columns], measured])
     order = np.lexsort((found, measured, rows))
     rows, found, measured = rows[order], found[order], measured[order]
+    # A key of two index shards is found twice, at one distance.
+    fresh = np.append(True, (rows[1:] != rows[:-1]) | (found[1:] != found[:-1]))[: len(rows)]
+    rows, found, measured = rows[fresh], found[fresh], measured[fresh]
     rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
     best = rank < ids.shape[1]
     ids[rows[best], rank[best]] = found[best]

@@ -4,7 +4,7 @@ The database may have parts: their true distances and their results are merged, 
 """
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from data_pipeline.search.exact import Searcher, merge_rows, reference_distances
 from retro_jax.core.dimensions import PADDING
@@ -17,19 +17,24 @@ class QuerySample:
 
     Attributes:
       rows: Int64[np.ndarray, "N"], their rows.
+      truth: Float64[np.ndarray, "N k"], the distances of the nearest keys compared so far, rising.
     """
 
     def __init__(self, vectors, k: int, size: int):
         self.rows, self._k = sample_rows(len(vectors), size), k
         self.queries = vectors[self.rows]
-        self._truth = np.full((len(self.rows), k), np.inf)
+        self.truth = np.full((len(self.rows), k), np.inf)
 
     def compare(self, ids: Int64[np.ndarray, "K"], keys: Float32[np.ndarray, "K E"]) -> None:
         """Adds the true distances of some keys; `ids` are their rows, rising."""
         place = np.minimum(np.searchsorted(ids, self.rows), len(ids) - 1)
         own = np.where(ids[place] == self.rows, place, PADDING)
         found = reference_distances(self.queries, keys, own, self._k)
-        self._truth = np.sort(np.concatenate([self._truth, found], axis=1), axis=1)[:, : self._k]
+        self.add(found)
+
+    def add(self, truth: Float64[np.ndarray, "N k"]) -> None:
+        """Adds the true distances of keys that were compared elsewhere."""
+        self.truth = np.sort(np.concatenate([self.truth, truth], axis=1), axis=1)[:, : self._k]
 
     def search(self, searcher: Searcher, so_far=None):
         """(ids, distances) of the k + 1 nearest, merged with those of other parts."""
@@ -47,13 +52,20 @@ class QuerySample:
 
         A hit is a neighbor no farther than the true k-th, so it does not matter which of several equals is found.
         """
-        ids, distances = found
-        k = max(1, int(np.isfinite(self._truth).sum(1).min()))
-        other = (ids != PADDING) & (ids != self.rows[:, None])
-        other &= np.cumsum(other, axis=1) <= k
-        within = other & (distances <= self._truth[:, k - 1 : k] + ROUNDING)
-        there = max(1, int(np.isfinite(self._truth[:, :k]).sum()))
+        within, k, there = self.hits(found)
+        within &= np.cumsum(within, axis=1) <= k
         return {"k": k, "value": round(float(within.sum() / there), 6), "queries": len(self.rows)}
+
+    def hits(self, found) -> tuple[Bool[np.ndarray, "N K"], int, int]:
+        """Which answers are no farther than the true k-th; k, and how many neighbors there are to be found."""
+        ids, distances = found
+        k = max(1, int(np.isfinite(self.truth).sum(1).min()))
+        other = (ids != PADDING) & (ids != self.rows[:, None])
+        return (
+            other & (distances <= self.truth[:, k - 1 : k] + ROUNDING),
+            k,
+            max(1, int(np.isfinite(self.truth[:, :k]).sum())),
+        )
 
 
 def sample_rows(total: int, sample: int) -> Int64[np.ndarray, "N"]:

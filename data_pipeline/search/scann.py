@@ -6,14 +6,21 @@ are left. The metric is squared L2 on both sides.
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from data_pipeline.search.exact import ExactSearcher, PlacedSearcher, check_queries, merge, paired_distances
+from data_pipeline.search.exact import (
+    ExactSearcher,
+    PlacedSearcher,
+    Searcher,
+    check_queries,
+    merge,
+    paired_distances,
+)
 from data_pipeline.search.recall import QuerySample
 from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig
@@ -204,3 +211,13 @@ class ScannSearcher:
         if len(short := np.flatnonzero(ids[:, -1] == PADDING)):
             ids[short], distances[short] = self._exact.search(queries[short], k)
         return ids, distances
+
+
+def open_keys(folder: Path, keys: Float32[np.ndarray, "N E"], facts: Mapping) -> Searcher:
+    """The search over the keys of one index shard; ids are their places.
+
+    Args:
+      facts: of the shard in the manifest; its settings are among them.
+    """
+    settings = IndexSettings(**{key: facts[key] for key in IndexSettings.__dataclass_fields__})
+    return ScannSearcher(folder, keys, settings) if settings.kind == "scann" else ExactSearcher(keys)

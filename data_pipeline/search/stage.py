@@ -3,14 +3,16 @@
 Below config.data.exact_below chunks, or without SCaNN, the search is exact and the stage has no files
 but its manifest. Above it SCaNN (`scann_search.py`). The metric is squared L2 on both sides.
 
-    index-00000/...   SCaNN's files over a contiguous range of the database's rows, and nothing else: an index shard
+    index-00000/...   SCaNN's files over the keys of one index shard
 
-Index shards are built and searched separately and their results merged by (distance, id). The manifest says which search
-it is and why, what each shard's settings are, and the recall@k: the share of the true k nearest that is found.
+A large index has several shards, each built and searched alone; results are merged by (distance, id). With SCaNN a query
+visits the shards near it (`routed_index.py`). An exact search reads every shard, so its shards are ranges of rows. The
+manifest says which search it is and why, what each shard's settings are, how many shards a query visits, and the
+recall@k: the share of the true k nearest that is found.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +20,11 @@ import numpy as np
 
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.encoder.stage import EmbeddingTable
-from data_pipeline.search.exact import ExactSearcher, MergedSearcher, PlacedSearcher, Searcher
+from data_pipeline.search.exact import MergedSearcher, PlacedSearcher, Searcher
 from data_pipeline.search.recall import QuerySample
+from data_pipeline.search.routed_index import routed_shards
+from data_pipeline.search.router import COPIES, check_shards, copies
+from data_pipeline.search.routes import STAGE, Route, RoutedSearcher
 from data_pipeline.search.scann import (
     FILES,
     METRIC,
@@ -28,6 +33,7 @@ from data_pipeline.search.scann import (
     build_scann,
     choose_kind,
     choose_settings,
+    open_keys,
     scann_installed,
     tune,
 )
@@ -37,16 +43,20 @@ from data_pipeline.stages.run import REPAIR, Manifest, StageError, read_manifest
 from retro_jax.config import DataConfig
 from retro_jax.core.files import load_array, read_json
 
-STAGE = "index"
 BYTES_A_NUMBER = 9.5  # of an open index shard, for each number of its keys
-KEYS_A_SHARD = 1 << 21  # of 384 numbers: about 9 GB of memory to build and 8 to search
+KEYS_A_SHARD = (
+    1 << 21
+)  # with the copies of a routed index; of 384 numbers: about 9 GB of memory to build and 8 to search
 
 
-def build_index(directory: Path, config: DataConfig, embeddings: Path, chunks: Path | None = None) -> Manifest:
+def build_index(
+    directory: Path, config: DataConfig, embeddings: Path, chunks: Path | None = None, like: Path | None = None
+) -> Manifest:
     """Builds the index over the database and measures its recall.
 
     Args:
       embeddings, chunks: directories of these stages; chunks are read where config.data.database_fraction is below 1.
+      like: an index of other keys; if it is routed, these keys go to shards by its router.
 
     Raises:
       StageError: an empty database, or incomplete embeddings.
@@ -63,12 +73,23 @@ def build_index(directory: Path, config: DataConfig, embeddings: Path, chunks: P
             f"config.data.validation_fraction or give more text in config.data.sources."
         )
     subset = Subset(config.database_fraction, None if chunks is None else ChunkTable(chunks))
-    ranges = key_ranges(vectors.database_chunks, config.index_shards)
-    sizes = [len(subset.ids(start, stop)) for start, stop in ranges]
+    keys = len(subset.ids(0, vectors.database_chunks))
     subset.check_documents(vectors.database_chunks)
-    kind, why = choose_kind(sum(sizes), min(sizes), config, installed=scann_installed())
+    shards = count_shards(keys, config.index_shards)
+    if config.index_shards_visited > shards:
+        raise ValueError(
+            f"A query visits at most all index shards, but config.data.index_shards_visited={config.index_shards_visited} "
+            f"and there are {shards}; take fewer, or 0 for as many as reach config.data.recall_target."
+        )
+    fewest = keys * copies(shards) // shards
+    kind, why = choose_kind(keys, fewest, config, installed=scann_installed())
     if kind == "scann":
-        choose_settings(min(sizes), config)  # mistakes are reported before anything is built
+        choose_settings(fewest, config)  # mistakes are reported before anything is built
+    counts = {"kind": kind, "why": why, "database_chunks": keys}
+    router = None if like is None or open_route(like) is None else like
+    if router is not None or (kind == "scann" and shards > 1):
+        return _build_routed(directory, config, vectors, subset, shards, counts, router)
+    ranges = key_ranges(vectors.database_chunks, config.index_shards if kind == "exact" else 1)
     names = [f"index-{number:05d}" for number in range(len(ranges))]
     files = (*(FILES if kind == "scann" else ()), *subset.files)
     shards = [
@@ -82,14 +103,38 @@ def build_index(directory: Path, config: DataConfig, embeddings: Path, chunks: P
         facts,
         {"embeddings": vectors.fingerprint},
         shards,
-        counts={"kind": kind, "why": why, "database_chunks": sum(sizes)},
+        counts=counts,
         last=Shard("recall", [], partial(_measure, directory, config, vectors, subset, ranges)),
     )
 
 
+def _build_routed(
+    directory: Path,
+    config: DataConfig,
+    vectors: EmbeddingTable,
+    subset: Subset,
+    shards: int,
+    counts: dict,
+    like: Path | None,
+) -> Manifest:
+    """Builds a routed index, with the router, margin and number of shards of `like` where that is given."""
+    inputs = {"embeddings": vectors.fingerprint}
+    if like is not None:
+        manifest = read_manifest(like, STAGE, verify=False)
+        inputs["router"], shards = manifest.fingerprint, manifest.config["shards"]
+        config = replace(config, index_shards_visited=manifest.config.get("shards_visited", 0))
+    else:
+        check_shards(shards, counts["database_chunks"])
+    made = routed_shards(directory, config, vectors, subset, shards, counts["kind"], like)
+    facts = {"kind": counts["kind"], "shards": shards, "copies": copies(shards), **stage_config(config)}
+    return run_stage(directory, STAGE, facts, inputs, counts=counts, **made)
+
+
 def stage_config(config: DataConfig) -> dict:
     """The settings that the stage depends on, some derived from the number of keys; part of its plan."""
+    visits = {"shards_visited": config.index_shards_visited} if config.index_shards_visited else {}
     return {
+        **visits,
         **{"metric": METRIC, "recall_k": config.neighbors_stored},
         **{"leaves": config.index_leaves, "leaves_searched": config.index_leaves_searched},
         **{"reorder": config.index_reorder, "index_shards": config.index_shards},
@@ -98,18 +143,21 @@ def stage_config(config: DataConfig) -> dict:
     }
 
 
-def key_ranges(rows: int, shards: int) -> list[list[int]]:
-    """Rows [0, rows) in `shards` contiguous ranges of nearly one size; 0: as many as KEYS_A_SHARD wants.
+def count_shards(keys: int, wanted: int) -> int:
+    """How many shards a routed index of so many keys has: `wanted`, or for 0 one up to KEYS_A_SHARD keys.
 
     Raises:
-      ValueError: more ranges than rows.
+      ValueError: more shards than keys.
     """
+    shards = wanted or (1 if keys <= KEYS_A_SHARD else -(-COPIES * keys // KEYS_A_SHARD))
+    check_shards(shards, max(1, keys))
+    return shards
+
+
+def key_ranges(rows: int, shards: int) -> list[list[int]]:
+    """Rows [0, rows) in `shards` contiguous ranges of nearly one size; 0: as many as KEYS_A_SHARD wants."""
     shards = shards or -(-rows // KEYS_A_SHARD)
-    if not 1 <= shards <= rows:
-        raise ValueError(
-            f"An index shard holds at least one key, but config.data.index_shards={shards} and there are {rows:,} keys; "
-            f"take 0 for one shard up to {KEYS_A_SHARD:,} keys."
-        )
+    check_shards(shards, rows)
     edges = [rows * number // shards for number in range(shards + 1)]
     return [[first, end] for first, end in zip(edges[:-1], edges[1:], strict=True)]
 
@@ -146,7 +194,7 @@ def _measure(
         facts = read_json(directory / ".parts" / f"{name}.json", remedy, keys=["counts"])["counts"]["shards"][name]
         ids, keys = subset.keys(vectors, start, stop)
         sample.compare(ids, keys)
-        searcher = PlacedSearcher(_open(directory / name, keys, facts), ids)
+        searcher = PlacedSearcher(open_keys(directory / name, keys, facts), ids)
         found = sample.search(searcher, found)
     return {"recall": sample.report(found)}
 
@@ -157,8 +205,16 @@ def open_searcher(directory: Path, embeddings: Path) -> Searcher:
     Raises:
       StageError: an index of other embeddings, or a SCaNN index where SCaNN is not installed.
     """
-    shards = index_shards(directory, embeddings)
-    return MergedSearcher([open_shard(*shard) for shard in shards]) if len(shards) > 1 else open_shard(*shards[0])
+    shards, route = index_shards(directory, embeddings), open_route(directory)
+    parts = [open_shard(*shard) for shard in shards]
+    if route is not None:
+        return RoutedSearcher(route, parts, read_manifest(directory, STAGE, verify=False).counts["database_chunks"])
+    return MergedSearcher(parts) if len(parts) > 1 else parts[0]
+
+
+def open_route(directory: Path) -> Route | None:
+    """How queries find their shards; None where a query visits all of them."""
+    return Route(directory) if "routing" in read_manifest(directory, STAGE, verify=False).counts else None
 
 
 def index_shards(directory: Path, embeddings: Path) -> list[tuple]:
@@ -175,7 +231,9 @@ def index_shards(directory: Path, embeddings: Path) -> list[tuple]:
         manifest.inputs["embeddings"],
         "Point to the embeddings that the index was built over, or move the index away and run `retro build` again.",
     )
-    found = zip(sorted(manifest.counts["shards"].items()), manifest.config["ranges"], strict=True)
+    # A routed shard lists its rows itself. Indexes of earlier versions have ranges with SCaNN too.
+    whole = [[0, vectors.database_chunks]] * len(manifest.counts["shards"])
+    found = zip(sorted(manifest.counts["shards"].items()), manifest.config.get("ranges", whole), strict=True)
     return [(Path(directory) / name, vectors, facts, start, stop) for (name, facts), (start, stop) in found]
 
 
@@ -188,11 +246,6 @@ def open_shard(folder: Path, vectors: EmbeddingTable, facts: Mapping, start: int
     """The search over one index shard; its ids are rows of the database."""
     if (folder / IDS).exists():
         ids = load_array(folder / IDS, REPAIR)
-        return PlacedSearcher(_open(folder, vectors[ids], facts), ids)
-    searcher = _open(folder, vectors[start:stop], facts)
+        return PlacedSearcher(open_keys(folder, vectors[ids], facts), ids)
+    searcher = open_keys(folder, vectors[start:stop], facts)
     return searcher if start == 0 else PlacedSearcher(searcher, np.arange(start, stop))
-
-
-def _open(folder: Path, keys, facts: Mapping) -> Searcher:
-    settings = IndexSettings(**{key: facts[key] for key in IndexSettings.__dataclass_fields__})
-    return ScannSearcher(folder, keys, settings) if settings.kind == "scann" else ExactSearcher(keys)

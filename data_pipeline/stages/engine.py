@@ -36,14 +36,14 @@ class Resource:
 
 @dataclass(frozen=True)
 class Shard:
-    """One unit of a stage's work: `make` writes exactly `files` into a folder and returns its counts.
+    """One unit of a stage's work: `make` writes exactly `files` into a folder and returns its counts; None: what it writes.
 
     `make(folder)`, or `make(folder, thing)` with the object that `resource` opens. A shard may be sent to another
     process: it holds paths, numbers and mapped tables (sent as their paths), no large arrays.
     """
 
     name: str
-    files: Sequence[str]
+    files: Sequence[str] | None
     make: Callable[..., Mapping]
     resource: Resource | None = None
 

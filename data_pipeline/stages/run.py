@@ -56,6 +56,7 @@ def run_stage(
     last: Shard | None = None,
     prepare: Callable[[Sequence[Shard]], None] | None = None,
     at_once: int = 0,
+    before: Sequence[Sequence[Shard]] = (),
 ) -> Manifest:
     """Makes what is missing of a stage and returns its manifest.
 
@@ -69,6 +70,7 @@ def run_stage(
       counts: counts known beforehand that belong in the manifest.
       last: a unit that reads the files of the others; made after them, in this process.
       prepare: makes input of the missing shards that no stage holds; called with up to `at_once` of them at a time.
+      before: groups of units whose files the shards read; a group is made before the next one and before the shards.
 
     Raises:
       StageError: the directory holds this stage made from another config or input; nothing is changed.
@@ -76,7 +78,7 @@ def run_stage(
     directory = Path(directory)
     plan = json.loads(json.dumps({"stage": stage, "config": config, "inputs": dict(inputs)}))
     if not callable(shards):
-        plan["shards"] = [shard.name for shard in shards]
+        plan["shards"] = [shard.name for group in (*before, shards) for shard in group]
     if (manifest := _finished(directory, plan)) is not None:
         return manifest
     _refuse_another(directory, plan)
@@ -84,10 +86,11 @@ def run_stage(
     try:
         if callable(shards):
             shards = shards()
-            plan["shards"] = [shard.name for shard in shards]
+            plan["shards"] = [shard.name for group in (*before, shards) for shard in group]
         if read_plan(directory) != plan:
             write_json(directory / "plan.json", plan, seal=True)  # only now: input and settings have been checked
-        parts = make_missing(directory, stage, shards, unit=unit, prepare=prepare, at_once=at_once)
+        parts = [part for group in before for part in make_missing(directory, group[0].name, group)]
+        parts += make_missing(directory, stage, shards, unit=unit, prepare=prepare, at_once=at_once)
         if last is not None:
             parts += make_missing(directory, last.name, [last], engine=InProcess())
     except OSError as error:
@@ -279,8 +282,10 @@ def _make_shard(directory: Path, shard: Shard, thing) -> dict:
     temporary = directory / f".writing-{shard.name}-{uuid.uuid4().hex[:8]}"
     temporary.mkdir(parents=True)
     counts = dict(shard.make(temporary) if shard.resource is None else shard.make(temporary, thing))
-    files = []
-    for name in shard.files:
+    files, names = [], shard.files
+    if names is None:
+        names = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
+    for name in names:
         source = temporary / name
         with open(source, "rb+") as file:
             os.fsync(file.fileno())

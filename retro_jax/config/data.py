@@ -87,7 +87,13 @@ class DataConfig:
     shard_chunks: int = setting(16_384, at_least(1), "Chunks in a shard of chunks, embeddings and neighbors.")
     shard_sequences: int = setting(1024, at_least(1), "Sequences in a joined shard.")
     index_shards: int = setting(
-        0, at_least(0), "Parts of the index, each built and searched alone; 0: one up to two million keys."
+        0,
+        at_least(0),
+        "Parts of the index, each built and searched alone; 0: one up to two million keys. With SCaNN a query visits some "
+        "(a key lies in two of them), with exact search all.",
+    )
+    index_shards_visited: int = setting(
+        0, at_least(0), "Index shards that a query visits; 0 = automatic: those near it that reach recall_target."
     )
     recall_target: float = setting(
         0.95, SHARE, "Recall@k_max on the sample that the search reaches with as few leaves and candidates as possible."
@@ -108,6 +114,12 @@ def check_data(data: DataConfig) -> None:
         raise ValueError(
             f"A query reads at most all leaves, but config.data.index_leaves_searched={data.index_leaves_searched} is more "
             f"than config.data.index_leaves={data.index_leaves}; lower it, or take 0 for the fewest that reach "
+            f"config.data.recall_target."
+        )
+    if 0 < data.index_shards < data.index_shards_visited:
+        raise ValueError(
+            f"A query visits at most all index shards, but config.data.index_shards_visited={data.index_shards_visited} is "
+            f"more than config.data.index_shards={data.index_shards}; lower it, or take 0 for as many as reach "
             f"config.data.recall_target."
         )
     if 0 < data.index_reorder < data.neighbors_stored:

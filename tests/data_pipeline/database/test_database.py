@@ -18,15 +18,17 @@ from data_pipeline.database.database import Database, KeptSearcher
 from data_pipeline.database.provenance import Provenance
 from data_pipeline.documents.stage import DocumentTable
 from data_pipeline.encoder.stage import EmbeddingTable, open_encoder
+from data_pipeline.search.chunk_search import find_neighbors
 from data_pipeline.search.exact import ExactSearcher
-from data_pipeline.search.neighbors import NeighborTable, find_neighbors
+from data_pipeline.search.neighbors import NeighborTable
 from data_pipeline.stages.run import StageError, file_sha256, read_manifest
 from launch import build, database
 from launch.__main__ import main
 from launch.command.arguments import parse
 
 # Settings that an addition has values of its own for; without held-out documents nothing is near one.
-ITS_OWN = {"data.validation_fraction", "data.near_duplicate_jaccard", "data.embedding_dtype", "data.index_shards"}
+ITS_OWN = {"data.validation_fraction", "data.near_duplicate_jaccard", "data.embedding_dtype"}
+ITS_OWN |= {"data.index_shards", "data.index_shards_visited"}
 EMBEDDINGS, IDS = "embeddings/embeddings-00001.npy", "neighbors/neighbors-00001.ids.npy"
 
 

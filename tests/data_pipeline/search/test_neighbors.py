@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_vectors import clustered, write_chunks, write_embeddings
 
-import data_pipeline.search.neighbors as neighbors
+import data_pipeline.search.chunk_search as neighbors
 from data_pipeline.chunks import ChunkTable
+from data_pipeline.search.chunk_search import find_neighbors
 from data_pipeline.search.exact import ExactSearcher
-from data_pipeline.search.neighbors import NeighborTable, build_neighbors, find_neighbors
+from data_pipeline.search.neighbors import NeighborTable, build_neighbors
 from data_pipeline.search.stage import build_index
 from data_pipeline.stages.run import StageError
 from retro_jax.config import DataConfig
