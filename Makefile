@@ -85,6 +85,10 @@ PERCENT ?= 100
 database-report: setup ## builds from nine subsets at five sizes (resumes; hours) and writes docs/measured/database.md; PERCENT=1 for a small one
 	@$(BIN)/python benchmarks/database.py --percent=$(PERCENT) runs/database docs/measured/database.md
 
+OLD_CODE ?=
+routing: setup ## visits, recall and time of the routed index on shares of a build (resumes); writes docs/measured/routing.md; OLD_CODE=CHECKOUT compares
+	@$(BIN)/python benchmarks/routing.py --data=$(or $(DATABASE),runs/database/100/data) $(if $(OLD_CODE),--old=$(OLD_CODE)) runs/routing docs/measured/routing.md
+
 later-database: setup ## a database that gains its documents only at evaluation (Debian; half an hour; resumes); writes docs/measured/later_database.md
 	@$(BIN)/python benchmarks/later_database.py
 

@@ -51,7 +51,7 @@ PARTS = """
 
 Memory of the stages above grows with the index, which they held as one shard. Here the same chunks are indexed and searched
 in index shards (`config.data.index_shards`; without it a shard has up to two million keys), one open at a time, by a process
-that embeds nothing. More shards need less memory and cost time, since every chunk is searched in each. Resident memory counts
+that embeds nothing. More shards need less memory; a chunk is searched in those near it (routing.md). Resident memory counts
 what is mapped of the files too: embeddings and chunks, which the system may drop at any time.
 
 | percent of the text | database chunks | index shards | recall@{k} | index, processor seconds | neighbors, processor seconds | index, peak MB | neighbors, peak MB |

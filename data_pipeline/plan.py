@@ -6,10 +6,12 @@ there the work of all stages grows with the text, except
 
     documents  a tenth of the work, selection, runs in one process on any cluster
     tokenizer  trained on a bounded amount of text
-    neighbors  each chunk is searched in every index shard, in leaves of sqrt(S) of its S keys each: as many as reach the recall
-               target on the larger sample, times S^0.2; in all keys where the search is exact. What a key takes is measured
-               by searching nearly all leaves of the larger sample and one of them. Beyond one shard the work is quadratic
-               in the text
+    index      beyond one shard the keys are there twice, and each is compared with the center of every shard
+    neighbors  each chunk is searched in leaves of sqrt(S) of a shard's S keys each: as many as reach the recall target on
+               the larger sample, times S^0.2; in all keys where the search is exact. What a key takes is measured by
+               searching nearly all leaves of the larger sample and one of them. Beyond one shard a chunk is compared with
+               the center of every shard and visits VISITS shards^VISITS_GROW of them, in which it looks at more leaves,
+               since both the visits and the leaves miss some (docs/measured/routing.md); an exact search visits all
 
 A plan is an extrapolation by these laws, not a measurement. It does not know what cleaning will drop.
 """
@@ -26,7 +28,8 @@ from data_pipeline.encoder.directory import read_directory
 from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.formats.known import is_packed
 from data_pipeline.search.exact import ExactSearcher
-from data_pipeline.search.stage import BYTES_A_NUMBER, KEYS_A_SHARD, open_searcher
+from data_pipeline.search.router import copies
+from data_pipeline.search.stage import BYTES_A_NUMBER, KEYS_A_SHARD, count_shards, open_searcher
 from data_pipeline.sources.readers import read_source, source_units
 from data_pipeline.stages.run import StageError, read_manifest, read_seconds
 from data_pipeline.tokens import training_bytes
@@ -36,6 +39,10 @@ TEXT_BYTES = 8_000_000  # at most, for the tokenizer and the counts
 CHUNKS = (1_500, 4_500)  # of the two samples that are embedded, indexed and searched
 QUERIES, TURNS = 1000, 5  # to time the search
 ALONE = {"documents": 0.1, "tokenizer": 1.0}  # share that one node does; documents: measured on nine subsets
+VISITS, VISITS_GROW = 1.0, 0.5
+LEAVES_BESIDE_VISITS = 1.5
+WIDTH = 384  # of the vectors that these were measured on
+CENTER_SECONDS = 1.5e-7  # to compare a vector with a center
 LEAVES_GROW = 0.2  # 9, 10, 13, 24 leaves for 3, 11, 35, 360 thousand keys of nine subsets, recall@10 0.95
 
 
@@ -63,6 +70,7 @@ class Rates:
     scan: float  # seconds that one more key takes in the search for one query
     index_shards: int = 0  # 0: as many as the keys need
     fraction: float = 1.0  # of the database that is searched
+    visits: int = 0  # index shards that a chunk is searched in; 0: as many as the recall target needs
 
 
 def source_bytes(run: RunConfig) -> dict[str, float]:
@@ -122,6 +130,7 @@ def sample_run(run: RunConfig, sizes: Mapping[str, float], wanted: float, folder
         tokenizer=tokenizer,
         database_fraction=1.0,
         index_shards=0,
+        index_shards_visited=0,
     )
     return replace(run, data=data, model=replace(run.model, vocabulary=vocabulary))
 
@@ -193,10 +202,16 @@ def plan(rates: Rates, tokens: float, nodes: int) -> dict:
     growth = tokens / text.tokens
     chunks, keys = text.chunks * growth, text.keys * growth * rates.fraction
     shards = rates.index_shards or max(1, math.ceil(keys / KEYS_A_SHARD))
-    looked_at = held = keys / shards
+    stored, visits, centers = 1, float(shards), 0
     if rates.leaves:
-        leaves = rates.leaves * (held / large.keys) ** LEAVES_GROW
+        shards = count_shards(math.ceil(keys), rates.index_shards)
+        stored, centers = copies(shards), shards if shards > 1 else 0
+        visits = min(float(shards), rates.visits or max(1.0, VISITS * shards**VISITS_GROW))
+    looked_at = held = keys * stored / shards
+    if rates.leaves:
+        leaves = rates.leaves * (held / large.keys) ** LEAVES_GROW * (LEAVES_BESIDE_VISITS if shards > 1 else 1)
         looked_at = min(held, leaves * math.sqrt(held))
+    route = CENTER_SECONDS * centers * rates.width / WIDTH
     stages = {}
     for stage in large.seconds:
         if stage in text.seconds:
@@ -205,10 +220,12 @@ def plan(rates: Rates, tokens: float, nodes: int) -> dict:
         else:
             once, each = _line(stage, rates.small, large)
             if stage == "neighbors":
-                each = shards * (each + rates.scan * looked_at)
+                each = visits * (each + rates.scan * looked_at) + route
+            if stage == "index":
+                each = each * stored + route
             share = rates.fraction if stage == "index" else 1.0
             seconds = once + each * chunks * share
-            size = large.disk_bytes[stage] * chunks * share / large.chunks
+            size = large.disk_bytes[stage] * chunks * share / large.chunks * (stored if stage == "index" else 1)
         alone = ALONE.get(stage, 0.0)
         wall = seconds / 3600 * (alone + (1 - alone) / nodes)
         stages[stage] = {"bytes": size, "node_hours": seconds / 3600, "wall_hours": wall}
@@ -217,6 +234,7 @@ def plan(rates: Rates, tokens: float, nodes: int) -> dict:
         "tokens": tokens,
         "chunks": chunks,
         "index_shards": shards,
+        "visits": visits,
         "nodes": nodes,
         "memory_a_node": memory,
         "stages": stages,
@@ -235,7 +253,8 @@ def _line(stage: str, small: BuiltSample, large: BuiltSample) -> tuple[float, fl
 def plan_text(found: Mapping) -> str:
     """The plan as a table."""
     lines = [
-        f"{found['tokens']:.3g} tokens, {found['chunks']:,.0f} chunks, {found['index_shards']:,} index shards, "
+        f"{found['tokens']:.3g} tokens, {found['chunks']:,.0f} chunks, {found['index_shards']:,} index shards "
+        f"of which a chunk visits {found['visits']:,.1f}, "
         f"{found['nodes']:,} nodes like this machine, {found['memory_a_node'] / 1e9:,.2f} GB of index a node",
         f"{'stage':<11}{'GB on disk':>14}{'node-hours':>16}{'wall hours':>14}",
     ]

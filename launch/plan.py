@@ -60,8 +60,8 @@ def measure(run: RunConfig, tokens: float = 0) -> tuple[Rates, float]:
             samples.append(sample)
         scan = planning.scan_seconds(folder / str(CHUNKS[1]) / "data")
     leaves = facts["index"]["shards"]["index-00000"]["leaves_searched"]
-    shards, fraction = run.data.index_shards, run.data.database_fraction
-    return Rates(text, *samples, facts["embeddings"]["width"], leaves, scan, shards, fraction), total
+    shards, visits, fraction = run.data.index_shards, run.data.index_shards_visited, run.data.database_fraction
+    return Rates(text, *samples, facts["embeddings"]["width"], leaves, scan, shards, fraction, visits), total
 
 
 def _make(run: RunConfig, until: str = ""):

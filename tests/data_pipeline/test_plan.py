@@ -27,21 +27,26 @@ RATES = Rates(TEXT, SMALL, LARGE, 384, 2, 0.25)
 
 
 def test_stages_grow_by_their_laws():
-    """A text sample of 16 keys; 2^18 times as much is 2^22 keys, two index shards."""
+    """A text sample of 16 keys; 2^18 times as much is 2^22 keys, each in two of four index shards."""
     once, large = plan(RATES, 250, 1), plan(RATES, 250 * 2**18, 2)
     seconds = {stage: once["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
     assert seconds == pytest.approx(SMALL.seconds | {"neighbors": 2 + 20 * (1 + 0.25 * 2 * (16 / 64) ** 0.2 * 4)})
     assert once["wall_hours"] * 3600 == pytest.approx(sum(seconds.values()))
     chunks, growth = 20 * 2**18, 2**18
     seconds = {stage: large["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
-    assert large["chunks"] == chunks and large["index_shards"] == 2
+    assert large["chunks"] == chunks and large["index_shards"] == 4
+    visits, looked_at = planning.VISITS * 4**planning.VISITS_GROW, 2 * (2**21 / 64) ** 0.2 * 2**10.5
+    looked_at *= planning.LEAVES_BESIDE_VISITS
+    route, each = 4 * planning.CENTER_SECONDS, large["visits"] * (1 + 0.25 * looked_at)
+    assert large["visits"] == pytest.approx(visits)
     assert seconds["tokenizer"] == 3600 and seconds["chunks"] == seconds["documents"] == 3600 * growth
-    assert seconds["embeddings"] == seconds["index"] == seconds["joined"] == pytest.approx(2 + chunks)
-    assert seconds["neighbors"] == pytest.approx(2 + chunks * 2 * (1 + 0.25 * 2 * (2**21 / 64) ** 0.2 * 2**10.5))
+    assert seconds["embeddings"] == seconds["joined"] == pytest.approx(2 + chunks)
+    assert seconds["index"] == pytest.approx(2 + chunks * (2 + route))
+    assert seconds["neighbors"] == pytest.approx(2 + chunks * (each + route))
     assert large["stages"]["embeddings"]["wall_hours"] * 7200 == pytest.approx(2 + chunks)
     assert large["stages"]["documents"]["wall_hours"] == pytest.approx(growth * (0.1 + 0.9 / 2))  # one process chooses
     assert large["stages"]["tokenizer"]["wall_hours"] == 1
-    assert large["memory_a_node"] == 2**21 * 384 * 9.5
+    assert large["memory_a_node"] == 2 * 2**21 * 384 * 9.5
     assert large["stages"]["chunks"]["bytes"] == 10 * growth and large["stages"]["joined"]["bytes"] == 30 * chunks / 80
 
 
@@ -53,13 +58,21 @@ def test_a_time_that_does_not_grow_counts_as_work():
 
 
 def test_a_share_in_given_shards():
-    """A quarter of 2^16 times the keys, in four index shards of 2^16 keys: 2^8 keys a leaf, two leaves."""
+    """A quarter of 2^16 times the keys, each in two of four index shards of 2^17 keys."""
     found = plan(replace(RATES, index_shards=4, fraction=0.25), 250 * 2**16, 1)
-    assert found["index_shards"] == 4 and found["memory_a_node"] == 4 * 2**16 * 384 * 9.5
+    assert found["index_shards"] == 4 and found["memory_a_node"] == 4 * 2**17 * 384 * 9.5
     chunks = 20 * 2**16
     seconds = {stage: found["stages"][stage]["node_hours"] * 3600 for stage in STAGES}
-    assert seconds["index"] == pytest.approx(2 + chunks / 4) and seconds["embeddings"] == pytest.approx(2 + chunks)
-    assert seconds["neighbors"] == pytest.approx(2 + chunks * 4 * (1 + 0.25 * 2 * (2**16 / 64) ** 0.2 * 2**8))
+    route = 4 * planning.CENTER_SECONDS
+    looked_at = planning.LEAVES_BESIDE_VISITS * 2 * (2**17 / 64) ** 0.2 * 2**8.5
+    assert seconds["index"] == pytest.approx(2 + chunks / 4 * (2 + route))
+    assert seconds["embeddings"] == pytest.approx(2 + chunks)
+    assert seconds["neighbors"] == pytest.approx(2 + chunks * (found["visits"] * (1 + 0.25 * looked_at) + route))
+
+
+def test_a_given_number_of_visits():
+    assert plan(replace(RATES, visits=3), 250 * 2**18, 1)["visits"] == 3
+    assert plan(replace(RATES, visits=3), 250, 1)["visits"] == 1
 
 
 def test_no_plan_for_nothing():
