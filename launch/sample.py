@@ -114,17 +114,16 @@ def open_model(run: RunConfig, workdir: Path, retrieval: bool, verb: str) -> Ope
     Raises:
       ValueError, StageError: no trained model, or a tokenizer or database other than those it was trained with.
     """
-    import jax
-
     from data_pipeline.database.retriever import Retriever
     from data_pipeline.tokens import Tokenizer
     from retro_jax.models.kernels.known import check_attention
+    from retro_jax.models.placement import ONE_DEVICE
     from retro_jax.run_directory.checkpoints import load_fingerprints, load_params
 
     directory, data = model_directory(workdir), data_directory(run, workdir)
     params, trained, step = load_params(directory)
     model = at_run_time(trained.model, run.model, directory)
-    check_attention(model, jax.default_backend())
+    check_attention(model, ONE_DEVICE.platform, ONE_DEVICE.chip)
     tokenizer = Tokenizer(data / "tokenizer")
     expected = load_fingerprints(directory, step)
     remedy = (

@@ -64,7 +64,10 @@ class ModelConfig:
         "bfloat16", one_of("bfloat16", "float32"), "Type of activations; parameters are always float32."
     )
     attention: str = setting(
-        "xla", NAME, "Implementation of attention: xla, or one that was added (retro_jax/models/kernels)."
+        "auto",
+        NAME,
+        "Implementation of attention: auto (by device: flash on TPUs, else xla), xla, flash, or one that was added "
+        "(retro_jax/models/kernels).",
     )
     remat: str = setting(
         "full",

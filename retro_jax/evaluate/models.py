@@ -11,6 +11,7 @@ from retro_jax.core.files import file_sha256
 from retro_jax.data.manifests import require_fingerprint
 from retro_jax.evaluate.scorers import Scorer
 from retro_jax.models.kernels.known import check_attention
+from retro_jax.models.placement import ONE_DEVICE
 from retro_jax.parallel.sharding import check_batch, make_mesh
 from retro_jax.run_directory.checkpoints import load_fingerprints, load_params, read_config
 from retro_jax.run_directory.directory import QUESTIONS, fingerprints
@@ -80,7 +81,7 @@ def _model(run: RunConfig, trained: RunConfig, directory: Path, name: str) -> Mo
             f"{directory} holds a model without retrieval layers; name a RETRO model with --config.evaluate.retro."
         )
     model = at_run_time(trained.model, run.model, directory)
-    check_attention(model, jax.default_backend())
+    check_attention(model, ONE_DEVICE.platform, ONE_DEVICE.chip)
     if not model.neighbors:
         raise ValueError(
             "config.model.neighbors=0 leaves nothing to evaluate: On would equal Off. Take 1 or more; the condition 'off' is "

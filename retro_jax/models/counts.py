@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from retro_jax.config import ModelConfig, RunConfig
+from retro_jax.models.kernels.flash import BACKWARD_PRODUCTS, FORWARD_PRODUCTS, tile_flops
 
 # Kind of attention or feed-forward -> the part of the model that its kernels belong to.
 PARTS = {
@@ -143,9 +144,11 @@ def flops_per_token(model: ModelConfig) -> float:
     return 3 * (layers / model.sequence_length + 2 * model.width * model.vocabulary)
 
 
-def executed_flops(run: RunConfig) -> float:
+def executed_flops(run: RunConfig, attention: str = "xla") -> float:
     """Floating-point operations of the products of one step over all devices, remat and blockwise loss included.
 
+    `attention` computes the decoder's self-attention: "flash" skips tiles above the diagonal, computes the logits again in
+    its backward pass, and is not run again by remat. The logits of a tile's positions count over all its distances.
     Each of `accumulation` parts computes its position tables again; the first reading layer's attention too is counted.
     """
     model, tokens = run.model, run.model.sequence_length
@@ -164,9 +167,12 @@ def executed_flops(run: RunConfig) -> float:
     blocks = -(-model.vocabulary // model.loss_block) if in_blocks else 1
     entries = blocks * -(-model.vocabulary // blocks)  # filled up to equal blocks
     readout = run.train.batch * 2 * tokens * model.width * entries
-    again = {
-        "none": 0.0,
-        "dots": run.train.batch * sum(kind.score_flops() for kind in kinds.values()),
-        "full": layers + tables - run.train.batch * spared,
-    }[model.remat]
-    return 3 * (layers + tables) + again + (4 if in_blocks else 3) * readout
+    scores = run.train.batch * sum(kind.score_flops() for kind in kinds.values())
+    kernel = 0
+    if attention == "flash":
+        own = run.train.batch * kinds["self"].score_flops()
+        layers, scores = layers - own, scores - own
+        kernel = tile_flops(run.train.batch, tokens, kinds["self"].inner) * model.layers
+        kernel *= FORWARD_PRODUCTS + BACKWARD_PRODUCTS
+    again = {"none": 0.0, "dots": scores, "full": layers + tables - run.train.batch * spared}[model.remat]
+    return 3 * (layers + tables) + kernel + again + (4 if in_blocks else 3) * readout

@@ -17,6 +17,7 @@ from retro_jax.models.placement import ONE_DEVICE
 NORM_EPSILON = 1e-6
 BIAS_SCALE = 0.02
 PRODUCT = "product"  # the checkpoint name of `linear`'s result
+ATTENDED = "attended"  # that of what an attention kernel keeps for its backward pass
 
 
 def kernel(rngs: nnx.Rngs, inputs: int, outputs: int, gain: float = 1.0) -> nnx.Param:

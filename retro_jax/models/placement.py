@@ -14,6 +14,11 @@ class Placement(Protocol):
         """The kind of device, as JAX names it: cpu, gpu, tpu."""
         ...
 
+    @property
+    def chip(self) -> str:
+        """The device's model, as JAX names it: TPU v4, TPU v5p."""
+        ...
+
     def pin(self, stream: jax.Array, looked_up: bool = False) -> jax.Array:
         """Keeps a stream whose first axis is that of sequences where it belongs."""
         ...
@@ -29,6 +34,10 @@ class OneDevice:
     @property
     def platform(self) -> str:
         return jax.default_backend()
+
+    @property
+    def chip(self) -> str:
+        return jax.devices()[0].device_kind
 
     def pin(self, stream: jax.Array, looked_up: bool = False) -> jax.Array:
         return stream

@@ -77,19 +77,23 @@ class Retro(nnx.Module):
             neighbor_tokens = None
         if neighbor_tokens is not None:
             neighbor_tokens = neighbor_tokens[..., config.encoded_part]
-        valid, embedding = tokens >= 0, self.embedding[...]
+        valid = tokens >= 0
         x = decode(
             config,
             self.layers,
             getattr(self, "cross_attention", None),
-            embed(tokens, embedding, jnp.dtype(config.compute_dtype), placement.pin),
+            embed(tokens, self.embedding[...], jnp.dtype(config.compute_dtype), placement.pin),
             segments,
             valid,
             None if neighbor_tokens is None else neighbor_tokens >= 0,
-            lambda x: self.encoder(config, neighbor_tokens, x, valid, embedding, placement),
+            lambda x: self._encode(neighbor_tokens, x, valid, placement),
             placement,
         )
         return rms_norm(x, self.final_norm[...])
+
+    def _encode(self, neighbor_tokens, x, valid, placement):
+        with jax.named_scope("encoder"):
+            return self.encoder(self.config, neighbor_tokens, x, valid, self.embedding[...], placement)
 
     def __call__(
         self,

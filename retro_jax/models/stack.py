@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from retro_jax.models.attention import Attention
-from retro_jax.models.layers import PRODUCT, FeedForward
+from retro_jax.models.layers import ATTENDED, PRODUCT, FeedForward
 from retro_jax.models.placement import ONE_DEVICE
 
 
@@ -59,18 +59,25 @@ def apply_stack(
     `self_update(attention, x)` and `read_update(cross, x, memory)` give the residual updates; `memory` is
     `prepare(x)`, called once with the stream after the self-attention of the first reading layer. With `scan`, equal
     groups (a reading layer and the plain ones after it) run as one `lax.scan`; without, every layer is unrolled.
-    `pin` is the sharding constraint of the stream between layers, which the backward pass keeps for each layer.
+    `pin` is the sharding constraint of the stream between layers, which the backward pass keeps for each layer. The scopes
+    are those that `preflight.traffic` counts by.
     """
     rematerialized = _rematerialized(remat)
 
     def after_attention(x, layer, cross, memory):
         if cross is not None:
-            x = x + read_update(cross, x, memory)
-        return pin(x + layer.feed_forward(x))
+            with jax.named_scope("cross_attention"):
+                x = x + read_update(cross, x, memory)
+        with jax.named_scope("feed_forward"):
+            return pin(x + layer.feed_forward(x))
+
+    def attention_update(attention, x):
+        with jax.named_scope("self_attention"):
+            return self_update(attention, x)
 
     @rematerialized
     def step(x, layer, cross, memory):
-        return after_attention(x + self_update(layer.attention, x), layer, cross, memory)
+        return after_attention(x + attention_update(layer.attention, x), layer, cross, memory)
 
     def group(x, plain, cross, memory):
         for layer in split_stack(plain, [1] * _count(plain)):
@@ -85,7 +92,7 @@ def apply_stack(
         run_cross = next(cross_runs) if reads else None
         if reads and memory is None:
             layer, cross = _first(run), _first(run_cross)
-            x = pin(x + rematerialized(self_update)(layer.attention, x))
+            x = pin(x + rematerialized(attention_update)(layer.attention, x))
             memory = prepare(x)
             x = rematerialized(after_attention)(x, layer, cross, memory)
         elif groups == 1:
@@ -119,9 +126,8 @@ def _first(stack: nnx.Module | None) -> nnx.Module | None:
 
 
 def _rematerialized(policy: str) -> Callable:
-    """The remat policy of a layer: store all, recompute all, or recompute all but matmuls."""
+    """The remat policy of a layer: store all, recompute all, or recompute all but matmuls; a kernel's results are stored."""
     if policy == "none":
         return lambda step: step
-    if policy == "full":
-        return jax.checkpoint
-    return lambda step: jax.checkpoint(step, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))
+    names = {"full": (ATTENDED,), "dots": (ATTENDED, PRODUCT)}[policy]
+    return lambda step: jax.checkpoint(step, policy=jax.checkpoint_policies.save_only_these_names(*names))

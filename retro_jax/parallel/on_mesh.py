@@ -22,6 +22,10 @@ class OnMesh:
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
 
+    @property
+    def chip(self) -> str:
+        return self.mesh.devices.flat[0].device_kind
+
     def pin(self, stream: jax.Array, looked_up: bool = False) -> jax.Array:
         return pin_stream(stream, self.mesh, looked_up)
 

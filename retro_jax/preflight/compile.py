@@ -41,6 +41,7 @@ class Compiled:
     flops: float = 0.0  # counted in the traced step, every iteration of every loop
     once_flops: float = 0.0  # of the compiler's own cost analysis: the body of a loop counts once
     collectives: dict = dataclasses.field(default_factory=dict)  # kind -> {"count", "bytes"}
+    memory_bytes: dict = dataclasses.field(default_factory=dict)  # part of the model -> read and written in a step
 
 
 class LibtpuError(ValueError):
@@ -115,17 +116,19 @@ def _answer(request: dict) -> dict:
     """The entry point of the process: compiles and reports."""
     import jax
 
-    from retro_jax.preflight import hlo
+    from retro_jax.preflight import hlo, traffic
     from retro_jax.preflight.step import abstract_evaluation, abstract_step
 
     run, topology = resolve(request["run"]), parse_topology(request["topology"])
     started = time.perf_counter()
     abstract = abstract_evaluation if request["step"] == "evaluate" else abstract_step
     step, arguments = abstract(run, _devices(topology))
-    traced = step.trace(*arguments)
+    with jax.set_mesh(jax.tree.leaves(arguments)[0].sharding.mesh):  # where a kernel asks for its chip
+        traced = step.trace(*arguments)
+        lowered = traced.lower()
     flops = hlo.traced_flops(traced.jaxpr.jaxpr) / topology.devices
     try:
-        compiled = traced.lower().compile()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         memory = parse_out_of_memory(str(error))
         if memory is None:
@@ -156,6 +159,7 @@ def _answer(request: dict) -> dict:
         "flops": flops,
         "once_flops": (cost[0] if isinstance(cost, list) else cost).get("flops", 0.0),
         "collectives": hlo.collectives(text),
+        "memory_bytes": traffic.memory_traffic(text),
         **parts,
     }
 

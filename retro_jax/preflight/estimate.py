@@ -14,9 +14,10 @@ from flax.traverse_util import flatten_dict
 
 from retro_jax.config import RunConfig
 from retro_jax.models.counts import attentions, executed_flops, flops_per_token
+from retro_jax.models.kernels.known import FALLBACK, self_attention
 from retro_jax.models.retro import abstract_model
 from retro_jax.parallel.sharding import AXES, parameter_specs
-from retro_jax.presets.topologies import GIB, LIVE_SCORES, Topology
+from retro_jax.presets.topologies import GIB, LIVE_SCORES, Chip, Topology
 from retro_jax.train.optimizer import split_trainable
 
 SCORE_PASSES = 16  # times a score is written or read in memory in one training step, forward, again and backward
@@ -33,22 +34,28 @@ def held(params: dict, sizes: dict[str, int]) -> float:
     return total
 
 
-def memory_gib(run: RunConfig, sizes: dict[str, int], live_scores: int = LIVE_SCORES) -> dict[str, float]:
+def attention_on(run: RunConfig, chip: Chip | None) -> str:
+    """What computes the decoder's self-attention on that chip; XLA where none is named."""
+    return self_attention(run.model, chip.platform, chip.device_kind) if chip else FALLBACK
+
+
+def memory_gib(run: RunConfig, sizes: dict[str, int], chip: Chip | None = None) -> dict[str, float]:
     """GiB a device of "parameters", "moments", "gradients", "activations" (temporaries included) and "total".
 
     Args:
-      live_scores: of `topologies.Chip`.
+      chip: it may have an attention of its own, and an own number of live scores.
     """
     params = abstract_model(run.model)[1]
     trained = held(split_trainable(params, run.train.trainable)[0], sizes)
     parts = {"parameters": 4 * held(params, sizes), "moments": 8 * trained, "gradients": 4 * trained}
-    parts["activations"] = sum(activation_bytes(run, sizes, live_scores).values())
+    parts["activations"] = sum(activation_bytes(run, sizes, chip).values())
     parts = {name: size / GIB for name, size in parts.items()}
     return {**parts, "total": sum(parts.values())}
 
 
-def activation_bytes(run: RunConfig, sizes: dict[str, int], live_scores: int) -> dict[str, float]:
+def activation_bytes(run: RunConfig, sizes: dict[str, int], chip: Chip | None) -> dict[str, float]:
     """Bytes a device of what one micro-batch keeps for its backward pass, works on, and gathers."""
+    live_scores = chip.live_scores if chip else LIVE_SCORES
     model, encoder, tensor = run.model, run.model.encoder, sizes["tensor"]
     rows = run.train.batch / (sizes["data"] * sizes["fsdp"] * run.train.accumulation)
     dtype = 2 if model.compute_dtype == "bfloat16" else 4
@@ -60,7 +67,11 @@ def activation_bytes(run: RunConfig, sizes: dict[str, int], live_scores: int) ->
         for name, kind in kinds.items()
     }
     layer = (stream * 6 + wide * 2) * dtype  # what a layer keeps beside its scores
-    kept = {"full": stream * dtype, "dots": layer, "none": layer + scores["self"] * dtype}[model.remat] * model.layers
+    outputs = 0.0  # of a kernel, kept in float32 whatever remat is
+    if attention_on(run, chip) == "flash":
+        scores["self"], outputs = 0.0, rows * model.sequence_length * kinds["self"].inner / tensor * 4
+    kept = {"full": stream * dtype, "dots": layer, "none": layer + scores["self"] * dtype}[model.remat]
+    kept = (kept + outputs) * model.layers
     work = {"self": live_scores * 4 * scores["self"], "feed_forward": wide * 12, "loss": _loss_bytes(run, rows, tensor)}
     if "read" in kinds:
         retrieved = rows * kinds["encoder"].rows
@@ -79,7 +90,7 @@ def _loss_bytes(run, rows, tensor):
     return rows * run.model.sequence_length * min(block, run.model.vocabulary) / tensor * 10
 
 
-def traffic_bytes(run: RunConfig, sizes: dict[str, int]) -> float:
+def traffic_bytes(run: RunConfig, sizes: dict[str, int], chip: Chip | None = None) -> float:
     """Bytes that one device reads from and writes to its memory in a step, roughly."""
     model, tensor = run.model, sizes["tensor"]
     params = abstract_model(model)[1]
@@ -87,7 +98,12 @@ def traffic_bytes(run: RunConfig, sizes: dict[str, int]) -> float:
     whole = own * sizes["fsdp"]
     sequences = run.train.batch / (sizes["data"] * sizes["fsdp"])
     heads = {"encoder": model.encoder.heads, "conditioning": model.encoder.heads}
-    scores = sum(kind.layers * kind.scores(heads.get(name, model.heads)) for name, kind in attentions(model).items())
+    kernel = attention_on(run, chip) == "flash"
+    scores = sum(
+        kind.layers * kind.scores(heads.get(name, model.heads))
+        for name, kind in attentions(model).items()
+        if not (kernel and name == "self")
+    )
     streams = model.layers * model.sequence_length * model.width
     logits = 6 * 4 * model.sequence_length * model.vocabulary / tensor
     activations = sequences * (SCORE_PASSES * 4 * scores / tensor + STREAM_PASSES * 2 * streams + logits)
@@ -127,13 +143,19 @@ class Roofline:
         return max(self.compute, self.memory, self.interconnect)
 
 
-def roofline(run: RunConfig, topology: Topology, sizes: dict[str, int]) -> Roofline | None:
-    """The lower bound of a step's time on this topology; None for `cpu`, whose rates are unknown."""
+def roofline(
+    run: RunConfig, topology: Topology, sizes: dict[str, int], memory_bytes: float | None = None
+) -> Roofline | None:
+    """The lower bound of a step's time on this topology; None for `cpu`, whose rates are unknown.
+
+    Args:
+      memory_bytes: that a device moves in a step, by the compiled program; None takes `traffic_bytes`.
+    """
     chip, tokens = topology.chip, run.train.batch * run.model.sequence_length
     if not chip.peak_flops:
         return None
-    compute = executed_flops(run) / topology.devices / chip.peak_flops
-    memory = traffic_bytes(run, sizes) / chip.memory_bandwidth
+    compute = executed_flops(run, attention_on(run, chip)) / topology.devices / chip.peak_flops
+    memory = (memory_bytes or traffic_bytes(run, sizes, chip)) / chip.memory_bandwidth
     interconnect, span = 0.0, 1
     for axis, kinds in reversed(exchanged_bytes(run, sizes).items()):  # the last axis is the innermost
         span *= sizes[axis]

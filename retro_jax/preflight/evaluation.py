@@ -10,7 +10,7 @@ from retro_jax.parallel.sharding import check_batch, mesh_sizes
 from retro_jax.preflight.compile import GIB, check_compiler, compile_step
 from retro_jax.preflight.estimate import activation_bytes, held
 from retro_jax.presets.recipes import recipe_for
-from retro_jax.presets.topologies import Topology
+from retro_jax.presets.topologies import Chip, Topology
 
 
 def preflight_evaluation(
@@ -32,7 +32,7 @@ def preflight_evaluation(
     check_batch(run.evaluate.batch, sizes, "config.evaluate.batch")
     if compiling:
         check_compiler(topology)
-    parts = memory_gib(run, sizes, topology.chip.live_scores)
+    parts = memory_gib(run, sizes, topology.chip)
     report = {
         "step": "evaluate",
         "topology": topology.name,
@@ -59,10 +59,10 @@ def preflight_evaluation(
     return report
 
 
-def memory_gib(run: RunConfig, sizes: dict[str, int], live_scores: int) -> dict[str, float]:
+def memory_gib(run: RunConfig, sizes: dict[str, int], chip: Chip) -> dict[str, float]:
     """GiB a device of "parameters", "activations" (the largest temporaries of one layer, and what is gathered) and "total"."""
     once = replace(run, train=replace(run.train, batch=run.evaluate.batch, accumulation=1))
-    found = activation_bytes(once, sizes, live_scores)
+    found = activation_bytes(once, sizes, chip)
     parts = {
         "parameters": 4 * held(abstract_model(run.model)[1], sizes) / GIB,
         "activations": (found["work"] + found["gathered"]) / GIB,

@@ -8,6 +8,8 @@ import math
 import re
 from collections import defaultdict
 
+from jax.extend.core import Var
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
 BYTES |= {"s64": 8, "u64": 8}
@@ -16,21 +18,27 @@ BYTES |= {"s64": 8, "u64": 8}
 def traced_flops(jaxpr) -> float:
     """FLOPs of all matmuls of a jaxpr, for full arrays (not a device's part)."""
     total = 0.0
+    used = {variable for equation in jaxpr.eqns for variable in equation.invars if isinstance(variable, Var)}
+    used.update(variable for variable in jaxpr.outvars if isinstance(variable, Var))
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        if equation.primitive.name == "pallas_call":
+            # Its grid and loops are not in the program; and JAX keeps one whose results nobody uses, which XLA drops.
+            total += equation.params["cost_estimate"].flops if any(map(used.__contains__, equation.outvars)) else 0
+            continue
         turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
-            total += turns * sum(traced_flops(inner) for inner in _inner(value))
+            total += turns * sum(map(traced_flops, inner(value)))
     return total
 
 
-def _inner(value):
+def inner(value):
     """The jaxprs in an equation's parameter."""
     if isinstance(value, (tuple, list)):
-        return [jaxpr for item in value for jaxpr in _inner(item)]
+        return [jaxpr for item in value for jaxpr in inner(item)]
     if hasattr(value, "eqns"):
         return [value]
     return [value.jaxpr] if hasattr(getattr(value, "jaxpr", None), "eqns") else []
@@ -38,10 +46,10 @@ def _inner(value):
 
 def collectives(text: str) -> dict[str, dict[str, float]]:
     """Kind -> how often it runs in one call of the compiled program and the bytes of its results, a device."""
-    computations = _computations(text)
-    turns = _turns(computations)
+    program = computations(text)
+    turns = _turns(program)
     found: dict[str, dict[str, float]] = defaultdict(lambda: {"count": 0, "bytes": 0.0})
-    for name, lines in computations.items():
+    for name, lines in program.items():
         if name == "ENTRY" or turns[name]:
             for line in lines:
                 if match := re.search(r"= (.*?) (" + "|".join(KINDS) + r")(-start)?\(", line):
@@ -54,26 +62,26 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
     return {kind: dict(found[kind]) for kind in KINDS if kind in found}
 
 
-def _computations(text: str) -> dict[str, list[str]]:
+def computations(text: str) -> dict[str, list[str]]:
     """The lines of each computation of an HLO text; that of the program itself is named ENTRY."""
-    computations, lines = {}, []
+    program, lines = {}, []
     for line in text.splitlines():
         if found := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            lines = computations.setdefault("ENTRY" if found[1] else found[2], [])
+            lines = program.setdefault("ENTRY" if found[1] else found[2], [])
         elif line.startswith("  "):
             lines.append(line)
-    return computations
+    return program
 
 
-def _turns(computations: dict[str, list[str]]) -> dict[str, int]:
+def _turns(program: dict[str, list[str]]) -> dict[str, int]:
     """How often each computation runs in one call of the program."""
     turns = defaultdict(int)
 
     def run(name: str, times: int) -> None:
         turns[name] += times
-        for line in computations.get(name, ()):
+        for line in program.get(name, ()):
             called = re.findall(r"(body|condition|calls|to_apply|branch_computations)=\{?%?([\w.\-]+)", line)
-            loops = _trip_count(line, computations) if " while(" in line else 1
+            loops = trip_count(line, program) if " while(" in line else 1
             for role, other in called:
                 if role != "condition":
                     run(other, times * loops)
@@ -82,12 +90,12 @@ def _turns(computations: dict[str, list[str]]) -> dict[str, int]:
     return turns
 
 
-def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
+def trip_count(line: str, program: dict[str, list[str]]) -> int:
     """The iterations of a while: as the compiler notes them, or else the largest constant in its condition."""
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(found[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
-    constants = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(computations.get(condition, ())))
+    constants = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(program.get(condition, ())))
     return max(map(int, constants), default=1)
 
 

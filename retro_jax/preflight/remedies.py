@@ -27,7 +27,7 @@ class Remedy:
 
 def remedies(run: RunConfig, topology: Topology) -> list[Remedy]:
     """Tries each change alone, then combinations; sorted by the number of changes, then by memory."""
-    devices, live_scores = topology.devices, topology.chip.live_scores
+    devices = topology.devices
     kinds = {name: list(change(run, devices)) for name, change in CHANGES.items()}
     found = []
     for count in range(1, len(kinds) + 1):
@@ -38,7 +38,7 @@ def remedies(run: RunConfig, topology: Topology) -> list[Remedy]:
                 if changed is None:
                     break
             if changed is not None and changed != run:
-                gib = memory_gib(changed, mesh_sizes(changed.train.mesh, devices), live_scores)["total"]
+                gib = memory_gib(changed, mesh_sizes(changed.train.mesh, devices), topology.chip)["total"]
                 found.append(Remedy(" + ".join(names), _flags(run, changed), changed, gib))
     return found
 

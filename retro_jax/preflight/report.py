@@ -9,6 +9,8 @@ from retro_jax.models.kernels.known import check_attention
 from retro_jax.parallel.sharding import check_sizes, mesh_sizes
 from retro_jax.preflight.compile import Compiled, check_compiler, compile_step
 from retro_jax.preflight.estimate import (
+    Roofline,
+    attention_on,
     exchanged_bytes,
     memory_gib,
     roofline,
@@ -40,15 +42,16 @@ def preflight(
         say(f"the recipe for {recipe.size} on {topology.name} is applied: {_choices(run)}")
     sizes = mesh_sizes(run.train.mesh, topology.devices)
     check_sizes(run, sizes)
-    check_attention(run.model, topology.chip.platform)
+    check_attention(run.model, topology.chip.platform, topology.chip.device_kind)
     if compiling:
         check_compiler(topology)
-    estimate = memory_gib(run, sizes, topology.chip.live_scores)
+    estimate = memory_gib(run, sizes, topology.chip)
     report = {
         "topology": topology.name,
         "devices": topology.devices,
         "recipe": f"{recipe.size},{topology.word}" if recipe else None,
         "mesh": sizes,
+        "attention": attention_on(run, topology.chip),
         "remat": run.model.remat,
         "accumulation": run.train.accumulation,
         "loss_block": run.model.loss_block,
@@ -57,22 +60,30 @@ def preflight(
         "memory_gib": {**estimate, "limit": topology.memory_gib, "by": "estimate"},
         "flops": {
             "model": flops_per_token(run.model) * run.train.batch * run.model.sequence_length,
-            "executed": executed_flops(run),
+            "executed": executed_flops(run, attention_on(run, topology.chip)),
         },
-        "bytes_a_device": {"memory": traffic_bytes(run, sizes), "sent": exchanged_bytes(run, sizes)},
+        "bytes_a_device": {
+            "memory": traffic_bytes(run, sizes, topology.chip),
+            "by": "estimate",
+            "sent": exchanged_bytes(run, sizes),
+        },
         "compile_seconds": None,
     }
-    report |= _times(run, topology, sizes)
+    report |= _times(roofline(run, topology, sizes))
     if compiling:
         say(f"compiling the step for {topology.devices} devices ({topology.name}); minutes for the large sizes")
-        report |= _compiled(compile_step(run, topology), estimate)
+        compiled = compile_step(run, topology)
+        report |= _compiled(compiled, estimate)
+        if compiled.memory_bytes:
+            moved = sum(compiled.memory_bytes.values())
+            report["bytes_a_device"] |= {"memory": moved, "by": "compiler", "parts": compiled.memory_bytes}
+            report |= _times(roofline(run, topology, sizes, moved))
     if not report["fits"]:
         report["remedies"] = _tried(run, topology, compiling, say)
     return report
 
 
-def _times(run: RunConfig, topology: Topology, sizes: dict[str, int]) -> dict:
-    found = roofline(run, topology, sizes)
+def _times(found: Roofline | None) -> dict:
     if found is None:
         return {"step_seconds_roofline": None, "chip_hours": None, "roofline": None}
     times = {"step_seconds_roofline": found.seconds, "chip_hours": found.chip_hours}
@@ -139,7 +150,7 @@ def report_text(report: dict) -> str:
     lines = [
         f"{report['topology']}: {'fits' if gap >= 0 else 'DOES NOT FIT'}, {memory['total']:.2f} of {memory['limit']:.2f} GiB "
         f"a device (by the {memory['by']}), {abs(gap):.2f} GiB {'left' if gap >= 0 else 'too much'}",
-        f"  {mesh}, remat {report['remat']}, accumulation {report['accumulation']}, loss block {report['loss_block']}",
+        f"  {mesh}, attention {report['attention']}, remat {report['remat']}, accumulation {report['accumulation']}, loss block {report['loss_block']}",
         "  GiB a device: " + ", ".join(f"{name.replace('_', ' ')} {size:.2f}" for name, size in parts.items()),
         "  parameters: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in parameters.items()),
         f"  FLOPs a step: {report['flops']['model']:.3g} of the model, {report['flops']['executed']:.3g} executed",
@@ -147,7 +158,7 @@ def report_text(report: dict) -> str:
     if times:
         seconds = report["step_seconds_roofline"]
         lines += [
-            f"  roofline: {seconds:.3g} s a step (compute {times['compute']:.3g}, memory {times['memory']:.3g}, "
+            f"  roofline, memory traffic by the {report['bytes_a_device']['by']}: {seconds:.3g} s a step (compute {times['compute']:.3g}, memory {times['memory']:.3g}, "
             f"interconnect {times['interconnect']:.3g}), {times['tokens_per_second']:,.0f} tokens/s, "
             f"model FLOP utilization at most {times['model_flops_utilization']:.0%}, "
             f"{times['chip_hours']:,.0f} chip-hours for all steps",

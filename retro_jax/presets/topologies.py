@@ -38,6 +38,11 @@ class Chip:
         """The kind of device, as JAX names it."""
         return "cpu" if self.name == "cpu" else "gpu" if self.name in GPUS else "tpu"
 
+    @property
+    def device_kind(self) -> str:
+        """The model of a TPU, as JAX names it."""
+        return {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}.get(self.name, "")
+
     def slice_name(self) -> str:
         return self.name + ":" + {1: "8", 2: "16x16", 3: "8x8x4"}[self.dimensions]
 

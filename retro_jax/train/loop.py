@@ -27,6 +27,7 @@ from retro_jax.core.streams import protect
 from retro_jax.data.batches import train_iterator
 from retro_jax.models.kernels.known import check_attention
 from retro_jax.parallel.agreement import on_first
+from retro_jax.parallel.on_mesh import OnMesh
 from retro_jax.parallel.preemption import LostHost, Preempted, Preemption
 from retro_jax.parallel.roll_call import lost_host
 from retro_jax.parallel.sharding import check_sizes, describe, make_mesh, place_batch
@@ -118,7 +119,8 @@ class Inputs:
         self.mesh = make_mesh(run.train.mesh)
         check_sizes(run, self.mesh)
         Keep(run)
-        check_attention(run.model, self.mesh.devices.flat[0].platform)
+        placement = OnMesh(self.mesh)
+        check_attention(run.model, placement.platform, placement.chip)
         data = run_directory.data_directory(run, workdir)
         self.fingerprints = run_directory.fingerprints(data)
         self.token_bytes = run_directory.token_bytes(data, run.model)

@@ -33,7 +33,8 @@ def batch_nll(
     model = merge(config, params)
     hidden = model.hidden(batch.tokens, batch.segments, neighbor_tokens, OnMesh(mesh))
     targets = jnp.where(batch.loss_mask > 0, batch.targets, -1)
-    return token_nll(pin_stream(hidden, mesh), model.readout, targets, config.loss_block)
+    with jax.named_scope("readout"):
+        return token_nll(pin_stream(hidden, mesh), model.readout, targets, config.loss_block)
 
 
 def make_train_step(
@@ -79,8 +80,9 @@ def make_train_step(
         trained, frozen = split_trainable(state.params, run.train.trainable)
         tokens = batch.loss_mask.sum()
         grads, sums = gradients(trained, frozen, batch, jnp.maximum(tokens, 1.0))
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        updated, norms = optax.apply_updates(trained, updates), gradient_norms(grads)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+            updated, norms = optax.apply_updates(trained, updates), gradient_norms(grads)
         skipped = norms["grad_norm"] > limit  # never true of NaN: the loop stops on that
         if run.train.on_spike == "skip":
             updated, opt_state = _unless(skipped, (trained, state.opt_state), (updated, opt_state))

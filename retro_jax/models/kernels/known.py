@@ -4,24 +4,26 @@
 
 adds one from anywhere before a model runs; `config.model.attention="mine"` then chooses it. Kinds of attention that it
 does not declare are computed by FALLBACK. A device, head size or length that it does not take is an error that names it.
+AUTO takes, for each attention, the first `automatic` implementation that takes device and sizes, or else FALLBACK.
 """
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from retro_jax.config import ModelConfig
 from retro_jax.core.registry import add
-from retro_jax.models.kernels import xla
+from retro_jax.models.kernels import flash, xla
 from retro_jax.models.placement import ONE_DEVICE, Placement
 from retro_jax.models.positions import Distances
 
 # Decoder self-attention, chunked cross-attention, encoder self-attention, and the encoder's cross-attention to its chunk.
 KINDS = ("self", "read", "encoder", "conditioning")
 FALLBACK = "xla"
+AUTO = "auto"
 
 
 @jax.tree_util.register_dataclass
@@ -47,6 +49,7 @@ class Use:
     queries: int
     keys: int
     positions: bool = True  # whether there are position logits
+    chip: str = ""  # the device's model, as JAX names it: TPU v4, TPU v5; empty: any
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Implementation:
       refuse: why it cannot compute a `Use` (a head size, a length), or None if it can.
       a_device: it sees one device's heads and sequences at a time (`Placement.a_device`), as a kernel does that the
         compiler cannot cut. False leaves the cutting to the compiler.
+      automatic: AUTO takes it on its platforms.
     """
 
     name: str
@@ -69,6 +73,13 @@ class Implementation:
     platforms: tuple[str, ...] = ()
     refuse: Callable[[Use], str | None] = lambda use: None
     a_device: bool = False
+    automatic: bool = False
+
+    def reason(self, use: Use) -> str | None:
+        """Why it cannot compute `use` on that device, or None if it can."""
+        if self.platforms and use.platform not in self.platforms:
+            return f"it runs on {', '.join(self.platforms)}, and the device is a {use.platform}"
+        return self.refuse(use)
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {}
@@ -80,6 +91,8 @@ def register(implementation: Implementation) -> Implementation:
     Raises:
       ValueError: one of that name is there, or a kind that no model has.
     """
+    if implementation.name == AUTO:
+        raise ValueError(f"config.model.attention={AUTO} chooses by device; give the implementation another name.")
     if unknown := [kind for kind in implementation.kinds if kind not in KINDS]:
         raise ValueError(
             f"Attention is of the kinds {', '.join(KINDS)}, but {implementation.name!r} has {unknown[0]!r}."
@@ -88,25 +101,25 @@ def register(implementation: Implementation) -> Implementation:
 
 
 def choose(name: str, use: Use) -> Implementation:
-    """The implementation of that name, or FALLBACK where it does not declare the kind.
+    """The implementation of that name (or AUTO's choice), or FALLBACK where it does not declare the kind.
 
     Raises:
       ValueError: no implementation of that name, or one that cannot compute `use`.
     """
+    if name == AUTO:
+        able = (one for one in IMPLEMENTATIONS.values() if one.automatic and use.kind in one.kinds)
+        return next((one for one in able if not one.reason(use)), IMPLEMENTATIONS[FALLBACK])
     if name not in IMPLEMENTATIONS:
         near = difflib.get_close_matches(name, IMPLEMENTATIONS, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(
-            f"config.model.attention must be one of {', '.join(IMPLEMENTATIONS)}, but is {name!r}{hint}. "
+            f"config.model.attention must be one of {', '.join((AUTO, *IMPLEMENTATIONS))}, but is {name!r}{hint}. "
             f"An implementation of your own is known once its module was imported."
         )
     found = IMPLEMENTATIONS[name]
     if use.kind not in found.kinds:
         return IMPLEMENTATIONS[FALLBACK]
-    reason = found.refuse(use)
-    if found.platforms and use.platform not in found.platforms:
-        reason = f"it runs on {', '.join(found.platforms)}, and the device is a {use.platform}"
-    if reason:
+    if reason := found.reason(use):
         raise ValueError(
             f"config.model.attention={name} cannot compute the {use.kind} attention of head_dim={use.head_dim}, "
             f"{use.queries} queries and {use.keys} keys: {reason}. Take config.model.attention={FALLBACK}."
@@ -114,7 +127,7 @@ def choose(name: str, use: Use) -> Implementation:
     return found
 
 
-def uses(model: ModelConfig, platform: str) -> list[Use]:
+def uses(model: ModelConfig, platform: str, chip: str = "") -> list[Use]:
     """Every attention of a model at its full lengths."""
     encoder, length, chunk = model.encoder, model.encoded_length, model.chunk_length
     found = [Use("self", platform, model.head_dim, model.sequence_length, model.sequence_length)]
@@ -124,12 +137,17 @@ def uses(model: ModelConfig, platform: str) -> list[Use]:
         found.append(Use("encoder", platform, encoder.head_dim, length, length))
         if encoder.cross_attention_layers:
             found.append(Use("conditioning", platform, encoder.head_dim, keys, chunk, positions))
-    return found
+    return [replace(use, chip=chip) for use in found]
 
 
-def check_attention(model: ModelConfig, platform: str) -> None:
+def self_attention(model: ModelConfig, platform: str, chip: str = "") -> str:
+    """The name of what computes the decoder's self-attention on these devices; raises as `choose`."""
+    return choose(model.attention, uses(model, platform, chip)[0]).name
+
+
+def check_attention(model: ModelConfig, platform: str, chip: str = "") -> None:
     """Raises ValueError where config.model.attention is unknown, or cannot compute this model on these devices."""
-    for use in uses(model, platform):
+    for use in uses(model, platform, chip):
         choose(model.attention, use)
 
 
@@ -153,7 +171,9 @@ class Attend:
     ) -> Float[Array, "H N I S"]:
         """Arguments as for `xla.attend`; raises as `choose`."""
         sizes = {"head_dim": keys.shape[3], "queries": content_queries.shape[2], "keys": keys.shape[2]}
-        use = Use(self.kind, self.placement.platform, **sizes, positions=positions is not None)
+        use = Use(
+            self.kind, self.placement.platform, **sizes, positions=positions is not None, chip=self.placement.chip
+        )
         found = choose(self.name, use)
 
         def attend(*arrays):
@@ -167,4 +187,11 @@ def _by_matrix(content_queries, position_queries, keys, values, positions, mask,
     return xla.attend(content_queries, position_queries, keys, values, positions, mask.allowed, distances)
 
 
+def _in_fast_memory(*arguments):
+    from retro_jax.models.kernels.flash.attend import attend  # imports Pallas, which a CPU never needs
+
+    return attend(*arguments)
+
+
 register(Implementation("xla", _by_matrix))
+register(Implementation("flash", _in_fast_memory, ("self",), ("tpu",), flash.refuse, a_device=True, automatic=True))

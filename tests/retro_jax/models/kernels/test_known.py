@@ -47,13 +47,14 @@ def inputs(kind, rows, size, positioned):
 
 
 @pytest.mark.parametrize("positioned", [True, False], ids=["positions", "no positions"])
-@pytest.mark.parametrize("kind", known.KINDS)
-@pytest.mark.parametrize("name", known.IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, one in known.IMPLEMENTATIONS.items() for kind in one.kinds]
+)
 def test_an_implementation_equals_the_slow_twin(name, kind, positioned):
     """Values, and gradients leaf by leaf."""
     found, platform, tested = known.IMPLEMENTATIONS[name], jax.default_backend(), 0
-    if kind not in found.kinds or (found.platforms and platform not in found.platforms):
-        pytest.skip(f"{name} does not compute {kind} attention on {platform}")
+    if found.platforms and platform not in found.platforms:
+        pytest.skip(f"{name} runs on {found.platforms}; test_flash has it in interpret mode")
     for rows, size in SIZES:
         arrays, mask, distances = inputs(kind, rows, size, positioned)
         use = Use(kind, platform, size, arrays[0].shape[2], arrays[2].shape[2], positioned)
@@ -163,7 +164,9 @@ def test_what_an_implementation_cannot_compute_is_refused_by_name(added):
 
 
 def test_names_that_are_not_known_or_there_twice(added):
-    with pytest.raises(ValueError, match=r"config.model.attention must be one of xla, but is 'xl' \(did you mean xla"):
+    with pytest.raises(
+        ValueError, match=r"config.model.attention must be one of auto, xla, flash, but is 'xl' \(did you mean xla"
+    ):
         check_attention(dataclasses.replace(TINY, attention="xl"), "cpu")
     with pytest.raises(ValueError, match="There is an attention named 'xla' already"):
         added(Implementation("xla", by_ids))
