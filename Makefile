@@ -61,6 +61,9 @@ study: setup ## what holds of the paper at small scale (4 hours; resumes); write
 	@$(BIN)/python -m launch.sweep --config=configs/study.py$(if $(SMOKE),:smoke) --workdir=$(STUDY); code=$$?; \
 	$(BIN)/python benchmarks/study $(STUDY) $(if $(SMOKE),$(STUDY)/study.md,docs/measured/study.md) && exit $$code
 
+attention: .venv-tpu/.ready ## compiles one layer with and without the flash kernel (resumes) and writes docs/measured/attention.md
+	@.venv-tpu/bin/python benchmarks/attention.py runs/attention docs/measured/attention.md
+
 NEW ?= HEAD
 same-results: setup ## runs the smoke quickstart of two commits and compares files, parameters and figures: OLD=COMMIT NEW=COMMIT
 	@test -n "$(OLD)" || { echo "OLD is missing; for example: make same-results OLD=HEAD~1 NEW=HEAD"; exit 1; }

@@ -40,32 +40,53 @@ def set_recipe(config: ConfigDict, recipe: Recipe) -> None:
     config.train.mesh.update(to_dict(recipe.mesh))
 
 
-def _recipes(size: str, batch: int, slices: dict[str, tuple[int, int, int]], sequences: int = 1) -> list[Recipe]:
-    """The recipe with this many sequences a device and micro-batch, whose attention scores decide the memory."""
+def _recipes(
+    size: str, batch: int, slices: dict[str, tuple[int, int, int]], sequences: int = 1, remat: str = "full"
+) -> list[Recipe]:
+    """The recipe with this many sequences a device and micro-batch."""
     return [
-        Recipe(size, name, MeshConfig(*mesh), accumulation=batch // (mesh[0] * mesh[1] * sequences))
+        Recipe(size, name, MeshConfig(*mesh), accumulation=batch // (mesh[0] * mesh[1] * sequences), remat=remat)
         for name, mesh in slices.items()
     ]
 
 
-SIXTEEN = {"v4:2x2x4": (1, 16, 1), "v5e:4x4": (1, 16, 1), "v5p:2x2x4": (1, 16, 1)}
-SIXTY_FOUR = {"v4:4x4x4": (1, 64, 1), "v5e:8x8": (1, 64, 1), "v5p:4x4x4": (1, 64, 1)}
-LARGE = {"v4:8x8x4": (4, 64, 1), "v5e:16x16": (2, 64, 2), "v5p:8x8x4": (4, 64, 1)}
+def _known(*recipes: Recipe) -> dict[tuple[str, str], Recipe]:
+    return {(recipe.size, recipe.topology): recipe for recipe in recipes}
+
+
+V4 = {"v4:2x2x4": (1, 16, 1)}
+SIXTEEN = {"v5e:4x4": (1, 16, 1), "v5p:2x2x4": (1, 16, 1)}
+SIXTY_FOUR = {"v5e:8x8": (1, 64, 1), "v5p:4x4x4": (1, 64, 1)}
+LARGE = {"v5e:16x16": (2, 64, 2), "v5p:8x8x4": (4, 64, 1)}
 GPUS = {"h100:8": (1, 8, 1), "h100:64": (8, 8, 1), "a100:8": (1, 8, 1), "a100:64": (8, 8, 1)}
 
-RECIPES = {
-    (recipe.size, recipe.topology): recipe
-    for recipe in (
-        *_recipes("172m", 256, SIXTEEN),
-        *_recipes("425m", 256, SIXTEEN),
-        *_recipes("1b5", 256, SIXTY_FOUR),
-        *_recipes("7b5", 1024, LARGE),
-        *_recipes("172m", 256, GPUS, 4),
-        *_recipes("425m", 256, GPUS, 4),
-        *_recipes("1b5", 256, GPUS, 4),
-        *_recipes("7b5", 1024, GPUS, 2),
-    )
-}
+# TPUs whose self-attention is the kernel, which leaves no scores in memory: data parallel where parameters and moments fit,
+# several sequences a micro-batch, and matmuls kept for the backward pass.
+RECIPES = _known(
+    *_recipes("172m", 256, V4),
+    *_recipes("172m", 256, {"v5e:4x4": (16, 1, 1)}, 1, "dots"),
+    *_recipes("172m", 256, {"v5p:2x2x4": (16, 1, 1)}, 4, "dots"),
+    *_recipes("425m", 256, V4),
+    *_recipes("425m", 256, {"v5e:4x4": (1, 16, 1)}, 1, "dots"),
+    *_recipes("425m", 256, {"v5p:2x2x4": (16, 1, 1)}, 4, "dots"),
+    *_recipes("1b5", 256, {"v4:4x4x4": (1, 64, 1)}),
+    *_recipes("1b5", 256, {"v5e:8x8": (1, 64, 1)}, 1, "dots"),
+    *_recipes("1b5", 256, {"v5p:4x4x4": (64, 1, 1)}, 4, "dots"),
+    *_recipes("7b5", 1024, {"v4:8x8x4": (4, 64, 1)}),
+    *_recipes("7b5", 1024, {"v5e:16x16": (4, 64, 1)}, 1),
+    *_recipes("7b5", 1024, {"v5p:8x8x4": (4, 64, 1)}, 2, "dots"),
+    *_recipes("172m", 256, GPUS, 4),
+    *_recipes("425m", 256, GPUS, 4),
+    *_recipes("1b5", 256, GPUS, 4),
+    *_recipes("7b5", 1024, GPUS, 2),
+)
+# The same with config.model.attention="xla": one sequence at a time, whose scores decide the memory.
+XLA_RECIPES = _known(
+    *_recipes("172m", 256, SIXTEEN),
+    *_recipes("425m", 256, SIXTEEN),
+    *_recipes("1b5", 256, SIXTY_FOUR),
+    *_recipes("7b5", 1024, LARGE),
+)
 WORDS = sorted({topology.replace(":", "-") for _, topology in RECIPES})
 
 
@@ -83,6 +104,7 @@ def recipe_for(run: RunConfig, topology: Topology) -> Recipe | None:
     usual = ModelConfig()
     own = run.train.mesh != MeshConfig() or run.train.accumulation != 1
     own = own or (run.model.remat, run.model.loss_block) != (usual.remat, usual.loss_block)
-    recipe = None if own else RECIPES.get((size_of(run.model), topology.name))
+    known = RECIPES | (XLA_RECIPES if run.model.attention == "xla" else {})
+    recipe = None if own else known.get((size_of(run.model), topology.name))
     fits_batch = recipe and run.train.batch % (recipe.mesh.data * recipe.mesh.fsdp * recipe.accumulation) == 0
     return recipe if fits_batch else None

@@ -26,6 +26,7 @@ from retro_jax.core.lock import lock_directory
 from retro_jax.core.streams import protect
 from retro_jax.data.batches import train_iterator
 from retro_jax.models.kernels.known import check_attention
+from retro_jax.models.kernels.trial import try_self_attention
 from retro_jax.parallel.agreement import on_first
 from retro_jax.parallel.on_mesh import OnMesh
 from retro_jax.parallel.preemption import LostHost, Preempted, Preemption
@@ -121,6 +122,7 @@ class Inputs:
         Keep(run)
         placement = OnMesh(self.mesh)
         check_attention(run.model, placement.platform, placement.chip)
+        try_self_attention(run.model, placement)
         data = run_directory.data_directory(run, workdir)
         self.fingerprints = run_directory.fingerprints(data)
         self.token_bytes = run_directory.token_bytes(data, run.model)

@@ -18,7 +18,7 @@ from retro_jax.config import MeshConfig, resolve
 from retro_jax.models.retro import abstract_model
 from retro_jax.parallel.sharding import check_sizes, mesh_sizes, parameter_specs, shardings
 from retro_jax.preflight.estimate import memory_gib
-from retro_jax.presets.recipes import RECIPES, recipe_for, size_of
+from retro_jax.presets.recipes import RECIPES, XLA_RECIPES, recipe_for, size_of
 from retro_jax.presets.topologies import parse_topology
 from retro_jax.train.optimizer import make_optimizer
 
@@ -47,17 +47,23 @@ def test_shapes_and_shardings_are_the_golden_ones(file, size):
     assert json.loads(path.read_text()) == found
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: f"{recipe.size}-{recipe.topology}")
-def test_a_recipe_fits_its_slice_and_cuts_what_is_large(recipe):
+BOTH = [(recipe, "auto") for recipe in RECIPES.values()] + [(recipe, "xla") for recipe in XLA_RECIPES.values()]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "attention"), BOTH, ids=[f"{recipe.size}-{recipe.topology}-{attention}" for recipe, attention in BOTH]
+)
+def test_a_recipe_fits_its_slice_and_cuts_what_is_large(recipe, attention):
     topology, run = parse_topology(recipe.topology), recipe.apply(run_of(recipe.size))
+    run = replace(run, model=replace(run.model, attention=attention))
     sizes = mesh_sizes(run.train.mesh, topology.devices)
     check_sizes(run, sizes)
-    assert memory_gib(run, sizes, topology.chip.live_scores)["total"] <= topology.memory_gib
+    assert memory_gib(run, sizes, topology.chip)["total"] <= topology.memory_gib
     params = abstract_model(run.model)[1]
     specs = flatten_dict(parameter_specs(params))
     for path, leaf in flatten_dict(params).items():
         cuts = math.prod(sizes[axis] for axis in jax.tree.leaves(tuple(specs[path])) if axis)
-        assert leaf.size < LARGE or cuts == sizes["fsdp"] * sizes["tensor"] > 1, path
+        assert leaf.size < LARGE or cuts == sizes["fsdp"] * sizes["tensor"], path
     assert run.train.batch * run.model.sequence_length * run.train.steps == 419_430_400_000
 
 
@@ -87,6 +93,8 @@ def test_a_recipe_that_there_is_not(argument):
 def test_a_recipe_is_applied_where_the_config_asks_for_no_mesh():
     run, topology = run_of("7b5"), parse_topology("v5p:8x8x4")
     assert recipe_for(run, topology) == RECIPES["7b5", "v5p:8x8x4"]
+    by_xla = replace(run, model=replace(run.model, attention="xla"))
+    assert recipe_for(by_xla, topology) == XLA_RECIPES["7b5", "v5p:8x8x4"]
     own = replace(run, train=replace(run.train, mesh=MeshConfig(1, 128, 2)))
     assert recipe_for(own, topology) is None and recipe_for(run, parse_topology("v5p:2x2x1")) is None
     assert recipe_for(run_of("7b", "baseline"), topology) == RECIPES["7b5", "v5p:8x8x4"]

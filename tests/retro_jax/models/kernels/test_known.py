@@ -16,6 +16,7 @@ from retro_jax.models.decoder import causal_mask
 from retro_jax.models.kernels import known
 from retro_jax.models.kernels.known import Attend, Implementation, Mask, Use, check_attention, choose, register
 from retro_jax.models.kernels.slow import attend_slowly
+from retro_jax.models.kernels.trial import try_self_attention
 from retro_jax.models.positions import causal_distances
 from retro_jax.models.retro import merge
 from retro_jax.parallel.sharding import make_mesh
@@ -161,6 +162,23 @@ def test_what_an_implementation_cannot_compute_is_refused_by_name(added):
         check_attention(config, "gpu")
     check_attention(dataclasses.replace(config, head_dim=64), "gpu")  # its encoder's heads are of XLA
     assert choose("made up", Use("read", "gpu", 6, 4, 16)).name == known.FALLBACK
+
+
+def test_a_kernel_that_computes_something_else_on_its_device_is_refused(added):
+    """Guards against a kernel that compiles and is wrong: here one that reads no mask of documents."""
+
+    def wrong(*arrays):
+        *arrays, mask, distances = arrays
+        return by_ids(
+            *arrays, dataclasses.replace(mask, query_ids=0 * mask.query_ids, key_ids=0 * mask.key_ids), distances
+        )
+
+    added(Implementation("right", by_ids, kinds=("self",)))
+    added(Implementation("wrong", wrong, kinds=("self",)))
+    for name in ("auto", "right"):
+        try_self_attention(dataclasses.replace(TINY, attention=name))
+    with pytest.raises(ValueError, match=r"attention=wrong computes other values than xla .* its outputs differ by"):
+        try_self_attention(dataclasses.replace(TINY, attention="wrong"))
 
 
 def test_names_that_are_not_known_or_there_twice(added):

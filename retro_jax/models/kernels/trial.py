@@ -1,0 +1,53 @@
+"""A kernel's first run on a device: its values and gradients against XLA's, before training relies on them.
+
+A kernel may compile for a chip and compute something else there. The comparison takes seconds, once a start.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retro_jax.config import ModelConfig
+from retro_jax.models.kernels.known import FALLBACK, Attend, Mask, self_attention
+from retro_jax.models.placement import ONE_DEVICE, Placement
+from retro_jax.models.positions import causal_distances
+
+TOKENS = 1_024  # at most: several tiles
+LARGEST_ERROR = 0.05  # |x - y| / |y|: several times the rounding of bfloat16, far below a mistake
+LEAVES = ("outputs", "gradients of content queries", "of position queries", "of keys", "of values", "of positions")
+
+
+def try_self_attention(model: ModelConfig, placement: Placement = ONE_DEVICE) -> None:
+    """Compares what computes the decoder's self-attention with FALLBACK on this process's first device.
+
+    Raises:
+      ValueError: they differ by more than rounding; which leaf, by how much, and the remedy.
+    """
+    name = self_attention(model, placement.platform, placement.chip)
+    if name == FALLBACK:
+        return
+    length, dtype = min(model.sequence_length, TOKENS), model.compute_dtype
+    generator, shape = np.random.default_rng(0), (model.heads, 1, length, model.head_dim)
+    shapes = [shape] * 4 + [(model.heads, length + 1, model.head_dim), shape]
+    arrays = [jnp.asarray(generator.standard_normal(one), dtype) for one in shapes]
+    ids = jnp.asarray(np.arange(length)[None] * 3 // length)  # three documents
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    mask = Mask((ids[:, :, None] == ids[:, None, :]) & causal, ids, ids)
+
+    def run(name):
+        def form(*arrays):
+            return Attend(name, "self")(*arrays, mask, causal_distances(length))
+
+        outputs, pull = jax.vjp(form, *arrays[:5])
+        return outputs, *pull(arrays[5])
+
+    found, expected = (jax.jit(run, static_argnums=0)(one) for one in (name, FALLBACK))
+    for leaf, one, other in zip(LEAVES, found, expected, strict=True):
+        one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+        error = float(np.linalg.norm(one - other) / np.linalg.norm(other))
+        if not error <= LARGEST_ERROR:
+            raise ValueError(
+                f"config.model.attention={name} computes other values than {FALLBACK} on this device ({placement.chip}): its "
+                f"{leaf} differ by {error:.2g} of their size, and rounding allows {LARGEST_ERROR}. Take "
+                f"config.model.attention={FALLBACK}, and report the chip."
+            )
