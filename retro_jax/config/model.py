@@ -66,7 +66,7 @@ class ModelConfig:
     attention: str = setting(
         "auto",
         NAME,
-        "Implementation of attention: auto (by device: flash on TPUs, else xla), xla, flash, or one that was added "
+        "Implementation of attention: auto (by device: flash on TPUs, else xla), xla, flash, flash_gpu, or one that was added "
         "(retro_jax/models/kernels).",
     )
     remat: str = setting(

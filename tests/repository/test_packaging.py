@@ -19,7 +19,10 @@ IMPORT_SITES = {
     "scann": "data_pipeline/search/scann.py",
     "jax.sharding": "retro_jax/parallel/sharding.py",
     "jax.make_mesh": "retro_jax/parallel/sharding.py",
-    "jax.experimental.pallas": "retro_jax/models/kernels/flash/tiles.py",
+    "jax.experimental.pallas": (
+        "retro_jax/models/kernels/flash/tiles.py",
+        "retro_jax/models/kernels/flash_gpu/tiles.py",
+    ),
     # The schema and reading of ours, reading of others', writing of ours.
     "tensorflow_datasets": (
         "retro_jax/data/joined.py",

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from retro_jax.config import ModelConfig
 from retro_jax.core.registry import add
-from retro_jax.models.kernels import flash, xla
+from retro_jax.models.kernels import flash, flash_gpu, xla
 from retro_jax.models.placement import ONE_DEVICE, Placement
 from retro_jax.models.positions import Distances
 
@@ -187,11 +187,18 @@ def _by_matrix(content_queries, position_queries, keys, values, positions, mask,
     return xla.attend(content_queries, position_queries, keys, values, positions, mask.allowed, distances)
 
 
-def _in_fast_memory(*arguments):
+def _flash(*arguments):
     from retro_jax.models.kernels.flash.attend import attend  # imports Pallas, which a CPU never needs
 
     return attend(*arguments)
 
 
+def _flash_gpu(*arguments):
+    from retro_jax.models.kernels.flash_gpu.attend import attend
+
+    return attend(*arguments)
+
+
 register(Implementation("xla", _by_matrix))
-register(Implementation("flash", _in_fast_memory, ("self",), ("tpu",), flash.refuse, a_device=True, automatic=True))
+register(Implementation("flash", _flash, ("self",), ("tpu",), flash.refuse, a_device=True, automatic=True))
+register(Implementation("flash_gpu", _flash_gpu, ("self",), ("gpu",), flash_gpu.refuse, a_device=True))

@@ -58,7 +58,10 @@ def test_what_does_not_fit_names_what_makes_it_fit(capsys):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("attention=xl", "config.model.attention must be one of auto, xla, flash, but is 'xl' (did you mean xla?)"),
+        (
+            "attention=xl",
+            "config.model.attention must be one of auto, xla, flash, flash_gpu, but is 'xl' (did you mean xla?)",
+        ),
         ("shared_embeddings=True", "config.model.width=64 and config.model.encoder.width=32"),
     ],
 )

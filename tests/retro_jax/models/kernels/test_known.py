@@ -183,7 +183,8 @@ def test_a_kernel_that_computes_something_else_on_its_device_is_refused(added):
 
 def test_names_that_are_not_known_or_there_twice(added):
     with pytest.raises(
-        ValueError, match=r"config.model.attention must be one of auto, xla, flash, but is 'xl' \(did you mean xla"
+        ValueError,
+        match=r"config.model.attention must be one of auto, xla, flash, flash_gpu, but is 'xl' \(did you mean xla",
     ):
         check_attention(dataclasses.replace(TINY, attention="xl"), "cpu")
     with pytest.raises(ValueError, match="There is an attention named 'xla' already"):
