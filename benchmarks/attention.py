@@ -29,7 +29,7 @@ import numpy as np
 from attention_page import page
 from flax import nnx
 
-from launch.config_files import load_config
+from launch.command.config_files import load_config
 from retro_jax.config import MeshConfig, resolve
 from retro_jax.data.batches import train_iterator
 from retro_jax.models.attention import Attention
