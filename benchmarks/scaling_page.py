@@ -121,7 +121,8 @@ def page(rows: dict[tuple[Recipe, str], dict], database: str) -> str:
     compiled = [row for row in rows.values() if row["report"]["compile_seconds"] is not None]
     note = "\nNo row was compiled yet.\n"
     if compiled:
-        note = f"\nCompiled on {compiled[0]['cpus']} CPU cores, shared with other work, {compiled[-1]['date']}.\n"
+        dates = sorted({row["date"] for row in compiled})
+        note = f"\nCompiled on {compiled[0]['cpus']} CPU cores, shared with other work, {' and '.join(dates)}.\n"
     table = "\n".join(table_row(recipe, row) for (recipe, _), row in rows.items())
     parts = "\n".join(parts_row(recipe, row) for (recipe, _), row in rows.items())
     return f"{HEAD}{table}\n{note}{moved_section(rows)}{PARTS}{parts}\n{database}"

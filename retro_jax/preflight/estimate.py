@@ -20,8 +20,19 @@ from retro_jax.parallel.sharding import AXES, parameter_specs
 from retro_jax.presets.topologies import GIB, LIVE_SCORES, Chip, Topology
 from retro_jax.train.optimizer import split_trainable
 
-SCORE_PASSES = 16  # times a score is written or read in memory in one training step, forward, again and backward
-STREAM_PASSES = 60  # the same for a number of a layer's [B, T, D] stream, feed-forward included
+
+@dataclass(frozen=True)
+class Passes:
+    """Times that a number is written or read in memory in one training step: forward, again and backward."""
+
+    scores: int  # of an attention that keeps them in memory, in float32
+    streams: int  # of a layer's [B, T, D] stream, feed-forward included, at 2 bytes; the encoder's too
+    logits: int  # of the readout, in float32
+
+
+# Of TPUs fitted to the program compiled for 172m on v5p:2x2x4 with XLA's attention (docs/measured/scaling.md): the position
+# shift relays every matrix of scores several times. No compiler said what GPUs do; their figures are guesses.
+TPU_PASSES, OTHER_PASSES = Passes(36, 285, 9), Passes(16, 60, 6)
 
 
 def held(params: dict, sizes: dict[str, int]) -> float:
@@ -104,10 +115,13 @@ def traffic_bytes(run: RunConfig, sizes: dict[str, int], chip: Chip | None = Non
         for name, kind in attentions(model).items()
         if not (kernel and name == "self")
     )
+    passes = TPU_PASSES if chip and chip.platform == "tpu" else OTHER_PASSES
+    encoders = [kind for name, kind in attentions(model).items() if name in ("encoder", "conditioning")]
     streams = model.layers * model.sequence_length * model.width
-    logits = 6 * 4 * model.sequence_length * model.vocabulary / tensor
-    activations = sequences * (SCORE_PASSES * 4 * scores / tensor + STREAM_PASSES * 2 * streams + logits)
-    return 28 * own + run.train.accumulation * 14 * whole + activations
+    streams += sum(kind.layers * kind.rows * kind.width for kind in encoders)
+    logits = model.sequence_length * model.vocabulary
+    activations = 4 * (passes.scores * scores + passes.logits * logits) / tensor + 2 * passes.streams * streams
+    return 28 * own + run.train.accumulation * 14 * whole + sequences * activations
 
 
 def exchanged_bytes(run: RunConfig, sizes: dict[str, int]) -> dict[str, dict[str, float]]:
