@@ -11,7 +11,15 @@ generate. Read `settings` for what a declaration is, and `run` for the conversio
 from retro_jax.config.data import DataConfig, SourceConfig, check_data
 from retro_jax.config.evaluate import EvaluateConfig
 from retro_jax.config.generate import SampleConfig
-from retro_jax.config.model import ABLATIONS, RUNTIME, EncoderConfig, ModelConfig, at_run_time, check_model
+from retro_jax.config.model import (
+    ABLATIONS,
+    DECODER_KIND,
+    RUNTIME,
+    EncoderConfig,
+    ModelConfig,
+    at_run_time,
+    check_model,
+)
 from retro_jax.config.run import (
     RunConfig,
     as_config_dict,
@@ -28,6 +36,7 @@ from retro_jax.config.train import MeshConfig, TrainConfig, check_schedule, chec
 
 __all__ = [
     "ABLATIONS",
+    "DECODER_KIND",
     "RUNTIME",
     "DataConfig",
     "EncoderConfig",

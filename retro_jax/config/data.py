@@ -61,7 +61,11 @@ class DataConfig:
     near_duplicate_jaccard: float = setting(
         0.8, SHARE, "Training documents nearer to a held-out one are dropped (the paper's figure); 0 turns it off."
     )
-    tokenizer: str = setting("", TEXT, "A SentencePiece model file; empty trains one.")
+    tokenizer: str = setting(
+        "",
+        TEXT,
+        "A SentencePiece model, or a byte-level tokenizer.json of Hugging Face; empty trains a SentencePiece model.",
+    )
     encoder: str = setting(
         "", TEXT, "A directory of an encoder (docs/guides/encoders.md); empty: all-MiniLM-L6-v2 from its package."
     )

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from retro_jax.config.settings import INT32, NAME, SWITCH, Rising, between, one_of, section, setting
+from retro_jax.config.settings import INT32, NAME, SWITCH, Number, Rising, above, between, one_of, section, setting
 
 SIZE = between(1, INT32)
 # What may differ from the run that trained a model: no parameter depends on it.
@@ -11,7 +11,11 @@ RUNTIME = ("neighbors", "compute_dtype", "attention", "remat", "scan", "loss_blo
 
 # Ablations of the paper's Table 13 that a baseline cannot have. The table's other rows: retrieval_layers, neighbors,
 # encoder.layers, encoder.cross_attention_layers.
-ABLATIONS = ("neighbor_parts", "cross_attention_positions", "shared_embeddings")
+ABLATIONS = ("neighbor_parts", "cross_attention_positions", "shared_embeddings", "cross_attention_gate")
+
+# How the decoder is built. The defaults are the paper's; a decoder of the Llama family sets the others.
+OF_ROTARY = ("rotary_theta", "key_heads", "query_key_norm", "attention_biases")
+DECODER_KIND = ("positions", *OF_ROTARY, "gated_feed_forward", "norm_epsilon", "scaled_embedding", "tied_readout")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,37 @@ class ModelConfig:
     heads: int = setting(16, SIZE, "Attention heads of the decoder.")
     head_dim: int = setting(64, SIZE, "Width of one attention head of the decoder.")
     feed_forward: int = setting(3584, SIZE, "Hidden width of the decoder's feed-forward layers.")
+    positions: str = setting(
+        "relative",
+        one_of("relative", "rotary"),
+        "Positions of the decoder's self-attention: relative (the paper) or rotary (the Llama family).",
+    )
+    rotary_theta: float = setting(10_000.0, above(0), "Base of the rotary angles.")
+    key_heads: int = setting(
+        0,
+        between(0, INT32),
+        "Heads of keys and values in the decoder's self-attention, a divisor of heads; 0: as many as heads.",
+    )
+    query_key_norm: bool = setting(
+        False, SWITCH, "RMSNorm of each head's queries and keys in the decoder's self-attention (Qwen3)."
+    )
+    attention_biases: bool = setting(
+        False, SWITCH, "Biases of queries, keys and values in the decoder's self-attention (Qwen2)."
+    )
+    gated_feed_forward: bool = setting(
+        False,
+        SWITCH,
+        "The decoder's feed-forward: true has a gate with SiLU (the Llama family), false one GELU (the paper).",
+    )
+    norm_epsilon: float = setting(1e-6, Number(0, 1, above=True), "Epsilon of the decoder's norms.")
+    scaled_embedding: bool = setting(
+        True,
+        SWITCH,
+        "The decoder multiplies its embedding by sqrt(width), as Transformer-XL does; false takes it as it is.",
+    )
+    tied_readout: bool = setting(
+        True, SWITCH, "The readout is the embedding (the paper); false gives it a matrix of its own."
+    )
     retrieval_layers: tuple[int, ...] = setting(
         (6, 9, 12), Rising(), "P, decoder layers with chunked cross-attention; () is the baseline decoder."
     )
@@ -58,6 +93,11 @@ class ModelConfig:
     )
     shared_embeddings: bool = setting(
         False, SWITCH, "The encoder reads the decoder's embedding and has none of its own; both widths must be equal."
+    )
+    cross_attention_gate: bool = setting(
+        False,
+        SWITCH,
+        "Multiplies each layer's cross-attention in the decoder by tanh of a number that is learned, from 0 on.",
     )
     encoder: EncoderConfig = section(EncoderConfig, "The neighbor encoder.")
     compute_dtype: str = setting(
@@ -80,6 +120,10 @@ class ModelConfig:
     loss_block: int = setting(
         8192, between(0, INT32), "Vocabulary entries whose logits exist at once; 0 takes all at once."
     )
+
+    @property
+    def decoder_key_heads(self) -> int:
+        return self.key_heads or self.heads
 
     @property
     def chunks(self) -> int:
@@ -123,6 +167,7 @@ def check_model(model: ModelConfig) -> None:
         "config.model.encoder.layers",
     )
     _check_ablations(model)
+    _check_kind(model)
     for width, where in ((model.width, "config.model.width"), (encoder.width, "config.model.encoder.width")):
         if width % 2:
             raise ValueError(
@@ -145,6 +190,29 @@ def _check_ablations(model: ModelConfig):
             f"Shared embeddings have one width, but config.model.width={model.width} and "
             f"config.model.encoder.width={model.encoder.width} with config.model.shared_embeddings=True; "
             f"take config.model.encoder.width={model.width}, or config.model.shared_embeddings=False."
+        )
+
+
+def _check_kind(model: ModelConfig):
+    """The options of the decoder's self-attention, against each other and its sizes."""
+    if model.positions == "relative":
+        for name in OF_ROTARY:
+            value, usual = getattr(model, name), getattr(ModelConfig, name)
+            if value != usual:
+                raise ValueError(
+                    f"Self-attention with relative positions is the paper's, so config.model.{name}={value} needs "
+                    f"config.model.positions=rotary; take that, or remove it (the default is {usual})."
+                )
+        return
+    if model.heads % model.decoder_key_heads:
+        raise ValueError(
+            f"Each head of keys serves as many heads of queries, but config.model.heads={model.heads} is not a multiple of "
+            f"config.model.key_heads={model.key_heads}; take a divisor of {model.heads}, or 0 for as many as heads."
+        )
+    if model.head_dim % 2:
+        raise ValueError(
+            f"Rotary positions turn pairs of numbers, but config.model.head_dim={model.head_dim} is odd; take "
+            f"{model.head_dim + 1}, or config.model.positions=relative."
         )
 
 

@@ -12,8 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from retro_jax.models.kernels.known import Mask
-from retro_jax.models.layers import bias, kernel, linear, ones, rms_norm
-from retro_jax.models.positions import PositionTable
+from retro_jax.models.layers import NORM_EPSILON, bias, kernel, linear, ones, rms_norm, zeros
+from retro_jax.models.positions import PositionTable, Rotary, rotate
 
 
 class Attention(nnx.Module):
@@ -24,6 +24,8 @@ class Attention(nnx.Module):
       memory_width: of the stream attended to (key and value projections).
       memory_norm: whether the stream attended to has an RMSNorm of its own.
       positions: whether logits depend on relative positions; if not, W_R and v do not exist.
+      gate: whether the update is multiplied by tanh of a number that starts at 0.
+      epsilon: of the norm of the stream that attends.
     """
 
     def __init__(
@@ -36,7 +38,10 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
         memory_norm: bool = False,
         positions: bool = True,
+        gate: bool = False,
+        epsilon: float = NORM_EPSILON,
     ):
+        self.epsilon = epsilon
         self.norm = ones(width)
         if memory_norm:
             self.memory_norm = ones(memory_width)
@@ -49,12 +54,14 @@ class Attention(nnx.Module):
         self.content_bias = bias(rngs, heads, head_dim)
         if positions:
             self.position_bias = bias(rngs, heads, head_dim)
+        if gate:
+            self.update_gate = zeros()
 
     def to_self(
         self, x: Float[Array, "N I D"], mask: Mask, positions: PositionTable, attend: Callable
     ) -> Float[Array, "N I D"]:
         """The update of self-attention for the stream x, which is normalized here."""
-        normed = rms_norm(x, self.norm[...])
+        normed = rms_norm(x, self.norm[...], self.epsilon)
         return self(normed, normed, mask, positions, attend)
 
     def __call__(
@@ -83,7 +90,66 @@ class Attention(nnx.Module):
             mask,
             positions.distances,
         )
+        update = linear(merge_heads(outputs), self.output[...])
+        return update * jnp.tanh(self.update_gate[...]).astype(dtype) if hasattr(self, "update_gate") else update
+
+
+class RotaryAttention(nnx.Module):
+    """Self-attention of the Llama family: rotary positions, no position logits, and heads of keys that several queries share.
+
+    Args:
+      key_heads: heads of keys and values; `heads` is a multiple of it.
+      query_key_norm: whether each head's queries and keys pass an RMSNorm before they are turned (Qwen3).
+      biases: whether queries, keys and values have biases (Qwen2).
+      epsilon: of all these norms.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_dim: int,
+        output_gain: float,
+        rngs: nnx.Rngs,
+        key_heads: int,
+        query_key_norm: bool = False,
+        biases: bool = False,
+        epsilon: float = NORM_EPSILON,
+    ):
+        self.heads, self.key_heads, self.epsilon = heads, key_heads, epsilon
+        self.norm = ones(width)
+        self.query = kernel(rngs, width, heads * head_dim)
+        self.key = kernel(rngs, width, key_heads * head_dim)
+        self.value = kernel(rngs, width, key_heads * head_dim)
+        self.output = kernel(rngs, heads * head_dim, width, output_gain)
+        if query_key_norm:
+            self.query_norm, self.key_norm = ones(head_dim), ones(head_dim)
+        if biases:
+            self.query_bias, self.key_bias = zeros(heads, head_dim), zeros(key_heads, head_dim)
+            self.value_bias = zeros(key_heads, head_dim)
+
+    def to_self(
+        self, x: Float[Array, "N I D"], mask: Mask, positions: Rotary, attend: Callable
+    ) -> Float[Array, "N I D"]:
+        """The update of self-attention for the stream x, which is normalized here."""
+        normed = rms_norm(x, self.norm[...], self.epsilon)
+        queries, keys, values = (
+            self._project(normed, name, heads)
+            for name, heads in (("query", self.heads), ("key", self.key_heads), ("value", self.key_heads))
+        )
+        if hasattr(self, "query_norm"):
+            queries = rms_norm(queries, self.query_norm[...], self.epsilon)
+            keys = rms_norm(keys, self.key_norm[...], self.epsilon)
+        shared = self.heads // self.key_heads
+        keys, values = jnp.repeat(rotate(keys, positions), shared, axis=0), jnp.repeat(values, shared, axis=0)
+        outputs = attend(rotate(queries, positions), None, keys, values, None, mask, positions.distances)
         return linear(merge_heads(outputs), self.output[...])
+
+    def _project(self, x: Float[Array, "N I D"], name: str, heads: int) -> Float[Array, "H N I S"]:
+        projected = split_heads(linear(x, getattr(self, name)[...]), heads)
+        if not hasattr(self, f"{name}_bias"):
+            return projected
+        return projected + getattr(self, f"{name}_bias")[...].astype(x.dtype)[:, None, None]
 
 
 def split_heads(x: Float[Array, "N I HS"], heads: int) -> Float[Array, "H N I S"]:

@@ -61,7 +61,7 @@ def chunked_cross_attention(
     """
     batch, chunks, neighbors, retrieved, width = encoded.shape
     chunk_length = mask.shape[2]
-    asking = to_attending_chunks(rms_norm(x, attention.norm[...]), chunk_length)
+    asking = to_attending_chunks(rms_norm(x, attention.norm[...], attention.epsilon), chunk_length)
     update = attention(
         asking.reshape(batch * chunks, chunk_length, -1),
         encoded.reshape(batch * chunks, neighbors * retrieved, width),

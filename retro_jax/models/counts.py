@@ -33,18 +33,22 @@ class Attended:
     width: int
     memory_width: int
     inner: int
+    key_inner: int = 0  # of keys and values; 0: as `inner`
+    small: int | None = None  # numbers a layer beside kernels and norm; None: u, and v with positions
 
     def parameters(self) -> int:
         """Of its kernels: query, output and positions have the width of what asks, key and value of what is asked."""
         asking = 3 if self.table else 2
-        return self.layers * self.inner * (asking * self.width + 2 * self.memory_width)
+        keys = 2 * self.memory_width * (self.key_inner or self.inner)
+        return self.layers * (asking * self.width * self.inner + keys)
 
     def norms_and_biases(self) -> int:
-        return self.layers * (self.width + self.inner * (2 if self.table else 1))
+        usual = self.inner * (2 if self.table else 1)
+        return self.layers * (self.width + (usual if self.small is None else self.small))
 
     def kernel_flops(self) -> int:
-        kernels = 2 * self.rows * self.width + 2 * self.memory_rows * self.memory_width
-        return 2 * self.layers * self.inner * kernels
+        keys = 2 * self.memory_rows * self.memory_width * (self.key_inner or self.inner)
+        return 2 * self.layers * (2 * self.rows * self.width * self.inner + keys)
 
     def score_flops(self) -> int:
         return 2 * self.layers * self.inner * self.rows * (2 * self.keys + self.distances)
@@ -69,9 +73,10 @@ class Fed:
     rows: int  # a sequence
     width: int
     hidden: int
+    kernels: int = 2  # a layer; three with a gate
 
     def parameters(self) -> int:
-        return 2 * self.layers * self.width * self.hidden
+        return self.kernels * self.layers * self.width * self.hidden
 
     def flops(self) -> int:
         return 2 * self.rows * self.parameters()
@@ -80,9 +85,13 @@ class Fed:
 def attentions(model: ModelConfig) -> dict[str, Attended]:
     """What runs, by kind: self, and with retrieval read (CCA), encoder and conditioning (the encoder's cross-attention)."""
     tokens, inner, encoder = model.sequence_length, model.heads * model.head_dim, model.encoder
-    found = {
-        "self": Attended(model.layers, tokens, tokens, tokens, tokens + 1, tokens + 1, model.width, model.width, inner)
-    }
+    table = tokens + 1 if model.positions == "relative" else 0
+    own = Attended(model.layers, tokens, tokens, tokens, table, table, model.width, model.width, inner)
+    if model.positions == "rotary":
+        key_inner = model.decoder_key_heads * model.head_dim
+        small = 2 * model.head_dim * model.query_key_norm + (inner + 2 * key_inner) * model.attention_biases
+        own = dataclasses.replace(own, key_inner=key_inner, small=small)
+    found = {"self": own}
     if model.retrieves and model.neighbors:
         chunk, length, encoder_inner = model.chunk_length, model.encoded_length, encoder.heads * encoder.head_dim
         rows, readers = model.chunks * model.neighbors * length, len(model.retrieval_layers)
@@ -98,7 +107,8 @@ def attentions(model: ModelConfig) -> dict[str, Attended]:
 
 def feed_forwards(model: ModelConfig) -> dict[str, Fed]:
     """What runs, by kind: self, and with retrieval encoder."""
-    found = {"self": Fed(model.layers, model.sequence_length, model.width, model.feed_forward)}
+    kernels = 3 if model.gated_feed_forward else 2
+    found = {"self": Fed(model.layers, model.sequence_length, model.width, model.feed_forward, kernels)}
     if model.retrieves and model.neighbors:
         rows, encoder = model.chunks * model.neighbors * model.encoded_length, model.encoder
         found["encoder"] = Fed(encoder.layers, rows, encoder.width, encoder.feed_forward)
@@ -119,7 +129,7 @@ def parameter_totals(model: ModelConfig) -> dict[str, int]:
     """All parameters: by part, "embeddings", "norms_and_biases", "non_embedding" (all but embeddings) and "total"."""
     counts, trained = parameter_counts(model), dataclasses.replace(model, neighbors=1)
     kernels, kinds, fed = counts.pop("total"), attentions(trained), feed_forwards(trained)
-    embeddings = model.vocabulary * model.width
+    embeddings = model.vocabulary * model.width * (1 if model.tied_readout else 2)
     small = sum(kind.norms_and_biases() for kind in kinds.values()) + sum(
         one.layers * one.width for one in fed.values()
     )
@@ -127,7 +137,7 @@ def parameter_totals(model: ModelConfig) -> dict[str, int]:
     if model.retrieves:
         embeddings += 0 if model.shared_embeddings else model.vocabulary * model.encoder.width
         memory_norms = kinds["conditioning"].layers * model.width
-        small += model.encoder.width + memory_norms
+        small += model.encoder.width + memory_norms + kinds["read"].layers * model.cross_attention_gate
     counts |= {"embeddings": embeddings, "norms_and_biases": small, "non_embedding": kernels + small}
     return {**counts, "total": kernels + small + embeddings}
 
@@ -154,9 +164,9 @@ def executed_flops(run: RunConfig, attention: str = "xla") -> float:
     model, tokens = run.model, run.model.sequence_length
     kinds, fed = attentions(model), feed_forwards(model)
     feed_forward = sum(one.flops() for one in fed.values())
-    # Not computed again: what only the next layer reads. That is the feed-forward's second product, and the output
+    # Not computed again: what only the next layer reads. That is the feed-forward's last product, and the output
     # projection where the encoder's call stands between self-attention and the rest of the layer.
-    spared = feed_forward / 2
+    spared = sum(one.flops() / one.kernels for one in fed.values())
     if "read" in kinds:
         spared += 2 * tokens * model.width * kinds["self"].inner
         if kinds["conditioning"].layers:

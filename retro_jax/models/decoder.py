@@ -10,7 +10,7 @@ from retro_jax.models.attention import Attention
 from retro_jax.models.chunked_cross_attention import chunked_cross_attention, reading_mask
 from retro_jax.models.kernels.known import Attend, Mask
 from retro_jax.models.placement import ONE_DEVICE, Placement
-from retro_jax.models.positions import causal_distances, cross_distances, position_table
+from retro_jax.models.positions import causal_distances, cross_distances, position_table, rotary
 from retro_jax.models.stack import Layer, apply_stack
 
 NOBODYS = -2  # the id of a padded key: no query has it
@@ -43,7 +43,10 @@ def decode(
     CCA layers are plain ones and `encode` is not called.
     """
     mask = causal_mask(segments, token_valid)
-    self_positions = position_table(causal_distances(x.shape[1]), config.width, x.dtype)
+    if config.positions == "rotary":
+        self_positions = rotary(x.shape[1], config.head_dim, config.rotary_theta)
+    else:
+        self_positions = position_table(causal_distances(x.shape[1]), config.width, x.dtype)
     options = {"scan": config.scan, "remat": config.remat, "pin": placement.pin}
     attend = Attend(config.attention, "self", placement)
 

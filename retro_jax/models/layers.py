@@ -47,6 +47,10 @@ def ones(size: int) -> nnx.Param:
     return nnx.Param(jnp.ones((size,), jnp.float32))
 
 
+def zeros(*shape: int) -> nnx.Param:
+    return nnx.Param(jnp.zeros(shape, jnp.float32))
+
+
 def last_scale(vocabulary: int, width: int) -> nnx.Param:
     """The scale of the norm before the tied readout: log(vocabulary) / sqrt(width), at most 1.
 
@@ -92,32 +96,52 @@ def _product(form, left, right):
     return jnp.einsum(form, left, right, preferred_element_type=jnp.float32)
 
 
-def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], epsilon: float = NORM_EPSILON) -> Float[Array, "*B D"]:
     """x over its root mean square, times `scale`; computed in float32, returned in the dtype of x. A zero row stays zero."""
     wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + NORM_EPSILON)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
     return (wide * scale).astype(x.dtype)
 
 
 def embed(
-    tokens: Int[Array, "*B"], table: Float[Array, "V D"], dtype, pin: Callable = ONE_DEVICE.pin
+    tokens: Int[Array, "*B"], table: Float[Array, "V D"], dtype, pin: Callable = ONE_DEVICE.pin, scaled: bool = True
 ) -> Float[Array, "*B D"]:
     """Rows of `table` times sqrt(D), as in Transformer-XL, so that the first updates do not outweigh the token.
 
-    Padding (negative tokens) gives zero rows and no gradient.
+    Padding (negative tokens) gives zero rows and no gradient. Without `scaled` rows are taken as they are (the Llama family).
     """
-    rows = (table.shape[-1] ** 0.5 * jnp.take(table, jnp.maximum(tokens, 0), axis=0)).astype(dtype)
+    rows = jnp.take(table, jnp.maximum(tokens, 0), axis=0)
+    rows = (table.shape[-1] ** 0.5 * rows if scaled else rows).astype(dtype)
     return pin(jnp.where((tokens >= 0)[..., None], rows, jnp.zeros((), dtype)), looked_up=True)
 
 
 class FeedForward(nnx.Module):
-    """FFW of paper eq 2 without its residual: RMSNorm, up, GELU (tanh form), down; no gate and no biases."""
+    """FFW of paper eq 2 without its residual: RMSNorm, up, GELU (tanh form), down; no biases.
 
-    def __init__(self, width: int, hidden: int, output_gain: float, rngs: nnx.Rngs):
+    With `gated` it is that of the Llama family: up times SiLU of a third projection, then down.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        output_gain: float,
+        rngs: nnx.Rngs,
+        gated: bool = False,
+        epsilon: float = NORM_EPSILON,
+    ):
+        self.epsilon = epsilon
         self.norm = ones(width)
         self.up = kernel(rngs, width, hidden)
         self.down = kernel(rngs, hidden, width, output_gain)
+        if gated:
+            self.gate = kernel(rngs, width, hidden)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        hidden = linear(rms_norm(x, self.norm[...]), self.up[...]).astype(jnp.float32)
-        return linear(jax.nn.gelu(hidden, approximate=True).astype(x.dtype), self.down[...])
+        normed = rms_norm(x, self.norm[...], self.epsilon)
+        hidden = linear(normed, self.up[...]).astype(jnp.float32)
+        if hasattr(self, "gate"):
+            hidden = jax.nn.silu(linear(normed, self.gate[...]).astype(jnp.float32)) * hidden
+        else:
+            hidden = jax.nn.gelu(hidden, approximate=True)
+        return linear(hidden.astype(x.dtype), self.down[...])

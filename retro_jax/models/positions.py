@@ -47,6 +47,37 @@ class PositionTable:
     sinusoids: Float[Array, "W D"]
 
 
+@dataclass(frozen=True)
+class Rotary:
+    """The turn of every position of a sequence: one angle a pair of numbers of a head, computed once and shared by layers.
+
+    `distances` is what an attention without position logits is told of its lengths.
+    """
+
+    distances: Distances
+    cosines: Float[Array, "T S"]  # S / 2 angles, twice
+    sines: Float[Array, "T S"]
+
+
+def rotary(length: int, head_dim: int, theta: float) -> Rotary:
+    """Angles p * theta^(-2t/S) of positions p and pairs t = 0..S/2-1, counted from the start of the sequence.
+
+    Logits depend on differences of positions alone, so documents that begin later in a sequence need no angles of their own.
+    """
+    # In float32, as the family's models are trained: a float64 product would be another number far into a sequence.
+    frequencies = np.float32(1) / np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies.astype(np.float32)
+    angles = np.concatenate([angles, angles], axis=1)
+    return Rotary(causal_distances(length), jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x: Float[Array, "*B T S"], turn: Rotary) -> Float[Array, "*B T S"]:
+    """Turns the pairs (t, t + S/2) of each position's vector, in float32; the dtype of x stays."""
+    wide, half = x.astype(jnp.float32), x.shape[-1] // 2
+    across = jnp.concatenate([-wide[..., half:], wide[..., :half]], axis=-1)
+    return (wide * turn.cosines + across * turn.sines).astype(x.dtype)
+
+
 def position_table(distances: Distances, width: int, dtype) -> PositionTable:
     return PositionTable(distances, sinusoids(distances.rows(), width).astype(dtype))
 

@@ -3,20 +3,46 @@
 Written from the paper (arXiv 2112.04426: equations 2 to 4 and 6 to 7, Algorithm 1), not from the JAX model; the two
 share only the names of the weights (`retro_jax.models.retro.layer_parameters`) and the norm's epsilon. All sizes are
 read off the weights, P off the layers that hold a "cross_attention"; attention without a "position" kernel has no position
-logits, and an encoder without an embedding reads the decoder's (the ablations of Table 13). It is slow and means to be read: one sequence at
-a time, and inside an attention one query, head and key at a time.
+logits, and an encoder without an embedding reads the decoder's (the ablations of Table 13). A decoder of the Llama family
+differs by its weights (a "gate", an "unembedding", "query_norm", "query_bias") and by what no weight shows, `Kind`. It is
+slow and means to be read: one sequence at a time, and inside an attention one query, head and key at a time.
 
 Code counts positions, chunks and neighbors from 0 where the paper counts from 1: token i of chunk u sits at u*m + i.
 """
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from retro_jax.config import ModelConfig
 from retro_jax.core.dimensions import PADDING
 from retro_jax.models.layers import NORM_EPSILON
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the weights of a decoder do not show; the defaults are the paper's.
+
+    Attributes:
+      rotary_theta: the base of rotary angles; None: relative positions.
+      head_dim: width of a rotary head.
+    """
+
+    rotary_theta: float | None = None
+    head_dim: int = 0
+    norm_epsilon: float = NORM_EPSILON
+    scaled_embedding: bool = True
+
+
+PAPER = Kind()
+
+
+def kind_of(model: ModelConfig) -> Kind:
+    theta = model.rotary_theta if model.positions == "rotary" else None
+    return Kind(theta, model.head_dim, model.norm_epsilon, model.scaled_embedding)
 
 
 def logits(
@@ -27,6 +53,7 @@ def logits(
     chunk_length: int,
     dtype=np.float64,
     neighbor_parts: str = "both",
+    kind: Kind = PAPER,
 ) -> Float[np.ndarray, "T V"]:
     """Next-token logits of one sequence: Algorithm 1.
 
@@ -45,20 +72,21 @@ def logits(
     start = chunk_length if neighbor_parts == "continuation" else 0
     if neighbor_tokens is not None and neighbor_parts != "both":
         neighbor_tokens = neighbor_tokens[:, :, start : start + chunk_length]
-    x = _embed(parameters["embedding"], tokens)
+    x = _embed(parameters["embedding"], tokens, kind.scaled_embedding)
     encoded = None
     for layer in parameters["layers"]:
-        x = x + causal_self_attention(layer["attention"], x, segments, valid, chunk_length)
+        x = x + causal_self_attention(layer["attention"], x, segments, valid, chunk_length, kind)
         # min(P): the encoder runs once, on the stream after this layer's self-attention (Algorithm 1).
         if "cross_attention" in layer and neighbor_tokens is not None:
             if encoded is None:
                 encoder = {"embedding": parameters["embedding"], **parameters["encoder"]}
                 encoded = encode(encoder, neighbor_tokens, x, valid, chunk_length, start)
             x = x + chunked_cross_attention(
-                layer["cross_attention"], x, encoded, neighbor_tokens != PADDING, segments, chunk_length, start
+                layer["cross_attention"], x, encoded, neighbor_tokens != PADDING, segments, chunk_length, start, kind
             )
-        x = x + feed_forward(layer["feed_forward"], x)
-    return rms_norm(x, parameters["final_norm"]) @ parameters["embedding"].T
+        x = x + feed_forward(layer["feed_forward"], x, kind.norm_epsilon)
+    readout = parameters.get("unembedding", parameters["embedding"])
+    return rms_norm(x, parameters["final_norm"], kind.norm_epsilon) @ readout.T
 
 
 def causal_self_attention(
@@ -67,13 +95,16 @@ def causal_self_attention(
     segments: Int[np.ndarray, "C"],
     valid: np.ndarray,
     chunk_length: int,
+    kind: Kind = PAPER,
 ) -> Float[np.ndarray, "T D"]:
     """ATTN's update (equation 2): a token sees itself and the earlier tokens of its own document."""
-    normed = rms_norm(x, weights["norm"])
+    normed = rms_norm(x, weights["norm"], kind.norm_epsilon)
 
     def sees(i, j):
         return j <= i and valid[j] and segments[i // chunk_length] == segments[j // chunk_length]
 
+    if kind.rotary_theta is not None:
+        return rotary_attention(weights, normed, sees, kind)
     return attention(weights, normed, normed, self_distances(len(x)), sees)
 
 
@@ -85,6 +116,7 @@ def chunked_cross_attention(
     segments: Int[np.ndarray, "C"],
     chunk_length: int,
     start: int = 0,
+    kind: Kind = PAPER,
 ) -> Float[np.ndarray, "T D"]:
     """CCA's update (equation 3): row um + i - 1 reads E_u, for u = 1..l and i = 1..m; the first m - 1 rows are zero.
 
@@ -94,7 +126,8 @@ def chunked_cross_attention(
     the document of C_u: the first chunk of every document is a C_1.
     """
     m, chunks, length = chunk_length, len(encoded), len(x)
-    normed = rms_norm(x, weights["norm"])
+    normed = rms_norm(x, weights["norm"], kind.norm_epsilon)
+    gate = np.tanh(weights["update_gate"]) if "update_gate" in weights else 1
     update = np.zeros_like(x)
     neighbors, retrieved = encoded.shape[1:3]
     one_neighbor = cross_attention_distances(m, start + retrieved)[:, start:]
@@ -107,9 +140,10 @@ def chunked_cross_attention(
             row = (u * m + i - 1) - 1  # the last - 1: from positions 1..n to rows 0..n-1
             if row >= length or segments[row // m] != segments[u - 1]:
                 continue
-            update[row] = attention(
+            read = attention(
                 weights, normed[row : row + 1], memory, distances[i - 1 : i], lambda _, j, seen=memory_valid: seen[j]
-            )[0]
+            )
+            update[row] = gate * read[0]
     return update
 
 
@@ -195,16 +229,59 @@ def attention(
     return read.reshape(len(queries), heads * width) @ weights["output"]
 
 
-def feed_forward(weights: Mapping, x: Float[np.ndarray, "I D"]) -> Float[np.ndarray, "I D"]:
-    """FFW's update (equation 2): GPT-2's two projections with GELU (its tanh form) between them."""
-    hidden = rms_norm(x, weights["norm"]) @ weights["up"]
+def rotary_attention(
+    weights: Mapping, normed: Float[np.ndarray, "T D"], sees: Callable[[int, int], bool], kind: Kind
+) -> Float[np.ndarray, "T D"]:
+    """Self-attention of the Llama family (RoFormer, arXiv 2104.09864): queries and keys are turned by their positions.
+
+    Head h of the queries reads head h // (heads / key heads) of keys and values.
+    """
+    width, length = kind.head_dim, len(normed)
+
+    def project(name):
+        rows = (normed @ weights[name]).reshape(length, -1, width)
+        rows = rows + weights[f"{name}_bias"] if f"{name}_bias" in weights else rows
+        if f"{name}_norm" in weights:
+            rows = np.stack([rms_norm(row, weights[f"{name}_norm"], kind.norm_epsilon) for row in rows])
+        return rows
+
+    q, k, v = project("query"), project("key"), project("value")
+    for i in range(length):
+        for t in range(width // 2):  # the pair (t, t + width/2) as a complex number, turned by an angle
+            turn = np.exp(1j * i * kind.rotary_theta ** (-2 * t / width))
+            for rows in (q, k):
+                turned = (rows[i, :, t] + 1j * rows[i, :, t + width // 2]) * turn
+                rows[i, :, t], rows[i, :, t + width // 2] = turned.real, turned.imag
+    shared = q.shape[1] // k.shape[1]
+    read = np.zeros_like(q)
+    for i in range(length):
+        seen = [j for j in range(length) if sees(i, j)]
+        for head in range(q.shape[1] if seen else 0):
+            scores = [q[i, head] @ k[j, head // shared] / math.sqrt(width) for j in seen]
+            exponentials = [math.exp(score - max(scores)) for score in scores]
+            for j, exponential in zip(seen, exponentials, strict=True):
+                read[i, head] += exponential / sum(exponentials) * v[j, head // shared]
+    return read.reshape(length, -1) @ weights["output"]
+
+
+def feed_forward(
+    weights: Mapping, x: Float[np.ndarray, "I D"], epsilon: float = NORM_EPSILON
+) -> Float[np.ndarray, "I D"]:
+    """FFW's update (equation 2): GPT-2's two projections with GELU (its tanh form) between them; with a gate, SiLU's."""
+    normed = rms_norm(x, weights["norm"], epsilon)
+    hidden = normed @ weights["up"]
+    if "gate" in weights:
+        gate = normed @ weights["gate"]
+        return (gate / (1 + np.exp(-gate)) * hidden) @ weights["down"]
     gelu = 0.5 * hidden * (1 + np.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
     return gelu @ weights["down"]
 
 
-def rms_norm(x: Float[np.ndarray, "I D"], scale: Float[np.ndarray, " D"]) -> Float[np.ndarray, "I D"]:
+def rms_norm(
+    x: Float[np.ndarray, "I D"], scale: Float[np.ndarray, " D"], epsilon: float = NORM_EPSILON
+) -> Float[np.ndarray, "I D"]:
     """Each row over its root mean square, times a scale (paper 2.5)."""
-    return np.stack([row / np.sqrt(np.mean(row * row) + x.dtype.type(NORM_EPSILON)) * scale for row in x])
+    return np.stack([row / np.sqrt(np.mean(row * row) + x.dtype.type(epsilon)) * scale for row in x])
 
 
 def sinusoid(distance: int, width: int) -> Float[np.ndarray, " D"]:
@@ -229,10 +306,10 @@ def encoder_cross_attention_distances(retrieved: int, chunk_length: int) -> Int[
     return np.array([[i_ - i for i in range(1, chunk_length + 1)] for i_ in range(1, retrieved + 1)])
 
 
-def _embed(table, tokens):
+def _embed(table, tokens, scaled=True):
     """Rows of the embedding times sqrt(D), as Transformer-XL does; a padded token takes row 0, hidden by every mask."""
     rows = np.stack([table[token if token != PADDING else 0] for token in tokens])
-    return rows * rows.dtype.type(math.sqrt(rows.shape[1]))
+    return rows * rows.dtype.type(math.sqrt(rows.shape[1])) if scaled else rows
 
 
 def _convert(tree, dtype):

@@ -14,6 +14,7 @@ not. Weights of layers are stacked in layer order:
     encoder.final_norm [D']             encoder.cross_attention                   [len(P_enc), ...]
 
 (*) not with config.shared_embeddings. Without config.cross_attention_positions, no cross_attention has W_R and v.
+Without config.tied_readout there is an unembedding [V, D].
 """
 
 from functools import lru_cache
@@ -27,9 +28,9 @@ from retro_jax.config import ModelConfig
 from retro_jax.models.attention import Attention
 from retro_jax.models.decoder import decode
 from retro_jax.models.encoder import Encoder
-from retro_jax.models.layers import embed, last_scale, rms_norm, table
+from retro_jax.models.layers import embed, last_scale, ones, rms_norm, table
 from retro_jax.models.placement import ONE_DEVICE, Placement
-from retro_jax.models.stack import Layer, stacked
+from retro_jax.models.stack import DecoderLayer, stacked
 
 
 class Retro(nnx.Module):
@@ -38,19 +39,30 @@ class Retro(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
         gain = (2 * config.layers) ** -0.5
-        sizes = (config.heads, config.head_dim)
         self.embedding = table(rngs, config.vocabulary, config.width)
-        self.layers = stacked(config.layers, lambda r: Layer(config.width, *sizes, config.feed_forward, gain, r), rngs)
+        self.layers = stacked(config.layers, lambda r: DecoderLayer(config, gain, r), rngs)
         if config.retrieves:
             self.cross_attention = stacked(
                 len(config.retrieval_layers),
                 lambda r: Attention(
-                    config.width, config.encoder.width, *sizes, gain, r, positions=config.cross_attention_positions
+                    config.width,
+                    config.encoder.width,
+                    config.heads,
+                    config.head_dim,
+                    gain,
+                    r,
+                    positions=config.cross_attention_positions,
+                    gate=config.cross_attention_gate,
+                    epsilon=config.norm_epsilon,
                 ),
                 rngs,
             )
             self.encoder = Encoder(config, rngs)
-        self.final_norm = last_scale(config.vocabulary, config.width)
+        if config.tied_readout:
+            self.final_norm = last_scale(config.vocabulary, config.width)
+        else:
+            self.final_norm = ones(config.width)
+            self.unembedding = table(rngs, config.vocabulary, config.width)
 
     def hidden(
         self,
@@ -82,14 +94,14 @@ class Retro(nnx.Module):
             config,
             self.layers,
             getattr(self, "cross_attention", None),
-            embed(tokens, self.embedding[...], jnp.dtype(config.compute_dtype), placement.pin),
+            embed(tokens, self.embedding[...], jnp.dtype(config.compute_dtype), placement.pin, config.scaled_embedding),
             segments,
             valid,
             None if neighbor_tokens is None else neighbor_tokens >= 0,
             lambda x: self._encode(neighbor_tokens, x, valid, placement),
             placement,
         )
-        return rms_norm(x, self.final_norm[...])
+        return rms_norm(x, self.final_norm[...], config.norm_epsilon)
 
     def _encode(self, neighbor_tokens, x, valid, placement):
         with jax.named_scope("encoder"):
@@ -107,8 +119,8 @@ class Retro(nnx.Module):
 
     @property
     def readout(self) -> Float[Array, "V D"]:
-        """The decoder's embedding; readout and embedding are tied, as the paper's totals imply (paper 2.6)."""
-        return self.embedding[...]
+        """The decoder's embedding, as the paper's totals imply (2.6), or a matrix of its own where they are not tied."""
+        return self.embedding[...] if self.config.tied_readout else self.unembedding[...]
 
 
 def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict]:
@@ -158,10 +170,14 @@ def apply_hidden(
     return merge(config, params).hidden(tokens, segments, neighbor_tokens)
 
 
-def zero_cca_outputs(params: dict) -> dict:
-    """The same parameters with CCA output projections of zero, so that On equals Off, as a retrofit starts."""
+def zero_cca_updates(params: dict) -> dict:
+    """The same parameters with CCA updates of zero, so that On equals Off, as a retrofit starts.
+
+    Zero are the output projections, or the gates where the model has them: with both at zero neither would have a gradient.
+    """
     cross = params["cross_attention"]
-    return {**params, "cross_attention": {**cross, "output": jnp.zeros_like(cross["output"])}}
+    name = "update_gate" if "update_gate" in cross else "output"
+    return {**params, "cross_attention": {**cross, name: jnp.zeros_like(cross[name])}}
 
 
 def layer_parameters(config: ModelConfig, params: dict) -> dict:

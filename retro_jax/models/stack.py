@@ -12,7 +12,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from retro_jax.models.attention import Attention
+from retro_jax.config import ModelConfig
+from retro_jax.models.attention import Attention, RotaryAttention
 from retro_jax.models.layers import ATTENDED, PRODUCT, FeedForward
 from retro_jax.models.placement import ONE_DEVICE
 
@@ -23,6 +24,27 @@ class Layer(nnx.Module):
     def __init__(self, width: int, heads: int, head_dim: int, feed_forward: int, output_gain: float, rngs: nnx.Rngs):
         self.attention = Attention(width, width, heads, head_dim, output_gain, rngs)
         self.feed_forward = FeedForward(width, feed_forward, output_gain, rngs)
+
+
+class DecoderLayer(nnx.Module):
+    """A `Layer` of the decoder, built as the config's DECODER_KIND says; with the defaults it is that of the paper."""
+
+    def __init__(self, config: ModelConfig, output_gain: float, rngs: nnx.Rngs):
+        sizes, epsilon = (config.heads, config.head_dim, output_gain, rngs), config.norm_epsilon
+        if config.positions == "rotary":
+            self.attention = RotaryAttention(
+                config.width,
+                *sizes,
+                key_heads=config.decoder_key_heads,
+                query_key_norm=config.query_key_norm,
+                biases=config.attention_biases,
+                epsilon=epsilon,
+            )
+        else:
+            self.attention = Attention(config.width, config.width, *sizes, epsilon=epsilon)
+        self.feed_forward = FeedForward(
+            config.width, config.feed_forward, output_gain, rngs, config.gated_feed_forward, epsilon
+        )
 
 
 def stacked(count: int, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:

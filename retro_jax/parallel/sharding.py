@@ -26,6 +26,7 @@ RULES = {"width": "fsdp", "heads": "tensor", "feed_forward": "tensor", "vocabula
 
 LEAVES = {
     "embedding": ("vocabulary", "width"),
+    "unembedding": ("vocabulary", "width"),
     "query": ("width", "heads"),  # heads x head_dim are one axis, heads outermost: a cut falls between heads
     "key": ("width", "heads"),
     "value": ("width", "heads"),
@@ -33,7 +34,14 @@ LEAVES = {
     "output": ("heads", "width"),
     "content_bias": ("heads", None),
     "position_bias": ("heads", None),
+    "query_bias": ("heads", None),
+    "key_bias": ("heads", None),
+    "value_bias": ("heads", None),
+    "query_norm": (None,),
+    "key_norm": (None,),
+    "update_gate": (),
     "up": ("width", "feed_forward"),
+    "gate": ("width", "feed_forward"),
     "down": ("feed_forward", "width"),
     "norm": (None,),
     "memory_norm": (None,),
@@ -83,6 +91,7 @@ def check_sizes(run: RunConfig, mesh: Mesh | Mapping[str, int]) -> None:
     cuts = [
         ("fsdp", model.width, "config.model.width"),
         ("tensor", model.heads, "config.model.heads"),
+        ("tensor", model.decoder_key_heads, "config.model.key_heads"),
         ("tensor", model.feed_forward, "config.model.feed_forward"),
         ("tensor", model.vocabulary, "config.model.vocabulary"),
     ]

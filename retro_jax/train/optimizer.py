@@ -14,7 +14,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from retro_jax.config import TrainConfig, check_schedule
 
-UNDECAYED = ("norm", "memory_norm", "final_norm", "content_bias", "position_bias")
+UNDECAYED = (
+    *("norm", "memory_norm", "final_norm", "query_norm", "key_norm"),
+    *("content_bias", "position_bias", "query_bias", "key_bias", "value_bias", "update_gate"),
+)
 
 
 def schedule(train: TrainConfig) -> Callable:

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from retro_jax.config import RUNTIME, ModelConfig, RunConfig
-from retro_jax.models.retro import zero_cca_outputs
+from retro_jax.config import DECODER_KIND, RUNTIME, ModelConfig, RunConfig
+from retro_jax.models.retro import zero_cca_updates
 from retro_jax.parallel.sharding import Mesh
 from retro_jax.run_directory.checkpoints import load_fingerprints, load_params
 from retro_jax.run_directory.directory import read_config
@@ -23,7 +23,7 @@ from retro_jax.run_directory.whole import require_whole
 from retro_jax.train.optimizer import group
 from retro_jax.train.state import TrainState, create_state, initial_params
 
-DECODER_FIELDS = ("vocabulary", "layers", "width", "heads", "head_dim", "feed_forward")
+DECODER_FIELDS = ("vocabulary", "layers", "width", "heads", "head_dim", "feed_forward", *DECODER_KIND)
 FREE = (*RUNTIME, "sequence_length")  # of a RETRO model: no weight depends on them
 
 
@@ -68,7 +68,7 @@ def graft(params: dict, base: dict) -> dict:
         for path, leaf in flatten_dict(params).items()
     }
     grafted = unflatten_dict(placed)
-    return zero_cca_outputs(grafted) if "cross_attention" in grafted else grafted
+    return zero_cca_updates(grafted) if "cross_attention" in grafted else grafted
 
 
 def takes_all(run: RunConfig, base: RunConfig) -> bool:

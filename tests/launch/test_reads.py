@@ -125,7 +125,9 @@ def test_another_model_is_refused_by_field_and_what_touches_no_parameter_is_take
     for field in dataclasses.fields(ModelConfig):
         if field.name not in without_effect:
             value = getattr(trained, field.name)
-            other = dataclasses.replace(trained, **{field.name: not value if isinstance(value, bool) else value * 2})
+            other = dataclasses.replace(
+                trained, **{field.name: not value if isinstance(value, bool) else value * 2 or 1}
+            )
             with pytest.raises(
                 ValueError, match=rf"runs/x holds a model that differs.*config.model.{field.name} \(there "
             ):

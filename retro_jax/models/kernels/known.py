@@ -130,7 +130,8 @@ def choose(name: str, use: Use) -> Implementation:
 def uses(model: ModelConfig, platform: str, chip: str = "") -> list[Use]:
     """Every attention of a model at its full lengths."""
     encoder, length, chunk = model.encoder, model.encoded_length, model.chunk_length
-    found = [Use("self", platform, model.head_dim, model.sequence_length, model.sequence_length)]
+    relative = model.positions == "relative"
+    found = [Use("self", platform, model.head_dim, model.sequence_length, model.sequence_length, relative)]
     if model.retrieves and model.neighbors:
         keys, positions = model.neighbors * length, model.cross_attention_positions
         found.append(Use("read", platform, model.head_dim, chunk, keys, positions))

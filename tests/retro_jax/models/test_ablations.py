@@ -94,7 +94,7 @@ def test_an_ablated_config_comes_back_from_json():
         ),
         *(
             ({"retrieval_layers": (), name: value}, rf"config.model.{name}={value} would change nothing")
-            for name, value in zip(ABLATIONS, ("neighbor", False, True), strict=True)
+            for name, value in zip(ABLATIONS, ("neighbor", False, True, True), strict=True)
         ),
     ],
     ids=str,

@@ -11,7 +11,7 @@ from retro_jax.config import ModelConfig
 from retro_jax.models.counts import parameter_counts, parameter_totals
 from retro_jax.models.retro import abstract_model
 
-KERNELS = frozenset({"query", "key", "value", "output", "position", "up", "down"})
+KERNELS = frozenset({"query", "key", "value", "output", "position", "up", "down", "gate"})
 SIZES = {
     "172m": ModelConfig(),
     "425m": ModelConfig(width=1536, heads=12, head_dim=128, feed_forward=6144),
@@ -36,7 +36,7 @@ def in_arrays(config: ModelConfig) -> dict[str, int]:
     counts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_model(config)[1]):
         names = [key.key for key in path]
-        part = "embeddings" if names[-1] == "embedding" else "norms_and_biases"
+        part = "embeddings" if names[-1] in ("embedding", "unembedding") else "norms_and_biases"
         if names[-1] in KERNELS:
             crossing, of_encoder = "cross_attention" in names, names[0] == "encoder"
             part = ("encoder_" if of_encoder else "") + "cross_attention"

@@ -156,7 +156,8 @@ def _distances_in_use(distances):
 def loops(config, params, sequence, dtype=np.float64):
     inputs = (sequence.tokens, sequence.segments, sequence.neighbor_tokens)
     weights = layer_parameters(config, params)
-    return reference.logits(weights, *inputs, config.chunk_length, dtype, config.neighbor_parts)
+    kind = reference.kind_of(config)
+    return reference.logits(weights, *inputs, config.chunk_length, dtype, config.neighbor_parts, kind)
 
 
 def assert_close(got, expected, sequence):

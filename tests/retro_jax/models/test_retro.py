@@ -16,7 +16,7 @@ from retro_jax.models.retro import (
     layer_parameters,
     merge,
     params_of,
-    zero_cca_outputs,
+    zero_cca_updates,
 )
 from retro_jax.models.stack import _runs
 
@@ -125,7 +125,7 @@ def test_a_baseline_is_the_decoder_alone():
 def test_zero_output_projections_start_at_off():
     """Guards against a retrofit that starts elsewhere. Before its first step On is Off; only the CCA output changes."""
     params = random_parameters(TINY)
-    zeroed = zero_cca_outputs(params)
+    zeroed = zero_cca_updates(params)
     tokens, segments, neighbors = SEQUENCE
     off = apply_hidden(TINY, params, tokens, segments)
     on = apply_hidden(TINY, zeroed, tokens, segments, neighbors)

@@ -162,8 +162,8 @@ def test_a_batch_is_cut_by_sequences():
 
 
 def test_a_leaf_without_axes_is_an_error():
-    with pytest.raises(ValueError, match=r"\['gate'\] has no logical axes; add 'gate' to LEAVES"):
-        shardings({"gate": jnp.zeros((2, 2))}, make_mesh(EIGHT))
+    with pytest.raises(ValueError, match=r"\['mixer'\] has no logical axes; add 'mixer' to LEAVES"):
+        shardings({"mixer": jnp.zeros((2, 2))}, make_mesh(EIGHT))
 
 
 @pytest.mark.parametrize(
