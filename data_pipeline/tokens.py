@@ -1,6 +1,6 @@
 """Stage 2, tokenizer: a SentencePiece model, trained on the training split or given, that loses no byte.
 
-    tokenizer.model   the SentencePiece model
+    tokenizer.model   the SentencePiece model; or tokenizer.json and special_tokens.json (`byte_level.py`)
     token_bytes.npy   int32 [V]: the UTF-8 bytes that each token stands for
 
 decode(encode(text)) == text for every string, and the bytes of the tokens add up to the bytes of the text, because the
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from data_pipeline import byte_level
 from data_pipeline.documents.stage import Document, DocumentTable, read_documents_manifest
 from data_pipeline.stages.run import REPAIR, Manifest, Shard, StageError, file_sha256, read_manifest, run_stage
 from retro_jax.config import DataConfig
@@ -38,7 +39,7 @@ OVERRIDE = bytes([3 << 3 | 2, len(IDENTITY)]) + IDENTITY
 def build_tokenizer(directory: Path, config: DataConfig, vocabulary: int, documents: Path) -> Manifest:
     """Trains a unigram model with byte fallback on the training split, or takes the one that the config gives.
 
-    A given model keeps its pieces but not its normalization: text is read as in `IDENTITY`, so the byte counts are
+    A given SentencePiece model keeps its pieces but not its normalization: text is read as in `IDENTITY`, so the byte counts are
     exact; only the first word of a document may be cut differently than with the model's own dummy prefix.
 
     Args:
@@ -52,14 +53,30 @@ def build_tokenizer(directory: Path, config: DataConfig, vocabulary: int, docume
     inputs = given_inputs(config) or {"documents": read_documents_manifest(documents).fingerprint}
 
     def make(temporary: Path) -> dict:
-        proto = read_given(config, vocabulary) if config.tokenizer else train_sentencepiece(documents, vocabulary)
-        pieces = _pieces(_processor(proto), vocabulary)
-        (temporary / MODEL).write_bytes(proto)
-        np.save(temporary / BYTES, np.array([len(piece) for piece in pieces], np.int32))
+        reader = read_given(config, vocabulary) if config.tokenizer else None
+        reader = reader or SentencePieces(train_sentencepiece(documents, vocabulary), vocabulary)
+        for name, content in _contents(reader, config).items():
+            (temporary / name).write_bytes(content)
+        np.save(temporary / BYTES, np.array([len(piece) for piece in reader.pieces], np.int32))
         return {"vocabulary": vocabulary}
 
+    names = [byte_level.FILE, byte_level.SPECIAL] if is_byte_level(config) else [MODEL]
     facts = stage_config(config, vocabulary)
-    return run_stage(directory, STAGE, facts, inputs, [Shard("tokenizer", [MODEL, BYTES], make)])
+    return run_stage(directory, STAGE, facts, inputs, [Shard("tokenizer", [*names, BYTES], make)])
+
+
+def is_byte_level(config: DataConfig) -> bool:
+    """Whether the config gives a tokenizer.json, and not a SentencePiece model."""
+    return config.tokenizer.endswith(".json")
+
+
+def _contents(reader, config: DataConfig) -> dict[str, bytes]:
+    """The files of the stage besides the bytes a token."""
+    if not is_byte_level(config):
+        return {MODEL: reader.proto}
+    given = Path(config.tokenizer).expanduser()
+    special = byte_level.Special(reader.bos, reader.eos)
+    return {byte_level.FILE: given.read_bytes(), byte_level.SPECIAL: byte_level.special_file(special)}
 
 
 def stage_config(config: DataConfig, vocabulary: int) -> dict:
@@ -73,20 +90,24 @@ def given_inputs(config: DataConfig) -> dict[str, str]:
         return {}
     given = Path(config.tokenizer).expanduser()
     if not given.is_file():
-        raise StageError(f"config.data.tokenizer={config.tokenizer!r} does not exist; give a SentencePiece model.")
-    return {"given tokenizer": file_sha256(given)}
+        raise StageError(
+            f"config.data.tokenizer={config.tokenizer!r} does not exist; give a SentencePiece model or a tokenizer.json."
+        )
+    more = byte_level.given_inputs(given) if is_byte_level(config) else {}
+    return {"given tokenizer": file_sha256(given)} | more
 
 
-def read_given(config: DataConfig, vocabulary: int) -> bytes:
-    """The model that the config gives.
+def read_given(config: DataConfig, vocabulary: int):
+    """The tokenizer that the config gives: `SentencePieces` or `ByteLevel`.
 
     Raises:
-      StageError: a missing file, not a SentencePiece model, or one that `build_tokenizer` refuses.
+      StageError: a missing file, neither of the two, or one that `build_tokenizer` refuses.
     """
     given_inputs(config)
-    proto = Path(config.tokenizer).expanduser().read_bytes()
-    _pieces(_processor(proto), vocabulary)
-    return proto
+    path = Path(config.tokenizer).expanduser()
+    if is_byte_level(config):
+        return byte_level.ByteLevel(path.read_bytes(), byte_level.find_special(path), vocabulary, str(path))
+    return SentencePieces(path.read_bytes(), vocabulary)
 
 
 class Tokenizer:
@@ -102,13 +123,11 @@ class Tokenizer:
     def __init__(self, directory: Path):
         self.directory = directory = Path(directory)
         self.fingerprint = read_manifest(directory, STAGE).fingerprint
-        self._model = _processor((directory / MODEL).read_bytes())
-        self.vocabulary: int = self._model.vocab_size()
-        self.bos: int = self._model.bos_id()
-        self.eos: int = self._model.eos_id()
-        self._pieces = _pieces(self._model, self.vocabulary)
-        self.token_bytes = np.array([len(piece) for piece in self._pieces], np.int32)
-        self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        self._reader = _open(directory)
+        self.vocabulary: int = self._reader.vocabulary
+        self.bos: int = self._reader.bos
+        self.eos: int = self._reader.eos
+        self.token_bytes = np.array([len(piece) for piece in self._reader.pieces], np.int32)
 
     def __reduce__(self):
         """Pickles as its path."""
@@ -120,16 +139,7 @@ class Tokenizer:
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of several texts, over all cores; each exactly as `encode` gives it."""
-        plain = [text for text in texts if SPACE not in text]
-        encoded = iter(self._model.encode(plain, num_threads=-1))
-        return [self._encode_odd(text) if SPACE in text else next(encoded) for text in texts]
-
-    def _encode_odd(self, text: str) -> list[int]:
-        """Encodes around every U+2581, which becomes its bytes."""
-        ids = []
-        for part in re.split(f"({SPACE})", text):
-            ids += self._space_bytes if part == SPACE else self._model.encode(part)
-        return ids
+        return self._reader.encode_all(texts)
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "N"]) -> str:
         """The text of token ids; control tokens give nothing, and a character cut by the ends of `ids` is U+FFFD.
@@ -143,7 +153,51 @@ class Tokenizer:
                 raise ValueError(
                     f"{token} is not a token: ids run from 0 to {self.vocabulary - 1}. Remove padding (-1) first."
                 )
-        return b"".join(self._pieces[token] for token in ids).decode("utf-8", errors="replace")
+        return b"".join(self._reader.pieces[token] for token in ids).decode("utf-8", errors="replace")
+
+
+def _open(directory: Path):
+    """The tokenizer in the files of a finished stage."""
+    if (directory / MODEL).exists():
+        return SentencePieces((directory / MODEL).read_bytes())
+    path = directory / byte_level.FILE
+    vocabulary = len(load_array(directory / BYTES, REPAIR))
+    return byte_level.ByteLevel(path.read_bytes(), byte_level.find_special(path), vocabulary, str(path))
+
+
+class SentencePieces:
+    """A SentencePiece model whose normalization is replaced, so that it loses no byte.
+
+    Attributes:
+      pieces: the UTF-8 bytes of each token; b"" for control tokens.
+    """
+
+    def __init__(self, proto: bytes, vocabulary: int | None = None):
+        """Raises StageError where the model cannot write every text, or has another size than `vocabulary`."""
+        self.proto, self._model = proto, _processor(proto)
+        self.vocabulary: int = self._model.vocab_size()
+        self.bos: int = self._model.bos_id()
+        self.eos: int = self._model.eos_id()
+        self.pieces = _pieces(self._model, vocabulary or self.vocabulary)
+        self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        plain = [text for text in texts if SPACE not in text]
+        encoded = iter(self._model.encode(plain, num_threads=-1))
+        return [self._encode_odd(text) if SPACE in text else next(encoded) for text in texts]
+
+    def _encode_odd(self, text: str) -> list[int]:
+        """Encodes around every U+2581, which becomes its bytes."""
+        ids = []
+        for part in re.split(f"({SPACE})", text):
+            ids += self._space_bytes if part == SPACE else self._model.encode(part)
+        return ids
+
+
+def model_file(data: Path) -> Path:
+    """What config.data.tokenizer names to take the tokenizer of a data directory."""
+    found = Path(data) / STAGE / MODEL
+    return found if found.exists() else found.with_name(byte_level.FILE)
 
 
 def read_token_bytes(directory: Path) -> Int[np.ndarray, "V"]:
@@ -241,7 +295,7 @@ def _processor(proto: bytes):
         return sentencepiece.SentencePieceProcessor(model_proto=proto + OVERRIDE)
     except RuntimeError as error:
         raise StageError(
-            f"config.data.tokenizer is no SentencePiece model: {error}. Give a tokenizer.model file."
+            f"config.data.tokenizer is no SentencePiece model: {error}. Give a tokenizer.model or tokenizer.json file."
         ) from None
 
 

@@ -11,6 +11,7 @@ from data_pipeline.documents.stage import training_sources
 from data_pipeline.encoder.bert import encoder_directory
 from data_pipeline.pipeline import stages
 from data_pipeline.plan import CHUNKS, Rates
+from data_pipeline.tokens import model_file
 from retro_jax.config import RunConfig
 from retro_jax.presets.topologies import CHIPS
 
@@ -49,7 +50,7 @@ def measure(run: RunConfig, tokens: float = 0) -> tuple[Rates, float]:
         wanted = planning.text_wanted(run, total)
         short = planning.sample_run(run, sizes, wanted, folder / "text", run.data.tokenizer)
         text, _ = _make(short, until="chunks")
-        model = run.data.tokenizer or str(Path(short.data.directory) / "tokenizer" / "tokenizer.model")
+        model = run.data.tokenizer or str(model_file(Path(short.data.directory)))
         keys = text.keys * (tokens / text.tokens if tokens else total / text.text_bytes)
         below = run.data.exact_below if keys < run.data.exact_below else 0  # the search that the full corpus will have
         run = replace(run, model=short.model, data=replace(run.data, exact_below=below))

@@ -19,10 +19,10 @@ from data_pipeline.search.exact import PlacedSearcher, Searcher
 from data_pipeline.search.stage import build_index, index_shards, open_route, open_shard, shard_bytes
 from data_pipeline.search.subset import in_subset
 from data_pipeline.stages.run import StageError, read_manifest
+from data_pipeline.tokens import model_file
 from retro_jax.config import DataConfig
 from retro_jax.config.file import read_config_file
 
-TOKENIZER = "tokenizer.model"
 INDEXES = ".indexes"  # under DATA/evaluation; no set has a name that begins with a dot
 
 
@@ -61,14 +61,14 @@ def require_same(own: Path, other: Path) -> None:
         if (mine := read(own)) != (found := read(other)):
             raise StageError(
                 f"The database {other} has another {what} than {own} ({found} there, {mine} here), so neither its tokens "
-                f"nor its vectors can be read with these. Build it with config.data.tokenizer={own}/tokenizer/{TOKENIZER}, "
+                f"nor its vectors can be read with these. Build it with config.data.tokenizer={model_file(own)}, "
                 f"the same config.data.encoder and the same config.model.chunk_length."
             )
 
 
 def _tokenizer(data: Path) -> str:
     files = read_manifest(data / "tokenizer", "tokenizer", verify=False).files
-    return next(file.sha256 for file in files if file.name == TOKENIZER)[:16]
+    return next(file.sha256 for file in files if file.name == model_file(data).name)[:16]
 
 
 def _encoder(data: Path) -> str:

@@ -269,7 +269,7 @@ def test_subsets_are_numbered_by_name(root, tmp_path):
 
 
 def test_a_tokenizer_that_loses_text_is_refused(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(Tokenizer, "encode_all", lambda self, texts: [self._model.encode(t[1:]) for t in texts])
+    monkeypatch.setattr(Tokenizer, "encode_all", lambda self, texts: self._reader.encode_all([t[1:] for t in texts]))
     with pytest.raises(StageError, match=r"loses text: its tokens of document '\d+.txt' stand for"):
         build_chunks(tmp_path / "c", made_up_text.config(root / "text"), M, root / "documents", root / "tokenizer")
 

@@ -32,7 +32,7 @@ IMPORT_SITES = {
     "array_record": ("data_pipeline/formats/tfds_text.py", "data_pipeline/joined.py"),
     "sentencepiece": "data_pipeline/tokens.py",
     "wandb": "retro_jax/train/wandb.py",
-    "tokenizers": "data_pipeline/encoder/tokenizer.py",
+    "tokenizers": ("data_pipeline/byte_level.py", "data_pipeline/encoder/tokenizer.py"),
     "safetensors": "data_pipeline/encoder/weights.py",
     "pypi_simple": "data_pipeline/packages/catalogue.py",
     "pyarrow": (
