@@ -39,7 +39,7 @@ test-wheel: setup ## builds a wheel, installs it into an environment of its own 
 	@$(BIN)/python -m pytest -m wheel tests/repository/test_wheel.py
 
 # The locked packages and an extra that is not in the lock.
-.venv-tpu/.ready .venv-ray/.ready .venv-store/.ready .venv-encoders/.ready .venv-harness/.ready: .venv-%/.ready: $(VENV)/.ready
+.venv-tpu/.ready .venv-ray/.ready .venv-store/.ready .venv-encoders/.ready .venv-harness/.ready .venv-interchange/.ready: .venv-%/.ready: $(VENV)/.ready
 	@echo "$*: installing the locked packages and the extra [$*] into .venv-$* (log in .venv-$*/setup.log)"
 	@$(PYTHON) -m venv .venv-$*
 	@.venv-$*/bin/python -m pip install --require-hashes -r requirements.lock > .venv-$*/setup.log 2>&1 || { tail -20 .venv-$*/setup.log; exit 1; }
@@ -80,6 +80,9 @@ test-encoders: .venv-encoders/.ready ## vectors of tiny encoders against sentenc
 
 test-harness: .venv-harness/.ready ## our models under EleutherAI's lm-evaluation-harness, on data sets of its own format
 	@.venv-harness/bin/python -m pytest -m harness tests/launch/test_harness.py
+
+test-interchange: .venv-interchange/.ready ## imported models against transformers (PyTorch, 1 GB); RETRO_GGUF=FILE for a real one
+	@.venv-interchange/bin/python -m pytest -s -m interchange tests/retro_jax/interchange
 
 database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray (resumes); writes docs/measured/database_faults.md
 	@PYTHONPATH=tests/fixtures .venv-ray/bin/python benchmarks/faults.py

@@ -16,6 +16,8 @@ VERBS = {
     "evaluate": "bits per byte by subset: baseline, retrieval off, on, random neighbors, empty database",
     "sweep": "many points of one config: builds, trains and evaluates what they share once, then one table and one page",
     "compare": "results of several work directories side by side, with paired intervals",
+    "import": "a model of another project (safetensors, GGUF) as a run",
+    "export": "a run's model as safetensors with config, tokenizer and model card",
     "sample": "continues a prompt, retrieves after every full chunk and says from which documents",
 }
 

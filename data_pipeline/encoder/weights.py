@@ -1,21 +1,18 @@
 """The tensors of an encoder from safetensors files, one or several, renamed to BERT's names.
 
-The only file that imports safetensors. A pickle (pytorch_model.bin) can run code when it is opened, so it is never read.
+A pickle (pytorch_model.bin) can run code when it is opened, so it is never read.
 """
 
-import json
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.encoder.directory import REMEDY, BertShape, read_json, section
 from data_pipeline.stages.run import StageError
+from retro_jax.interchange.safetensors_files import INDEX, WHOLE, Place, header
+from retro_jax.interchange.tensors import FLOATS
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
-FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 PREFIXES = ("bert.", "distilbert.", "mpnet.", "roberta.")  # of a model saved with a head upon it
 RENAMED = {
     "distilbert": (
@@ -39,18 +36,6 @@ RENAMED = {
 }
 TYPES = "embeddings.token_type_embeddings.weight"
 BIAS = "encoder.relative_attention_bias.weight"
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """The place of a tensor: its file, its name there, and the header's dtype and shape."""
-
-    path: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int  # of its bytes in the file
-    end: int
 
 
 def weight_files(directory: Path) -> list[str]:
@@ -79,13 +64,13 @@ def weight_files(directory: Path) -> list[str]:
     raise StageError(f"{directory} is no encoder: it has no {WHOLE}. {REMEDY}")
 
 
-def list_tensors(directory: Path, family: str) -> dict[str, Tensor]:
+def list_tensors(directory: Path, family: str) -> dict[str, Place]:
     """All floating-point tensors by BERT's name for them, from the headers of the files.
 
     Raises:
       StageError: a file that is truncated or not a safetensors file.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, Place] = {}
     for name in weight_files(directory):
         path = Path(directory) / name
         for tensor in _header(path):
@@ -94,23 +79,11 @@ def list_tensors(directory: Path, family: str) -> dict[str, Tensor]:
     return found
 
 
-def _header(path: Path) -> list[Tensor]:
-    """The tensors in the header of a safetensors file; safetensors itself has checked that they fill the file."""
-    from safetensors import SafetensorError, safe_open
-
+def _header(path: Path) -> list[Place]:
     try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise StageError(f"{path} is truncated or no safetensors file ({error}). Fetch it again.") from error
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        facts = json.loads(file.read(size))
-    facts.pop("__metadata__", None)
-    return [
-        Tensor(path, name, each["dtype"], tuple(each["shape"]), *(8 + size + edge for edge in each["data_offsets"]))
-        for name, each in facts.items()
-    ]
+        return header(path)
+    except ValueError as error:
+        raise StageError(str(error)) from error
 
 
 def _plain_name(name: str, family: str) -> str:
@@ -150,7 +123,7 @@ def wanted_tensors(shape: BertShape) -> dict[str, tuple[int, ...]]:
     return wanted
 
 
-def check_tensors(directory: Path, shape: BertShape) -> dict[str, Tensor]:
+def check_tensors(directory: Path, shape: BertShape) -> dict[str, Place]:
     """The tensors that are computed with, their sizes checked; no weights are read.
 
     Raises:

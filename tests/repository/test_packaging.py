@@ -33,7 +33,8 @@ IMPORT_SITES = {
     "sentencepiece": "data_pipeline/tokens.py",
     "wandb": "retro_jax/train/wandb.py",
     "tokenizers": ("data_pipeline/byte_level.py", "data_pipeline/encoder/tokenizer.py"),
-    "safetensors": "data_pipeline/encoder/weights.py",
+    "safetensors": "retro_jax/interchange/safetensors_files.py",
+    "gguf": "retro_jax/interchange/gguf_files.py",
     "pypi_simple": "data_pipeline/packages/catalogue.py",
     "pyarrow": (
         "retro_jax/evaluate/scores.py",

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoder_kinds import FAMILY, KINDS
@@ -16,7 +17,7 @@ from retro_jax.config import DECODER_KIND, MeshConfig, ModelConfig, RunConfig, c
 from retro_jax.models.counts import executed_flops, parameter_totals
 from retro_jax.models.kernels.known import uses
 from retro_jax.models.positions import rotary, rotate
-from retro_jax.models.retro import abstract_model, initialize, merge
+from retro_jax.models.retro import abstract_model, initialize, merge, zero_cca_updates
 from retro_jax.preflight import hlo
 from retro_jax.preflight.step import abstract_step
 
@@ -116,6 +117,25 @@ def test_an_untrained_model_predicts_nothing():
         nats = np.log(np.exp(found - found.max(1, keepdims=True)).sum(1)) + found.max(1)
         targets = found[np.arange(23), sequence.tokens[1:24]]
         assert abs((nats[:23] - targets).mean() - np.log(config.vocabulary)) < 1.0
+
+
+@pytest.mark.parametrize("options", [{}, GATED], ids=["outputs", "gate"])
+def test_a_retrofit_starts_with_a_gate_or_outputs_at_zero(options):
+    """Guards against both at zero, where neither has a gradient: On is Off, and what is zero has a gradient."""
+    config = tiny(layers=1, retrieval_layers=(1,), encoder={"layers": 1}, **KINDS["smollm"], **options)
+    params, sequence = zero_cca_updates(random_parameters(config)), pack(config, [24], 2)
+    tokens, segments, neighbors = sequence.batch()
+
+    def both(cross):
+        on, off = (merge(config, params | {"cross_attention": cross})(tokens, segments, n) for n in (neighbors, None))
+        return (on**2).mean(), jnp.abs(on - off).max()
+
+    function = jax.jit(jax.grad(both, has_aux=True), compiler_options={"xla_backend_optimization_level": 0})
+    gradient, difference = function(params["cross_attention"])
+    assert difference < 1e-5
+    zeros = [name for name, leaf in params["cross_attention"].items() if not np.any(leaf)]
+    assert zeros == (["update_gate"] if options else ["output"])
+    assert np.abs(gradient[zeros[0]]).max() > 1e-6
 
 
 def test_the_defaults_are_the_papers_decoder():

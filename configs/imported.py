@@ -1,0 +1,37 @@
+"""Retrofit of an imported model (paper 4.2, C.3): its decoder with retrieval, `:RUN` or `:RUN,smoke`.
+
+    retro import --path=DIR_OR_FILE --workdir=runs/smollm2
+    retro build --config=configs/own_text.py:my_text --workdir=runs/mine --config.model.vocabulary=49152 \
+        --config.data.tokenizer=runs/smollm2/data/tokenizer/tokenizer.json
+    retro train --config=configs/imported.py:runs/smollm2 --workdir=runs/mine/retro --config.data.directory=runs/mine/data
+
+The decoder is that of RUN and stays frozen; every third layer from the sixth reads neighbors, encoded by two layers that are
+as wide as the decoder and read its embedding. Batch and steps are the paper's; `,smoke` takes 20 steps of 4 short sequences.
+`--config.train.trainable=all` trains the decoder too. Sequence and chunk length must be those of the joined shards.
+"""
+
+from pathlib import Path
+
+from retro_jax.config import as_config_dict
+from retro_jax.config.file import read_config_file
+from retro_jax.presets.sizes import RETROFIT_SEQUENCES
+
+BATCH = 256
+FIRST, EVERY = 6, 3  # layers that read neighbors
+
+
+def get_config(argument: str = ""):
+    run, *words = argument.split(",")
+    if not run or set(words) - {"smoke"}:
+        raise ValueError(f"configs/imported.py takes a run directory, RUN or RUN,smoke, but '{argument}' was given.")
+    config = as_config_dict(read_config_file(Path(run) / "config.json", "Import a model there with `retro import`."))
+    model, layers = config.model, config.model.layers
+    model.retrieval_layers = tuple(range(FIRST, layers + 1, EVERY)) or (layers // 2 + 1,)
+    model.shared_embeddings = True
+    model.encoder.update(width=model.width, heads=model.heads, head_dim=model.head_dim, feed_forward=model.feed_forward)
+    config.train.update(trainable="retrieval", initialize_from=run, batch=BATCH, steps=-(-RETROFIT_SEQUENCES // BATCH))
+    config.data.directory = ""
+    if "smoke" in words:
+        model.sequence_length = min(model.sequence_length, 4 * model.chunk_length)
+        config.train.update(batch=4, steps=20, warmup_steps=2, retrieval_check_every=0, log_every=1)
+    return config
