@@ -8,6 +8,8 @@
 The decoder is that of RUN and stays frozen; every third layer from the sixth reads neighbors, encoded by two layers that are
 as wide as the decoder and read its embedding. Batch and steps are the paper's; `,smoke` takes 20 steps of 4 short sequences.
 `--config.train.trainable=all` trains the decoder too. Sequence and chunk length must be those of the joined shards.
+Hardware: an accelerator for more than the smoke run; `retro preflight --config=configs/imported.py:RUN` says which.
+Expected: Off equals the imported model bit for bit; On below Off where text recurs in the database.
 """
 
 from pathlib import Path

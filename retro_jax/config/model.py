@@ -3,7 +3,19 @@
 import dataclasses
 from dataclasses import dataclass
 
-from retro_jax.config.settings import INT32, NAME, SWITCH, Number, Rising, above, between, one_of, section, setting
+from retro_jax.config.settings import (
+    INT32,
+    NAME,
+    SWITCH,
+    Number,
+    Numbers,
+    Rising,
+    above,
+    between,
+    one_of,
+    section,
+    setting,
+)
 
 SIZE = between(1, INT32)
 # What may differ from the run that trained a model: no parameter depends on it.
@@ -14,7 +26,7 @@ RUNTIME = ("neighbors", "compute_dtype", "attention", "remat", "scan", "loss_blo
 ABLATIONS = ("neighbor_parts", "cross_attention_positions", "shared_embeddings", "cross_attention_gate")
 
 # How the decoder is built. The defaults are the paper's; a decoder of the Llama family sets the others.
-OF_ROTARY = ("rotary_theta", "key_heads", "query_key_norm", "attention_biases")
+OF_ROTARY = ("rotary_theta", "rotary_scaling", "key_heads", "query_key_norm", "attention_biases")
 DECODER_KIND = ("positions", *OF_ROTARY, "gated_feed_forward", "norm_epsilon", "scaled_embedding", "tied_readout")
 
 
@@ -50,6 +62,11 @@ class ModelConfig:
         "Positions of the decoder's self-attention: relative (the paper) or rotary (the Llama family).",
     )
     rotary_theta: float = setting(10_000.0, above(0), "Base of the rotary angles.")
+    rotary_scaling: tuple[float, ...] = setting(
+        (),
+        Numbers(0, INT32, open=True),
+        "Scaling of the rotary angles for longer texts: () none, (FACTOR,) linear, (FACTOR, LOW, HIGH, LENGTH) Llama 3's.",
+    )
     key_heads: int = setting(
         0,
         between(0, INT32),
@@ -204,6 +221,12 @@ def _check_kind(model: ModelConfig):
                     f"config.model.positions=rotary; take that, or remove it (the default is {usual})."
                 )
         return
+    scaling = model.rotary_scaling
+    if len(scaling) not in (0, 1, 4) or (len(scaling) == 4 and scaling[1] >= scaling[2]):
+        raise ValueError(
+            f"config.model.rotary_scaling is (), (FACTOR,) or (FACTOR, LOW, HIGH, LENGTH) with LOW below HIGH, but is "
+            f"{scaling}; take one of these."
+        )
     if model.heads % model.decoder_key_heads:
         raise ValueError(
             f"Each head of keys serves as many heads of queries, but config.model.heads={model.heads} is not a multiple of "

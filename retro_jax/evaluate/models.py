@@ -18,6 +18,8 @@ from retro_jax.run_directory.directory import QUESTIONS, fingerprints
 from retro_jax.run_directory.places import model_directory
 from retro_jax.run_directory.whole import require_whole, whole_path
 
+LENGTHS = ("sequence_length", "chunk_length")
+
 
 class Models:
     """ "retro" and, where one was trained, "baseline"; or "baseline" alone.
@@ -63,8 +65,10 @@ class Models:
         """A model with the settings of this evaluation, and its parameters; the first call loads them."""
         if name not in self._params:
             self._params[name], _, _ = load_params(self.runs[name], self.steps[name], self.mesh)
-        same = {key: getattr(self.model, key) for key in RUNTIME}
-        return dataclasses.replace(self.trained[name].model, **same), self._params[name]
+        model, keys = self.trained[name].model, RUNTIME
+        if not model.retrieves:  # no weight of it depends on lengths, and an imported one was trained with others
+            keys = (*RUNTIME, *LENGTHS)
+        return dataclasses.replace(model, **{key: getattr(self.model, key) for key in keys}), self._params[name]
 
 
 def _model(run: RunConfig, trained: RunConfig, directory: Path, name: str) -> ModelConfig:

@@ -38,6 +38,12 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": Architecture("qwen2", {"attention_biases": True}),
     "Qwen3ForCausalLM": Architecture("qwen3", {"query_key_norm": True}, head_dim=128),
 }
+# rope_type -> the keys that config.model.rotary_scaling holds, in its order
+SCALINGS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 # config.json key -> what it may be: with another value the model computes something that is not read here.
 NEUTRAL = {
     "hidden_act": ("silu", "swish"),
@@ -82,7 +88,7 @@ def model_of(facts: Mapping, where: Path | str, length: int = 0) -> tuple[str, M
     options = {
         **FAMILY,
         **kind.options,
-        "rotary_theta": float(_rope(facts, where).get("rope_theta", facts.get("rope_theta", 10_000.0))),
+        **_rope(facts, where),
         "key_heads": 0 if keys == heads else keys,
         "norm_epsilon": float(facts.get("rms_norm_eps", 1e-6)),
         "tied_readout": bool(facts.get("tie_word_embeddings", False)),
@@ -108,21 +114,29 @@ def _refuse(facts: Mapping, where) -> None:
             raise ValueError(f"{where} has {key}={facts[key]!r:.80}, which is {what}; it may be {allowed[0]!r}.")
 
 
-def _rope(facts: Mapping, where) -> Mapping:
-    """The parameters of the rotary positions, which newer files keep in a section.
+def _rope(facts: Mapping, where) -> dict:
+    """The fields of the rotary positions, which newer files keep in a section.
 
     Raises:
-      ValueError: a scaling of them.
+      ValueError: a scaling of them that is not implemented, or one without its numbers.
     """
-    for key in ("rope_parameters", "rope_scaling"):
-        found = facts.get(key) or {}
-        kind = found.get("rope_type", found.get("type", "default"))
-        if kind != "default":
-            raise ValueError(
-                f"{where} scales its rotary positions by {kind!r} ({key}), which is not implemented: only models without a "
-                f"scaling are read."
-            )
-    return facts.get("rope_parameters") or {}
+    section, name = facts.get("rope_parameters") or {}, "rope_parameters"
+    if "rope_theta" not in section and facts.get("rope_theta") is not None:
+        section = {**section, "rope_theta": facts["rope_theta"]}
+    if facts.get("rope_scaling"):
+        section, name = {**section, **facts["rope_scaling"]}, "rope_scaling"
+    kind = section.get("rope_type", section.get("type", "default"))
+    if kind not in SCALINGS:
+        raise ValueError(
+            f"{where} scales its rotary positions by {kind!r} ({name}), which is not implemented; implemented are "
+            f"{', '.join(SCALINGS)}."
+        )
+    if missing := [key for key in SCALINGS[kind] if not isinstance(section.get(key), int | float)]:
+        raise ValueError(
+            f"{where} scales its rotary positions by {kind!r}, but has no {missing[0]} in {name}. Fetch it again."
+        )
+    scaling = tuple(float(section[key]) for key in SCALINGS[kind])
+    return {"rotary_theta": float(section.get("rope_theta", 10_000.0)), "rotary_scaling": scaling}
 
 
 def _length(facts: Mapping, where, kind: Architecture, length: int) -> int:
@@ -179,8 +193,19 @@ def config_json(model: ModelConfig, architecture: str, dtype: str, special: Mapp
         "max_position_embeddings": model.sequence_length,
         "rms_norm_eps": model.norm_epsilon,
         "rope_theta": model.rotary_theta,
+        "rope_scaling": _rope_scaling(model),
         "tie_word_embeddings": model.tied_readout,
     }
+
+
+def _rope_scaling(model: ModelConfig) -> dict | None:
+    """The way back from `_rope`."""
+    kind = next(kind for kind, keys in SCALINGS.items() if len(keys) == len(model.rotary_scaling))
+    return (
+        {"rope_type": kind, **dict(zip(SCALINGS[kind], model.rotary_scaling, strict=True))}
+        if model.rotary_scaling
+        else None
+    )
 
 
 def describe(model: ModelConfig) -> str:

@@ -80,15 +80,15 @@ class GgufFile:
             "rope_theta": "rope.freq_base",
         }
         found = {theirs: _number(facts[f"{name}.{ours}"]) for theirs, ours in of.items() if f"{name}.{ours}" in facts}
-        scaling = facts.get(f"{name}.rope.scaling.type", "none")
         tensors = {tensor.name for tensor in self._reader.tensors}
+        scaling, factor = facts.get(f"{name}.rope.scaling.type", "none"), facts.get(f"{name}.rope.scaling.factor")
         if "rope_freqs.weight" in tensors:
-            scaling = "llama3"
+            scaling = "frequencies of its own (rope_freqs.weight)"
         return {
             **found,
             "architectures": [self.architecture],
             "vocab_size": len(facts.get("tokenizer.ggml.tokens", ())),
-            "rope_scaling": None if scaling == "none" else {"rope_type": scaling},
+            "rope_scaling": None if scaling == "none" else {"rope_type": scaling, "factor": factor},
             "tie_word_embeddings": "output.weight" not in tensors,
             "bos_token_id": facts.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": facts.get("tokenizer.ggml.eos_token_id"),

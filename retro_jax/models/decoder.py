@@ -44,7 +44,7 @@ def decode(
     """
     mask = causal_mask(segments, token_valid)
     if config.positions == "rotary":
-        self_positions = rotary(x.shape[1], config.head_dim, config.rotary_theta)
+        self_positions = rotary(x.shape[1], config.head_dim, config.rotary_theta, config.rotary_scaling)
     else:
         self_positions = position_table(causal_distances(x.shape[1]), config.width, x.dtype)
     options = {"scan": config.scan, "remat": config.remat, "pin": placement.pin}

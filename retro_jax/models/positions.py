@@ -51,7 +51,7 @@ class PositionTable:
 class Rotary:
     """The turn of every position of a sequence: one angle a pair of numbers of a head, computed once and shared by layers.
 
-    `distances` is what an attention without position logits is told of its lengths.
+    `distances` gives an attention without position logits its lengths.
     """
 
     distances: Distances
@@ -59,16 +59,33 @@ class Rotary:
     sines: Float[Array, "T S"]
 
 
-def rotary(length: int, head_dim: int, theta: float) -> Rotary:
+def rotary(length: int, head_dim: int, theta: float, scaling: tuple[float, ...] = ()) -> Rotary:
     """Angles p * theta^(-2t/S) of positions p and pairs t = 0..S/2-1, counted from the start of the sequence.
 
-    Logits depend on differences of positions alone, so documents that begin later in a sequence need no angles of their own.
+    `scaling` is config.model.rotary_scaling. Logits depend on differences of positions alone, so documents that begin later in a sequence need no angles of their own.
     """
     # In float32, as the family's models are trained: a float64 product would be another number far into a sequence.
     frequencies = np.float32(1) / np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
-    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies.astype(np.float32)
+    angles = np.arange(length, dtype=np.float32)[:, None] * _scaled(frequencies.astype(np.float32), scaling)
     angles = np.concatenate([angles, angles], axis=1)
     return Rotary(causal_distances(length), jnp.cos(angles), jnp.sin(angles))
+
+
+def _scaled(frequencies: Float[np.ndarray, " P"], scaling: tuple[float, ...]) -> Float[np.ndarray, " P"]:
+    """Slower angles: all of them by a factor, or Llama 3's way, which leaves those of short waves as they are.
+
+    A pair that turns less than LOW times in LENGTH positions is slowed by FACTOR, one that turns more than HIGH times is
+    not, and those between are mixed in proportion.
+    """
+    if not scaling:
+        return frequencies
+    slowed = frequencies / np.float32(scaling[0])
+    if len(scaling) == 1:
+        return slowed
+    _, low, high, length = scaling
+    turns = length * frequencies / np.float32(2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    return (1 - kept) * slowed + kept * frequencies
 
 
 def rotate(x: Float[Array, "*B T S"], turn: Rotary) -> Float[Array, "*B T S"]:

@@ -32,6 +32,7 @@ class Kind:
     """
 
     rotary_theta: float | None = None
+    rotary_scaling: tuple[float, ...] = ()
     head_dim: int = 0
     norm_epsilon: float = NORM_EPSILON
     scaled_embedding: bool = True
@@ -42,7 +43,7 @@ PAPER = Kind()
 
 def kind_of(model: ModelConfig) -> Kind:
     theta = model.rotary_theta if model.positions == "rotary" else None
-    return Kind(theta, model.head_dim, model.norm_epsilon, model.scaled_embedding)
+    return Kind(theta, model.rotary_scaling, model.head_dim, model.norm_epsilon, model.scaled_embedding)
 
 
 def logits(
@@ -248,7 +249,7 @@ def rotary_attention(
     q, k, v = project("query"), project("key"), project("value")
     for i in range(length):
         for t in range(width // 2):  # the pair (t, t + width/2) as a complex number, turned by an angle
-            turn = np.exp(1j * i * kind.rotary_theta ** (-2 * t / width))
+            turn = np.exp(1j * i * rotary_frequency(kind.rotary_theta ** (-2 * t / width), kind.rotary_scaling))
             for rows in (q, k):
                 turned = (rows[i, :, t] + 1j * rows[i, :, t + width // 2]) * turn
                 rows[i, :, t], rows[i, :, t + width // 2] = turned.real, turned.imag
@@ -262,6 +263,21 @@ def rotary_attention(
             for j, exponential in zip(seen, exponentials, strict=True):
                 read[i, head] += exponential / sum(exponentials) * v[j, head // shared]
     return read.reshape(length, -1) @ weights["output"]
+
+
+def rotary_frequency(frequency: float, scaling: tuple[float, ...]) -> float:
+    """The angle a position, slowed by a factor, or as Llama 3.1 does by the length of the wave."""
+    if len(scaling) == 1:
+        return frequency / scaling[0]
+    if len(scaling) == 4:
+        factor, low, high, length = scaling
+        wave = 2 * math.pi / frequency
+        if wave > length / low:
+            return frequency / factor
+        if wave >= length / high:
+            smooth = (length / wave - low) / (high - low)
+            return (1 - smooth) * frequency / factor + smooth * frequency
+    return frequency
 
 
 def feed_forward(

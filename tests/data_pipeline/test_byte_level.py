@@ -74,7 +74,7 @@ def test_rows_without_a_token_are_never_given(tmp_path):
 
 
 def test_a_text_with_a_byte_that_has_no_token_is_refused(tmp_path):
-    """Guards against a character that is lost without a word, as the library loses it: SmolLM2 has no token for U+0004."""
+    """Guards against a character that is lost silently, as the library loses it: SmolLM2 has no token for U+0004."""
     model = facts()["model"]
     vocab = {piece: id for piece, id in model["vocab"].items() if piece != "\u0104"}
     path = write_tokenizer(tmp_path, model={**model, "vocab": vocab})

@@ -3,10 +3,12 @@
 import dataclasses
 
 import pytest
+from decoder_kinds import KINDS
 from places import ROOT
 
 from launch.command.config_files import load_config
-from retro_jax.config import EncoderConfig, resolve
+from retro_jax.config import EncoderConfig, ModelConfig, RunConfig, resolve, to_dict
+from retro_jax.core.files import write_json
 
 CONFIGS = ROOT / "configs"
 RETRO = ("172m", "425m", "1b5", "7b5")
@@ -113,3 +115,17 @@ def test_a_config_file_opens_with_its_command_hardware_and_expected_result(path)
     opening = path.read_text().split('"""')[1]
     assert f"configs/{path.name}" in opening
     assert "Hardware:" in opening and "Expected" in opening
+
+
+def test_an_imported_model_gets_retrieval_around_its_frozen_decoder(tmp_path):
+    model = dataclasses.replace(ModelConfig(), retrieval_layers=(), layers=30, **KINDS["llama"])
+    write_json(tmp_path / "config.json", to_dict(RunConfig(model=model)))
+    run = run_config("imported", str(tmp_path))
+    decoder = dataclasses.replace(run.model, retrieval_layers=(), shared_embeddings=False, encoder=model.encoder)
+    assert decoder == model and run.model.retrieval_layers == tuple(range(6, 31, 3))
+    assert run.model.encoder.width == model.width and run.model.shared_embeddings
+    assert (run.train.trainable, run.train.initialize_from) == ("retrieval", str(tmp_path))
+    assert (run.train.batch, run.train.steps) == (256, 23_438)
+    assert run_config("imported", f"{tmp_path},smoke").train.steps == 20
+    with pytest.raises(ValueError, match="takes a run directory, RUN or RUN,smoke"):
+        run_config("imported", "")

@@ -117,7 +117,7 @@ def unread_type(monkeypatch):
     ("changes", "message"),
     [
         ({"architecture": "phi3"}, "the architecture phi3, which is not supported; supported are llama, qwen2, qwen3"),
-        ({"scaling": "linear"}, "scales its rotary positions by 'linear'"),
+        ({"scaling": "yarn"}, "scales its rotary positions by 'yarn'"),
         ({"pre": "deepseek-llm"}, "a tokenizer of the kind gpt2, cut as deepseek-llm; read is gpt2 cut as smollm"),
         ({"model": "llama"}, "a tokenizer of the kind llama"),
         ({"unread": True}, r"in a quantization that is not read \(F32\): .* and .* more. Take another file"),

@@ -135,9 +135,13 @@ BAD = {
         "1 not known: lm_head.weight",
     ),
     "a missing size": ({"hidden_size": None, "weights": weights_of(CONFIG)}, r"has no size hidden_size \(None\)"),
-    "llama3 scaling": (
+    "a scaling without its numbers": (
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-        r"scales its rotary positions by 'llama3' \(rope_scaling\), which is not implemented",
+        r"scales its rotary positions by 'llama3', but has no low_freq_factor in rope_scaling",
+    ),
+    "an older scaling": (
+        {"rope_scaling": {"type": "dynamic", "factor": 8.0}},
+        r"scales its rotary positions by 'dynamic' \(rope_scaling\), which is not implemented; implemented are default, lin",
     ),
     "a scaling in the newer section": (
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},

@@ -35,6 +35,22 @@ SIZES = {
 ARCHITECTURES = {
     "LlamaForCausalLM": {"tie_word_embeddings": False, "rope_theta": 500.0},
     "LlamaForCausalLM, tied": {"tie_word_embeddings": True},
+    "LlamaForCausalLM, Llama 3": {
+        "tie_word_embeddings": True,
+        "rope_theta": 500.0,
+        "rope": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "Qwen2ForCausalLM, linear": {
+        "tie_word_embeddings": True,
+        "head_dim": 8,
+        "rope": {"rope_type": "linear", "factor": 4.0},
+    },
     "MistralForCausalLM": {"tie_word_embeddings": False, "sliding_window": 128},
     "Qwen2ForCausalLM": {"tie_word_embeddings": True, "head_dim": 8},
     "Qwen3ForCausalLM": {"tie_word_embeddings": False, "rope_theta": 1e6},
@@ -50,9 +66,9 @@ def made(name, directory):
     torch.manual_seed(0)
     kind = name.partition(",")[0]
     options = {**SIZES, **ARCHITECTURES[name]}
-    theta = options.pop("rope_theta", 10_000.0)
+    theta, rope = options.pop("rope_theta", 10_000.0), options.pop("rope", {"rope_type": "default"})
     config = getattr(transformers, kind.replace("ForCausalLM", "Config"))(
-        **options, rope_parameters={"rope_type": "default", "rope_theta": theta}
+        **options, rope_parameters={**rope, "rope_theta": theta}
     )
     model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():

@@ -14,6 +14,7 @@ from tiny_model import TINY, pack, random_parameters, tiny
 from training_fixture import MODEL, make_run
 
 from retro_jax.config import DECODER_KIND, MeshConfig, ModelConfig, RunConfig, check_model, completed, resolve, to_dict
+from retro_jax.config.model import OF_ROTARY
 from retro_jax.models.counts import executed_flops, parameter_totals
 from retro_jax.models.kernels.known import uses
 from retro_jax.models.positions import rotary, rotate
@@ -46,10 +47,7 @@ def test_each_option_changes_the_logits_of_the_loops_and_of_the_model(option):
     config = tiny(retrieval_layers=(), **full)
     off = {option: getattr(ModelConfig, option)}
     if option == "positions":
-        off |= {
-            name: getattr(ModelConfig, name)
-            for name in ("rotary_theta", "key_heads", "query_key_norm", "attention_biases")
-        }
+        off |= {name: getattr(ModelConfig, name) for name in OF_ROTARY}
     other = dataclasses.replace(config, **off)
     check_model(other)
     sequence = pack(config, [7, 4, 10], 0)
@@ -103,7 +101,7 @@ def test_the_size_of_smollm2_135m():
     """The number of parameters that its authors give."""
     config = ModelConfig(
         vocabulary=49_152, layers=30, width=576, heads=9, head_dim=64, feed_forward=1536, retrieval_layers=(),
-        **{**KINDS["smollm"], "key_heads": 3},
+        **{**KINDS["smollm"], "key_heads": 3, "rotary_scaling": ()},
     )  # fmt: skip
     assert parameter_totals(config)["total"] == 134_515_008
 
@@ -171,6 +169,8 @@ def test_a_use_of_rotary_attention_has_no_position_logits():
         ({"key_heads": 1}, "config.model.key_heads=1 needs config.model.positions=rotary"),
         ({"rotary_theta": 2.0}, "config.model.rotary_theta=2.0 needs config.model.positions=rotary"),
         ({"query_key_norm": True}, "config.model.query_key_norm=True needs"),
+        ({**FAMILY, "rotary_scaling": (1.0, 2.0)}, r"is \(\), \(FACTOR,\) or .* but is \(1.0, 2.0\)"),
+        ({**FAMILY, "rotary_scaling": (8.0, 4.0, 1.0, 64.0)}, "with LOW below HIGH"),
         ({"attention_biases": True}, "config.model.attention_biases=True needs"),
         ({**FAMILY, "heads": 6, "key_heads": 4}, "heads=6 is not a multiple of config.model.key_heads=4"),
         ({**FAMILY, "head_dim": 5}, "config.model.head_dim=5 is odd; take 6"),
