@@ -226,7 +226,7 @@ def test_a_metric_and_a_point_that_do_not_exist_are_refused(tmp_path, capsys):
 
 
 def test_a_key_of_a_later_version_leaves_every_directory_where_it_is(monkeypatch):
-    """Guards against training everything anew after an update that adds a setting."""
+    """Guards against training everything again after an update that adds a setting."""
 
     def later(config):
         facts = to_dict(config)
