@@ -9,7 +9,8 @@ Points stand in the order of what they are worth, so that a study that was stopp
 
 Hardware: 2 CPU cores, 8 GiB of memory. About 4 hours on idle cores, in pieces that resume: 1.8 for Table 13 (45 trainings of 1.3 M
 parameters and 0.8 M tokens, 80 s each, and as many evaluations), 1.4 for two models of 7 M parameters on four times the text, 0.6
-for retrofits, BM25 and a tenth of the text, each with its data and baselines. `--plan` says what is left.
+for retrofits, BM25 and a tenth of the text, each with its data and baselines. Estimated from the quickstart's rate on idle cores, the
+larger models by their FLOPs; after the first trainings `--plan` has the rate of this machine and says what is left.
 Expected: docs/measured/study.md, which says of each claim whether it was reproduced, and why not.
 """
 

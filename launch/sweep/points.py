@@ -20,6 +20,7 @@ from retro_jax.config.local_paths import with_local_paths
 REFERENCES = ("train.initialize_from", "evaluate.baseline", "evaluate.retro")  # keys that may name another point
 POINT, BASELINE = "point:", "/baseline"
 SEED = "train.seed"
+OWN_SEED = re.compile(r",seed=\d+$")  # of a sweep that yields its seeds
 NAME = re.compile(r"[\w(][\w.,=+@() -]{0,159}")  # of a folder
 
 
@@ -28,7 +29,7 @@ class Point:
     """One config of a sweep.
 
     Attributes:
-      group: its name without what --seeds added; points of one group differ in train.seed alone.
+      group: its name without the seed that --seeds or the sweep itself gave it; points of one group differ in the seed alone.
     """
 
     name: str
@@ -49,7 +50,7 @@ def make_points(swept: Sequence[tuple[str, Mapping]] | None, grid: str, seeds: s
         )
     points = [Point(name, dict(_leaves(overrides))) for name, overrides in ([("", {})] if swept is None else swept)]
     points = [_both(point, *more) for point in points for more in parse_grid(grid)]
-    points = [replace(point, group=point.group or point.name) for point in points]
+    points = [replace(point, group=point.group or OWN_SEED.sub("", point.name)) for point in points]
     if seeds:
         points = [_both(point, f"seed={seed}", {SEED: seed}) for point in points for seed in parse_seeds(seeds)]
     _check_names(points)

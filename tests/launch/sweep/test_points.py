@@ -3,7 +3,7 @@
 import pytest
 
 from launch.command.config_files import load_sweep
-from launch.sweep.points import Point, make_points, parse_grid, resolved, value_of
+from launch.sweep.points import SEED, Point, make_points, parse_grid, resolved, value_of
 from retro_jax.config import RunConfig, to_dict
 
 
@@ -123,3 +123,9 @@ def test_a_sweep_that_yields_something_else_is_refused(tmp_path):
     broken = write(tmp_path / "b.py", "def sweep():\n    yield 1 / 0\n")
     with pytest.raises(ValueError, match="b.py, line 3: ZeroDivisionError"):
         load_sweep(broken)
+
+
+def test_seeds_that_a_sweep_yields_itself_make_a_group():
+    """Guards against a page that shows the seeds of one model as different models."""
+    points = make_points([(f"{name},seed={seed}", {SEED: seed}) for name in ("a", "b=1") for seed in (0, 10)], "", "")
+    assert [point.group for point in points] == ["a", "a", "b=1", "b=1"]
