@@ -78,13 +78,15 @@ def test_table_14_has_four_sizes_and_their_retrofits():
     for size in ("172m", "425m", "1b5", "7b5"):
         plain, retrofit = (resolve(load_config(f"{ROOT}/configs/{file}.py:{size}")) for file in ("retro", "retrofit"))
         _, run = found[size]
-        usual = {"mesh": MeshConfig(), "accumulation": 1}  # 7b5 has those of its recipe
-        assert run.model == plain.model and dataclasses.replace(run.train, **usual) == plain.train
+        usual = {"mesh": MeshConfig(), "accumulation": 1}  # 7b5 has those of its recipe, and its remat
+        assert dataclasses.replace(run.model, remat="full") == plain.model
+        assert dataclasses.replace(run.train, **usual) == plain.train
         overrides, fitted = found[f"{size}-retrofit"]
         assert overrides["train.initialize_from"] == f"point:{size}/baseline"
         usual["initialize_from"] = retrofit.train.initialize_from
         assert dataclasses.replace(fitted.train, **usual) == retrofit.train
-    assert found["7b5"][1].train.mesh == RECIPES["7b5", "v5p:8x8x4"].mesh
+    run, recipe = found["7b5"][1], RECIPES["7b5", "v5p:8x8x4"]
+    assert (run.train.mesh, run.train.accumulation, run.model.remat) == (recipe.mesh, recipe.accumulation, recipe.remat)
     assert len(run.evaluate.tried_shares) == 9 and run.evaluate.tried_neighbors[-1] == 100
 
 
