@@ -46,12 +46,10 @@ def of_training(run: RunConfig, base: RunConfig, overrides: Mapping, data: Data,
 
 
 def of_evaluation(run: RunConfig, data: Data, model: Model, baseline: Model | None) -> str:
-    """Of the evaluation of a point, and of the format of its results: those of an earlier version are computed again."""
-    from retro_jax.evaluate.results import FORMAT  # here: it imports jax, for which --help need not wait
-
+    """Of the evaluation of a point."""
     keys = ("evaluate", *(f"model.{key}" for key in RUNTIME if f"model.{key}" not in FREE_FIELDS))
     read = {key: value for key, value in _settings(run).items() if is_read(key, keys) and key not in OF_LINKS}
-    return digest(_json([FORMAT, read, data.identity, model.identity, baseline.identity if baseline else ""]))
+    return digest(_json([read, data.identity, model.identity, baseline.identity if baseline else ""]))
 
 
 def _settings(run: RunConfig, also: Sequence[str] = ()) -> dict[str, Any]:

@@ -85,17 +85,23 @@ def is_done(workdir: Path, task: Task, checksums: bool = True) -> bool:
     state = read_state(workdir, task.key)
     if state.get("state") != "done" or state.get("digest") != task.digest:
         return False
-    return state.get("result") == _result(task) and state.get("data") == _later(task)
+    later = _later(task)
+    return state.get("result") == _result(task) and state.get("later", later) == later
 
 
-def _later(task: Task) -> list | None:
-    """What was done to the data of an evaluation since their build: joined sets, additions, removals."""
+def _later(task: Task) -> list:
+    """What results of an evaluation depend on besides its digest: their format, and what was done to the data since their build.
+
+    Joined sets, additions and removals.
+    """
     if "data" not in task.links:
-        return None
+        return []
+    from retro_jax.evaluate.results import FORMAT  # here: it imports jax, for which --help need not wait
+
     data, removed = task.links["data"], task.links["data"] / "removed.json"
     names = [sorted(path.name for path in (data / name).glob("*")) for name in ("evaluation", "additions")]
     names[0] = [] if task.run.evaluate.sets else [name for name in names[0] if name != HELD_OUT]
-    return [*names, file_sha256(removed) if removed.exists() else ""]
+    return [FORMAT, *names, file_sha256(removed) if removed.exists() else ""]
 
 
 def _result(task: Task) -> str | None:
@@ -109,7 +115,7 @@ def _result(task: Task) -> str | None:
 
 
 def write_done(workdir: Path, task: Task) -> None:
-    found = {"state": "done", "digest": task.digest, "result": _result(task), "data": _later(task)}
+    found = {"state": "done", "digest": task.digest, "result": _result(task), "later": _later(task)}
     write_json(state_path(workdir, task.key), found)
 
 

@@ -71,7 +71,8 @@ def test_a_killed_node_changes_nothing(root, whole, nodes, whole_machine):  # no
     assert process.wait(1800) == 0, (root / f"{name}.log").read_text()[-3000:]
     assert table(work) == whole
     logs = {path.name: path.read_text(errors="replace") for path in (work / "logs").iterdir()}
-    assert any(text.count("$ ") == 2 for text in logs.values()), "the killed step was started again"
+    again = [name for name, text in logs.items() if text.count("$ ") == 2]
+    assert again or not whole_machine, "the step of the lost machine was not started again"
 
 
 def _trains(pid: int) -> bool:
