@@ -91,7 +91,7 @@ def misfit(plan: Plan, task: Task, devices: Topology) -> str:
     from retro_jax.preflight.estimate import activation_bytes, memory_gib
     from retro_jax.preflight.remedies import remedies
 
-    run, live, limit = task.run, devices.chip.live_scores, devices.memory_gib
+    run, limit = task.run, devices.memory_gib
     names = [one.point.name for one in plan.points if task.key in (one.model.task, one.baseline and one.baseline.task)]
     what = f"Point {names[0]!r} ({task.step.title})"
     try:
@@ -99,10 +99,10 @@ def misfit(plan: Plan, task: Task, devices: Topology) -> str:
         check_sizes(run, sizes)
     except ValueError as error:
         return f"{what} cannot run on {devices.name}: {error}"
-    activations = sum(activation_bytes(run, sizes, live).values())
+    activations = sum(activation_bytes(run, sizes, devices.chip).values())
     if BYTES * parameter_totals(run.model)["total"] + activations <= limit * GIB:
         return ""
-    total = memory_gib(run, sizes, live)["total"]
+    total = memory_gib(run, sizes, devices.chip)["total"]
     if total <= limit:
         return ""
     fitting = [one for one in remedies(run, devices) if one.gib <= limit]
