@@ -100,6 +100,14 @@ def relative(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
+def greedy_tokens(model, start, count):
+    """The tokens of a text with `count` more, each the likeliest."""
+    import torch
+
+    options = {"do_sample": False, "min_new_tokens": count, "max_new_tokens": count}
+    return model.generate(torch.tensor([start]), **options, eos_token_id=None, pad_token_id=0)[0].tolist()
+
+
 class Ids:
     """A tokenizer for which a prompt is its ids."""
 
@@ -126,15 +134,7 @@ def test_logits_greedy_tokens_and_files_are_those_of_transformers(name, tmp_path
     assert relative(found, expected) < 1e-5
 
     drawn = sample(config, params, Ids(), "7 8 9", SampleConfig(tokens=64, temperature=0.0), None)
-    greedy = model.generate(
-        torch.tensor([[1, 7, 8, 9]]),
-        do_sample=False,
-        min_new_tokens=64,
-        max_new_tokens=64,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    assert drawn.tokens == greedy[0].tolist()
+    assert drawn.tokens == greedy_tokens(model, [1, 7, 8, 9], 64)
 
     assert export.main([f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]) == 0
     before, after = read_tensors(tmp_path / "hf"), read_tensors(tmp_path / "out")
@@ -170,14 +170,7 @@ def test_a_real_gguf_file_computes_what_transformers_computes_from_it(tmp_path):
     assert relative(found, expected) < 1e-5
     exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     np.testing.assert_array_equal(theirs(exported, tokens), expected)
-    prompt = " ".join(map(str, ids[:16]))
-    drawn = sample(config, params, Ids(), prompt, SampleConfig(tokens=64, temperature=0.0), None)
-    greedy = model.generate(
-        torch.tensor([[1, *ids[:16]]]),
-        do_sample=False,
-        min_new_tokens=64,
-        max_new_tokens=64,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    assert drawn.tokens == greedy[0].tolist()
+    greedy = greedy_tokens(model, [1, *ids[:63]], 64)
+    found, _, _ = ours(tmp_path / "run", np.asarray(greedy, np.int32)[None])
+    # Each token is the likeliest after those before it, so sampling one by one would give the same.
+    assert found[0].argmax(-1)[63:-1].tolist() == greedy[64:]
