@@ -55,6 +55,7 @@ else:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="data directory with the stages chunks and embeddings")
+    parser.add_argument("--text", default="nine subsets", help="what the build is of, for the page")
     parser.add_argument("--old", type=Path, help="a checkout from before the routed index")
     parser.add_argument("folder", type=Path)
     parser.add_argument("page", type=Path)
@@ -67,7 +68,8 @@ def main(argv: list[str]) -> None:
         path = options.folder / f"{kind}-{name}.json"
         if not path.exists():
             print(f"routing: {path.stem}", file=sys.stderr, flush=True)
-            row = {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "load": os.getloadavg()[0], **make()}
+            facts = {"text": options.text, "date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count()}
+            row = facts | {"load": os.getloadavg()[0]} | make()
             path.write_text(json.dumps(row, indent=1) + "\n")
         rows[kind].append(json.loads(path.read_text()))
         options.page.write_text(page(rows))

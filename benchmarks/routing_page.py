@@ -5,8 +5,8 @@ from scipy import stats
 
 HEAD = """# The routed index, measured
 
-Written by `make routing`; do not edit. Keys are the database chunks of a build of configs/nine_subsets.py and of shares of its
-documents, queries are chunks spread over all of it, {queries}. Times are processor seconds of all threads on
+Written by `make routing`; do not edit. Keys are the database chunks of a build and of shares of its documents, queries are
+2,000 chunks spread over all of it. {texts}Times are processor seconds of all threads on
 {cores} CPU cores ({date}); the machine was shared (load up to {load:.0f}).
 
 ## The router alone
@@ -17,8 +17,8 @@ query would have to visit for this recall; a margin takes fewer on average. Keys
 copies, as a share of all keys. The largest shard is in times the mean.
 """
 ROUTER = """
-| keys | shards | copies of a key | keys a shard | visits | most | if all visit as many | keys read | largest shard | learn, s | assign, s |
-|---|---|---|---|---|---|---|---|---|---|---|
+| text | keys | shards | copies of a key | keys a shard | visits | most | if all visit as many | keys read | largest shard | learn, s | assign, s |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 FITS = """
 ### Growth
@@ -33,8 +33,8 @@ INDEX = """
 
 SCaNN in every shard, set for a recall@10 of 0.95 of all together. "Seconds a million" are processor seconds of a million queries.
 
-| share | keys | shards | recall@10 | visits | keys in visited shards | build, s | seconds a million |
-|---|---|---|---|---|---|---|---|
+| text | share | keys | shards | recall@10 | visits | keys in visited shards | build, s | seconds a million |
+|---|---|---|---|---|---|---|---|---|
 """
 STAGE = """
 ## The stages of the largest build
@@ -50,20 +50,20 @@ query reads. Memory counts what is mapped of the embeddings too.
 def page(rows: dict) -> str:
     every = [row for kind in rows.values() for row in kind]
     text = HEAD.format(
-        queries="2,000 of them",
+        texts="".join(f"{text[0].upper()}{text[1:]}. " for text in dict.fromkeys(row["text"] for row in every)),
         cores=every[0]["cores"],
         date=every[-1]["date"],
         load=max(row["load"] for row in every),
     )
     text += ROUTER + "".join(map(router_row, rows["router"])) + FITS
-    for copies in (2, 1):
-        some = [row for row in rows["router"] if row["copies"] == copies or row["shards"] < 3]
-        some = [row for row in some if row["shards"] > 2]
-        grown = [row for row in some if abs(copies * row["keys"] / row["shards"] - 2400) < 300]
-        full = [row for row in some if row["share"] == 1]
-        for name, of in (("shards of 2,400 keys, growing database", grown), ("all keys, more shards", full)):
-            if len(of) > 2:
-                text += fit_row(name, copies, of)
+    for text_name in dict.fromkeys(map(name, rows["router"])):
+        for copies in (2, 1):
+            some = [row for row in rows["router"] if name(row) == text_name and row["copies"] == copies]
+            grown = [row for row in some if abs(copies * row["keys"] / row["shards"] - 2400) < 400]
+            full = [row for row in some if row["share"] == 1]
+            for what, of in (("shards of 2,400 keys, growing database", grown), ("all keys, more shards", full)):
+                if len({row["shards"] for row in of}) > 2:
+                    text += fit_row(f"{text_name}, {what}", copies, of)
     if rows["index"]:
         text += INDEX + "".join(map(index_row, rows["index"]))
     if rows["stage"]:
@@ -83,8 +83,14 @@ def fit_row(name: str, copies: int, rows: list[dict]) -> str:
     return f"| {name} ({len(rows)} rows) | {copies} | {a:.2f} | {b:.2f} | {b - half:.2f} to {b + half:.2f} |\n"
 
 
+def name(row: dict) -> str:
+    """The text of a row, up to where its description begins."""
+    return row["text"].partition(":")[0]
+
+
 def router_row(row: dict) -> str:
     cells = [
+        name(row),
         f"{row['keys']:,}",
         row["shards"],
         row["copies"],
@@ -102,6 +108,7 @@ def router_row(row: dict) -> str:
 
 def index_row(row: dict) -> str:
     cells = [
+        name(row),
         f"{100 * row['share']:g}%",
         f"{row['keys']:,}",
         row["shards"],

@@ -39,12 +39,12 @@ DATABASE = """
 ## The database, on paper
 
 `retro build --plan --plan_tokens=TOKENS --plan_nodes=NODES`, from rates measured on samples of configs/nine_subsets.py on
-this machine ({cpus} CPU cores, {date}) and the laws of growth in data_pipeline/plan.py: beyond two million keys an index
-shard each chunk is searched in every shard, so the neighbors' work is quadratic in the text. Nodes are machines like this
-one; chip-hours are those of embedding alone at the published rate of an H100, which no real run reaches.
+this machine ({cpus} CPU cores, {date}) and the laws of growth in data_pipeline/plan.py: beyond two million keys a key is in
+two of several index shards, and a chunk visits those near it (docs/measured/routing.md). Nodes are machines like this one;
+chip-hours are those of embedding alone at the published rate of an H100, which no real run reaches.
 
-| tokens | chunks | index shards | nodes | TB on disk | index a node, GB | embedding, H100-hours at least | {stages} | wall hours |
-|---|---|---|---|---|---|---|{lines}---|
+| tokens | chunks | index shards | visited | nodes | TB on disk | index a node, GB | embedding, H100-hours at least | {stages} | wall hours |
+|---|---|---|---|---|---|---|---|{lines}---|
 """
 
 
@@ -105,6 +105,7 @@ def database_section(facts: dict, names: tuple[str, ...]) -> str:
             f"{plan['tokens']:.3g}",
             f"{plan['chunks']:.3g}",
             f"{plan['index_shards']:,}",
+            f"{plan['visits']:,.3g}",
             f"{plan['nodes']:,}",
             f"{sum(stage['bytes'] for stage in plan['stages'].values()) / 1e12:,.3g}",
             f"{plan['memory_a_node'] / 1e9:,.3g}",

@@ -107,7 +107,9 @@ def search_chunks(
             make_missing(work, "route", routes)
         make_missing(work, "search", _answers(asked, numbers))
 
-    at_once = max(1, ANSWERS_AT_ONCE // sum(-(-len(index.parts) // index.together) for index in searched.indexes))
+    together = max(index.together for index in searched.indexes)
+    at_once = ANSWERS_AT_ONCE // sum(-(-len(index.parts) // index.together) for index in searched.indexes)
+    at_once = together * max(1, at_once // together)  # whole groups
     manifest = run_stage(directory, STAGE, facts, inputs, shards, counts=counts, prepare=prepare, at_once=at_once)
     shutil.rmtree(directory / ".answers", ignore_errors=True)  # our own intermediate files
     return manifest
