@@ -33,7 +33,9 @@ def lexical(counts: Mapping, config: Mapping) -> str:
 
 
 def index(counts: Mapping, config: Mapping) -> str:
-    return f"{counts['kind']}, recall@{counts['recall']['k']} {counts['recall']['value']:.3f}"
+    routing = counts.get("routing")
+    visits = f", {routing['visits']:.2g} of {config['shards']} shards visited" if routing else ""
+    return f"{counts['kind']}{visits}, recall@{counts['recall']['k']} {counts['recall']['value']:.3f}"
 
 
 def neighbors(counts: Mapping, config: Mapping) -> str:

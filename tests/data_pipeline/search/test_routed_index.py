@@ -20,6 +20,7 @@ from data_pipeline.search.router import Router, learn, nearest
 from data_pipeline.search.routes import Route, search_visited
 from data_pipeline.search.stage import build_index, count_shards, index_shards, open_searcher, open_shard
 from data_pipeline.search.subset import in_subset
+from data_pipeline.stages import summaries
 from data_pipeline.stages.engine import using
 from data_pipeline.stages.run import read_manifest
 from retro_jax.config import DataConfig
@@ -121,6 +122,7 @@ def test_the_manifest_promises_what_exact_search_confirms(root):
     manifest = read_manifest(root / "index", "index")
     recall, routing = manifest.counts["recall"], manifest.counts["routing"]
     assert recall["value"] >= CONFIG.recall_target and 1 < routing["visits"] < SHARDS - 1
+    assert f" of {SHARDS} shards visited, recall@5 0.9" in summaries.index(manifest.counts, manifest.config)
     keys = [facts["keys"] for facts in manifest.counts["shards"].values()]
     assert sum(keys) == 2 * KEYS and routing["keys_read"] < sum(keys)
     assert {facts["kind"] for facts in manifest.counts["shards"].values()} == {"scann"}
