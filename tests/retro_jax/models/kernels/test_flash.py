@@ -156,6 +156,7 @@ def test_what_the_kernel_does_not_take_is_refused_by_name():
         ({}, "TPU v4", "a TPU v4 cannot rotate each row by another number of places"),
         ({"head_dim": 48}, "TPU v5", "head_dim=48, 24 queries and 24 keys: its heads are 16, 32, 64 or a multiple of 128"),
         ({"sequence_length": 8_256}, "TPU v5", f"it holds all keys of a head in fast memory, at most {LONGEST:,}"),
+        ({"head_dim": 256, "sequence_length": 4_160}, "TPU v5", f"at most {LONGEST // 2:,}"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             check_attention(dataclasses.replace(model, **change), "tpu" if chip else "cpu", chip or "")
@@ -196,8 +197,8 @@ def test_counted_flops_are_those_of_the_traced_step(monkeypatch):
     """Exact to the last product: the kernel's tiles, and no second forward pass under remat."""
     monkeypatch.setattr(known, "IMPLEMENTATIONS", dict(known.IMPLEMENTATIONS))
     register(Implementation("interpreted", partial(attend, interpret=True), ("self",), a_device=True))
-    model = dataclasses.replace(MODEL, attention="interpreted", head_dim=64, remat="full")
-    run = make_run(model, accumulation=4, mesh=MeshConfig(1, 1, 1))
+    model = dataclasses.replace(BASELINE, attention="interpreted", head_dim=64, layers=2, remat="full")
+    run = make_run(model, accumulation=2, mesh=MeshConfig(1, 1, 1))
     step, arguments = abstract_step(run, jax.devices()[:1])
     assert hlo.traced_flops(step.trace(*arguments).jaxpr.jaxpr) == executed_flops(run, "flash")
     assert executed_flops(run, "flash") != executed_flops(run)
