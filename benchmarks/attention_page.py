@@ -6,7 +6,8 @@ HEAD = """# Attention
 
 Written by `make attention`; do not edit. "xla" is attention by matmuls and a softmax that the compiler arranges, "flash" the
 kernel of `retro_jax/models/kernels/flash`. No TPU was at hand: programs were compiled for absent TPUs, and the
-kernel's numbers come from Pallas's interpret mode on a CPU. On a GPU it was never run.
+kernel's numbers come from Pallas's interpret mode on a CPU. Its twin for GPUs was never run on one. Full steps are in
+[scaling](scaling.md).
 
 ## One layer
 
@@ -45,6 +46,8 @@ def page(found: dict) -> str:
 def _layers(layers: dict) -> str:
     rows = []
     for (size, chip), measured in layers.items():
+        if len(measured) < 2:
+            continue
         both = [measured[name] for name in ("xla", "flash")]
         rate = CHIPS[chip].memory_bandwidth
         cells = [f"{one['bytes'] / 1e9:.2f}" for one in both] + [f"{one['temporaries'] / 1e6:,.0f}" for one in both]
