@@ -58,7 +58,17 @@ def completed(config: Mapping) -> dict:
     The default of a new key is what older versions did, so a run can continue under a newer version.
     """
     sections = to_dict(RunConfig())
-    return {name: {**sections.get(name, {}), **section} for name, section in config.items()}
+    return {name: _filled(section, sections.get(name, {})) for name, section in config.items()}
+
+
+def _filled(section: Mapping, usual: Mapping) -> dict:
+    """A section with the defaults of the keys that it lacks, in its sections too."""
+    inner = {
+        key: _filled(value, usual[key])
+        for key, value in section.items()
+        if isinstance(value, Mapping) and isinstance(usual.get(key), Mapping)
+    }
+    return {**usual, **section, **inner}
 
 
 def resolve(config: Mapping) -> RunConfig:

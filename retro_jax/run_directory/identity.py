@@ -19,10 +19,16 @@ FREE_FIELDS = {
     "train.spike_window",
     "train.retrieval_alarm_checks",
     "train.wandb_project",
+    "model.attention",  # "auto" is another implementation on another device
     "model.remat",
     "model.scan",
     "model.loss_block",
 }
+
+
+def _as_json(value):
+    """As it comes back from a file: a tuple becomes a list."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def differing_fields(found: Mapping, wanted: Mapping, prefix: str = "") -> list[str]:
@@ -34,6 +40,6 @@ def differing_fields(found: Mapping, wanted: Mapping, prefix: str = "") -> list[
             continue
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             lines += differing_fields(one, other, f"{where}.")
-        elif one != other:
+        elif _as_json(one) != _as_json(other):
             lines.append(f"{where} (there {one!r:.60}, now {other!r:.60})")
     return lines
