@@ -37,13 +37,13 @@ SCaNN in every shard, set for a recall@10 of 0.95 of all together. "Seconds a mi
 |---|---|---|---|---|---|---|---|---|
 """
 STAGE = """
-## The stages of the largest build
+## The stages of a build
 
 Index and neighbors of all chunks, each in a process of its own. Ranges are the index shards of earlier versions, which every
 query reads. Memory counts what is mapped of the embeddings too.
 
-| index shards | recall@10 | visits | index, processor s | neighbors, processor s | index, peak MB | neighbors, peak MB |
-|---|---|---|---|---|---|---|
+| text | chunks | index shards | recall@10 | visits | index, processor s | neighbors, processor s | index, peak MB | neighbors, peak MB |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -123,7 +123,7 @@ def index_row(row: dict) -> str:
 
 def stage_row(row: dict) -> str:
     kind = {"today": "one", "ranges": f"{row['shards']} ranges", "routed": f"{row['shards']} routed"}[row["name"]]
-    cells = [kind, f"{row['recall']:.4f}", f"{row['visits']:.2f}"]
+    cells = [name(row), f"{row['chunks']:,}", kind, f"{row['recall']:.4f}", f"{row['visits']:.2f}"]
     cells += [f"{row[f'{stage}_seconds']:,.1f}" for stage in ("index", "neighbors")]
     cells += [f"{row[f'{stage}_bytes'] / 1e6:,.0f}" for stage in ("index", "neighbors")]
     return "| " + " | ".join(cells) + " |\n"
