@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-# A shell starts a background job with SIGINT ignored, and every child inherits that: tests that send it would wait forever.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts a background job with SIGINT ignored, nohup one with SIGHUP ignored, and every child inherits that: tests that
+# send them would wait forever.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 HERE = Path(__file__).parent
 DEVICES = "--xla_force_host_platform_device_count=8"
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):  # a worker has it from the process that started it
