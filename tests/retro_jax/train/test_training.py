@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,10 +152,12 @@ def test_a_directory_of_another_config_is_refused(finished):
 def test_a_directory_of_other_data_is_refused(finished, tmp_path):
     """Guards against training on the data of another run."""
     build_data(tmp_path / "other", seed=2)
-    (finished / "data").unlink()
-    (finished / "data").symlink_to(tmp_path / "other")
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    (run / "data").unlink()
+    (run / "data").symlink_to(tmp_path / "other")
     with pytest.raises(ValueError, match="fingerprint of database .*fingerprint of joined .*fingerprint of tokenizer"):
-        train(make_run(steps=4, retrieval_check_every=4, mesh=ALL_DEVICES), finished)
+        train(make_run(steps=4, retrieval_check_every=4, mesh=ALL_DEVICES), run)
 
 
 def test_no_data_names_the_flag(tmp_path):
