@@ -186,12 +186,15 @@ def test_a_killed_join_ends_with_the_same_bytes(root, run, monkeypatch):
 
 
 def test_sets_of_questions_are_no_sets_of_text(root, run):
+    for name in ("scored", "trained"):
+        join_file(run, root, name, write_json(root / f"{name}.json", RECORDS[:2]))
     names = question_sets(root / "data")
-    assert "array" in names and list_sets(root / "data") == []
-    assert set(open_question_sets(root / "data", ["array", "held_out"])) == {"array"}
-    (root / "data" / "evaluation" / "lines" / "joined").mkdir()
-    assert set(open_question_sets(root / "data")) == set(names) - {"train", "parts", "lines"}, "none that is trained on"
-    assert set(open_question_sets(root / "data", ["lines"])) == {"lines"}
+    assert "scored" in names and list_sets(root / "data") == []
+    assert set(open_question_sets(root / "data", ["scored", "held_out"])) == {"scored"}
+    (root / "data" / "evaluation" / "trained" / "joined").mkdir()
+    there = set(open_question_sets(root / "data"))
+    assert there == set(names) - {"train", "parts", "trained"}, "none that is trained on"
+    assert set(open_question_sets(root / "data", ["trained"])) == {"trained"}
 
 
 BAD = {"question": "q", "answers": []}
@@ -228,13 +231,14 @@ def test_rows_that_are_none_are_named(root, run):
 
 
 def test_a_name_that_is_taken_is_refused(root, run):
+    join_file(run, root, "taken", write_json(root / "taken.json", RECORDS[2:4]))
     path = write_json(root / "other.json", RECORDS[:2])
     with pytest.raises(StageError, match="made from another config or input"):
-        join_file(run, root, "array", path)
+        join_file(run, root, "taken", path)
     with pytest.raises(StageError, match="is a set of text"):
         join_file(run, root, "held_out", path)
-    with pytest.raises(StageError, match="'array' exists already, as a set of questions"):
-        join(run, root / "data", "array", SourceConfig(path=str(root / "text"), role="evaluation"))
+    with pytest.raises(StageError, match="'taken' exists already, as a set of questions"):
+        join(run, root / "data", "taken", SourceConfig(path=str(root / "text"), role="evaluation"))
     with pytest.raises(StageError, match="questions are not text to score.*retro join --set=new"):
         join(run, root / "data", "new", source(path))  # as a build would
     with pytest.raises(StageError, match="There are no questions 'nq' in"):
