@@ -7,7 +7,7 @@
 Each RETRO model is also evaluated with smaller databases (evaluate.tried_shares: nested shares of the documents) and with other
 numbers of neighbors (evaluate.tried_neighbors). A retrofit starts from the baseline of its size (configs/retrofit.py).
 Hardware: a v5p:8x8x4 (256 chips), for which 7b5 has its mesh and accumulation here. By the roofline of `--plan`, a lower
-bound: 45,920 chip-hours, 35,000 of them for 7b5.
+bound: 37,868 chip-hours, 25,772 of them for 7b5.
 Expected, C4 bits per byte at 172m to 7b5: baseline .98 .92 .84 .78, Off the same, On .82 .77 .71 .66; with half of the database
 .88 .83 .76 .71, with a thousandth .97 .91 .84 .78; best at k from 4 to 30. Retrofits end close to training from scratch. Not
 reproduced here at these sizes; docs/measured/study.md has a small form.

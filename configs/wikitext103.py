@@ -7,7 +7,7 @@ FOLDER holds wikitext/ (training articles, one a record, in any format of a buil
 wiki.valid.tokens and wiki.test.tokens (docs/guides/protocols.md), and titles.txt, whose articles leave Wikipedia: both files, one
 behind the other. Only wikitext/ is trained on; both are searched. 18 layers and embeddings shared between decoder and encoder.
 Different from the paper: no dropout (there 0.25), and the retrofit starts from the last step of the baseline (there the best, 35,000).
-Hardware: as configs/retro.py:425m. By the roofline of `--plan`, a lower bound: 763 chip-hours on v5p:2x2x4.
+Hardware: as configs/retro.py:425m. By the roofline of `--plan`, a lower bound: 324 chip-hours on v5p:2x2x4.
 Expected, perplexity on validation and test: baseline 21.53 / 22.96, retrofit with Wikipedia 18.46 / 18.97 (k = 10); from scratch RETRO
 over-fits and is weaker than its baseline. Not reproduced here: no package holds Wikitext-103.
 """
