@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,12 +24,11 @@ from data_pipeline.stages.run import StageError
 from launch.command.steps import as_of_a_shell
 from launch.sweep.plan import Plan, Task
 from launch.sweep.run import Here, Running
-from launch.sweep.state import claim, log_path
+from launch.sweep.state import log_path, one_at_a_time
 from retro_jax.config import RunConfig
-from retro_jax.core.lock import Busy, FileLock
+from retro_jax.core.lock import FileLock
 from retro_jax.parallel.preemption import EXIT_CODE
 
-PAUSE = 1.0  # seconds between two tries to take the lock of a step
 SAVING = 900.0  # seconds in which a step saves and ends
 
 
@@ -91,25 +89,16 @@ class _Job:
 
 def run_on_node(workdir: str, key: str, words: Sequence[str]) -> int:
     """Runs `python -m WORDS` on this node under the step's lock; returns its exit code."""
-    lock = claim(Path(workdir), f"{key}.node")
-    while True:
-        try:
-            lock.acquire()
-            break
-        except Busy:
-            time.sleep(PAUSE)
     log, command = log_path(Path(workdir), key), [sys.executable, "-m", *words]
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as output:
+    with one_at_a_time(Path(workdir), f"{key}.node") as lock, open(log, "a", encoding="utf-8") as output:
         print(f"$ {shlex.join(command)}  # on {socket.gethostname()}", file=output, flush=True)
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock.fileno(),)
         )
         try:
-            code = as_of_a_shell(process.wait())
+            return as_of_a_shell(process.wait())
         except KeyboardInterrupt:
             process.send_signal(signal.SIGTERM)
             process.wait(SAVING)
-            code = EXIT_CODE
-    lock.release()
-    return code
+            return EXIT_CODE

@@ -51,9 +51,9 @@ def claim(workdir: Path, key: str) -> FileLock:
 
 
 @contextmanager
-def one_at_a_time(workdir: Path) -> Iterator[None]:
-    """Waits while another process writes the plan or the results."""
-    lock = claim(workdir, "sweep")
+def one_at_a_time(workdir: Path, key: str = "sweep") -> Iterator[FileLock]:
+    """Waits while another process works on a task, or (on "sweep") writes the plan or the results."""
+    lock = claim(workdir, key)
     while True:
         try:
             lock.acquire()
@@ -61,7 +61,7 @@ def one_at_a_time(workdir: Path) -> Iterator[None]:
         except Busy:
             time.sleep(PAUSE)
     try:
-        yield
+        yield lock
     finally:
         lock.release()
 

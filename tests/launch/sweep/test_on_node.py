@@ -7,7 +7,6 @@ import time
 import pytest
 
 from data_pipeline.stages.run import StageError
-from launch.sweep import on_ray
 from launch.sweep.on_ray import _Job, devices, run_on_node
 from launch.sweep.state import claim, last_line, log_path
 from retro_jax.config import MeshConfig, RunConfig, TrainConfig
@@ -26,9 +25,8 @@ def test_a_step_has_its_exit_code_and_its_log(tmp_path):
     assert not (tmp_path / "state").exists()  # the lock went with its step
 
 
-def test_a_step_waits_for_one_that_outlived_its_node(tmp_path, monkeypatch):
+def test_a_step_waits_for_one_that_outlived_its_node(tmp_path):
     """Guards against two processes of one step: that of a lost Ray worker may still run."""
-    monkeypatch.setattr(on_ray, "PAUSE", 0.01)
     lock, before = claim(tmp_path, "train-1.node"), time.monotonic()
     lock.acquire()
     threading.Timer(0.3, lock.release).start()
