@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.stages.run import StageError
+from data_pipeline.tokenizers_library import open_tokenizer
 from retro_jax.core.files import DamagedFile, digest, read_json
 
 FILE, SPECIAL = "tokenizer.json", "special_tokens.json"
@@ -194,20 +195,10 @@ def _removes(part: Mapping) -> bool:
 
 def _open(content: bytes, where: str):
     """The library's tokenizer, which only cuts: no normalization, no space before the text, no special tokens in it."""
-    import tokenizers
-
     facts = json.loads(content) | {"normalizer": None, "post_processor": None, "truncation": None, "padding": None}
     for part in _cutters(facts):
         if part["type"] == "ByteLevel":
             part["add_prefix_space"] = False
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(facts))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library raises no narrower class, and its panics are no Exception
-        raise StageError(
-            f"{where} cannot be read by tokenizers {tokenizers.__version__} ({error}): it was written by another release "
-            f"of the library, or is damaged. {REMEDY}"
-        ) from None
+    tokenizer = open_tokenizer(facts, where, REMEDY)
     tokenizer.encode_special_tokens = True
     return tokenizer

@@ -4,11 +4,11 @@ The only file that imports tokenizers. A class named in tokenizer_config.json (o
 text is normalized and split, even against tokenizer.json; the generic classes use the file unchanged.
 """
 
-import json
 from pathlib import Path
 
 from data_pipeline.encoder.directory import FAMILIES, REMEDY, EncoderDirectory, read_json, section
 from data_pipeline.stages.run import StageError
+from data_pipeline.tokenizers_library import open_tokenizer
 
 FILE, VOCABULARY, CONFIG = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")  # of "Fast" or not
@@ -76,19 +76,7 @@ class EncoderTokenizer:
 
     def _open(self, changed: dict | None):
         """The library's tokenizer, from the file or from its content with other rules."""
-        import tokenizers
-
-        make = tokenizers.Tokenizer
-        try:
-            tokenizer = make.from_str(json.dumps(changed)) if changed else make.from_file(str(self.path))
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the library raises no narrower class, and its panics are no Exception
-            raise StageError(
-                f"{self.path} cannot be read by tokenizers {tokenizers.__version__} ({error}): it was written by another "
-                f"release of the library, or is damaged. Install that release or a later one, or save the tokenizer again "
-                f"with this one. {REMEDY}"
-            ) from None
+        tokenizer = open_tokenizer(changed or self.path, self.path, REMEDY)
         # The file may ask for padding and truncation at 128 pieces; a chunk is embedded in full and padded later.
         tokenizer.no_padding()
         tokenizer.no_truncation()

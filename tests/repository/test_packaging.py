@@ -32,7 +32,7 @@ IMPORT_SITES = {
     "array_record": ("data_pipeline/formats/tfds_text.py", "data_pipeline/joined.py"),
     "sentencepiece": "data_pipeline/tokens.py",
     "wandb": "retro_jax/train/wandb.py",
-    "tokenizers": ("data_pipeline/byte_level.py", "data_pipeline/encoder/tokenizer.py"),
+    "tokenizers": ("data_pipeline/tokenizers_library.py",),
     "safetensors": "retro_jax/interchange/safetensors_files.py",
     "gguf": "retro_jax/interchange/gguf_files.py",
     "pypi_simple": "data_pipeline/packages/catalogue.py",
