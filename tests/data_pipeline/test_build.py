@@ -6,6 +6,7 @@ import os
 import made_up_encoder
 import made_up_text
 import pytest
+from file_contents import contents
 from recording import OF_RECORDS, assert_reads, recorded
 
 from data_pipeline.stages import run as manifests
@@ -44,12 +45,6 @@ def whole(root):
         assert main(arguments(root, root / "whole")) == 0
     assert_reads("build", recorder.keys, besides=OF_RECORDS)  # a text file has no keys
     return contents(root / "whole")
-
-
-def contents(workdir):
-    """Every byte of every stage except its times."""
-    files = (path for path in sorted(workdir.rglob("*")) if path.is_file() and path.name != "seconds.json")
-    return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
 
 
 def test_a_build_says_what_it_made_and_a_second_one_makes_nothing(root, whole, capsys):

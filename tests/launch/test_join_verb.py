@@ -5,7 +5,8 @@ import shutil
 
 import joined_set
 import pytest
-from joined_set import contents, pile, write_records
+from file_contents import contents
+from joined_set import pile, write_records
 from question_files import made_up, write_json
 from recording import OF_RECORDS, assert_reads, recorded
 

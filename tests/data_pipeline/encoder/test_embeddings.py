@@ -7,6 +7,7 @@ import made_up_encoder
 import made_up_text
 import numpy as np
 import pytest
+from file_contents import contents
 
 import data_pipeline.encoder.stage as embeddings
 from data_pipeline.chunks import ChunkTable, build_chunks
@@ -34,14 +35,6 @@ def root(tmp_path_factory):
 
 def build(root, config, name="embeddings", chunks="chunks", tokenizer="tokenizer", encoder="encoder"):
     return build_embeddings(root / name, config, root / chunks, root / tokenizer, root / encoder)
-
-
-def files(directory):
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != "seconds.json"
-    }
 
 
 def test_rows_are_the_chunks_texts(root):
@@ -89,7 +82,7 @@ def test_killed_anywhere_the_bytes_are_the_same(root, monkeypatch):
     Killed before, in and after writing a shard, then run again.
     """
     root, config = root
-    whole = files(root / "embeddings")
+    whole = contents(root / "embeddings")
     save = np.save
     for survive in range(3):
         calls = []
@@ -108,7 +101,7 @@ def test_killed_anywhere_the_bytes_are_the_same(root, monkeypatch):
         monkeypatch.setattr(embeddings.np, "save", save)
         assert not (root / "killed" / "manifest.json").exists()
         build(root, config, "killed")
-        assert files(root / "killed") == whole
+        assert contents(root / "killed") == whole
 
 
 def test_float16_halves_the_space(root):
@@ -139,12 +132,12 @@ def test_another_encoder_is_refused(root):
     """Guards against artifacts of different builds mixed, by the stage or by a query; existing files stay."""
     root, config = root
     made_up_encoder.write(root / "encoder-b", seed=1)
-    before = files(root / "embeddings")
+    before = contents(root / "embeddings")
     with pytest.raises(StageError, match="what differs: config.encoder"):
         build(root, config, encoder="encoder-b")
     with pytest.raises(StageError, match="encoder .* does not match"):
         open_encoder(root / "embeddings", root / "encoder-b")
-    assert files(root / "embeddings") == before
+    assert contents(root / "embeddings") == before
 
 
 def test_broken_weights(root):

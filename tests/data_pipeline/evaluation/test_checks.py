@@ -7,7 +7,8 @@ import shutil
 import joined_set
 import numpy as np
 import pytest
-from joined_set import contents, pile, write_records
+from file_contents import contents
+from joined_set import pile, write_records
 
 from data_pipeline.database import changes
 from data_pipeline.evaluation.join import join, join_held_out, join_neighbors

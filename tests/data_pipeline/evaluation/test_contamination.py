@@ -8,9 +8,9 @@ from dataclasses import replace
 import joined_set
 import numpy as np
 import pytest
+from file_contents import contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from joined_set import contents
 
 from data_pipeline.database import changes
 from data_pipeline.documents.stage import DocumentTable

@@ -10,7 +10,8 @@ import made_up_text
 import numpy as np
 import pytest
 from dying_shards import until_done
-from joined_set import TEXTS, contents, pile, write_records
+from file_contents import contents
+from joined_set import TEXTS, pile, write_records
 
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.documents.stage import DocumentTable

@@ -8,7 +8,7 @@ import joined_set
 import numpy as np
 import pytest
 from dying_shards import until_done
-from joined_set import contents
+from file_contents import contents
 from question_files import made_up, write_json, write_lines, write_rows
 
 from data_pipeline.database.retriever import Retriever

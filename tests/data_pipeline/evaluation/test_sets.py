@@ -7,6 +7,7 @@ import joined_set
 import made_up_text
 import numpy as np
 import pytest
+from file_contents import contents
 from joined_set import TEXTS, pile, write_records
 
 from data_pipeline.chunks import ChunkTable
@@ -242,7 +243,7 @@ def test_another_database_of_the_same_encoder_and_tokenizer(data, root, run, tmp
     given = replace(run.data, sources=sources, tokenizer=str(data / "tokenizer" / "tokenizer.model"))
     build(replace(run, data=given), tmp_path / "other")
     other = tmp_path / "other" / "data"
-    before = joined_set.contents(other)
+    before = contents(other)
     found, rows = open_set(data, "pile"), np.arange(5)
     with pytest.raises(StageError, match=f"--set=pile --database={other}"):
         found.neighbors(database=str(other))
@@ -251,7 +252,7 @@ def test_another_database_of_the_same_encoder_and_tokenizer(data, root, run, tmp
     assert there.facts["database"] == str(other) and there.document(int(ids[0, 0])).subset == "valley"
     assert np.array_equal(there.value(ids), ChunkTable(other / "chunks").value(ids))
     assert np.array_equal(found.neighbors(database=str(other)).find(rows)[0], ids)
-    assert joined_set.contents(other) == before
+    assert contents(other) == before
     build(replace(run, data=replace(run.data, sources=sources)), tmp_path / "third")
     with pytest.raises(StageError, match=r"third/data has another tokenizer than .*config.data.tokenizer="):
         join_neighbors(data, "pile", database=str(tmp_path / "third" / "data"))

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from file_contents import contents
 from made_up_vectors import clustered, write_embeddings
 
 import data_pipeline.search.stage as index
@@ -35,14 +36,6 @@ def root(tmp_path_factory):
     write_embeddings(root / "embeddings", clustered(KEYS + HELD_OUT), KEYS)
     build_index(root / "index", SCANN, root / "embeddings")
     return root
-
-
-def files(directory):
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != "seconds.json"
-    }
 
 
 @pytest.mark.parametrize(
@@ -159,7 +152,7 @@ def test_every_build_gives_the_same_bytes(tmp_path, root):
     Two builds with random centers may end with the same ones (a third of them do here), so the config is read too.
     """
     build_index(tmp_path / "again", SCANN, root / "embeddings")
-    assert files(tmp_path / "again") == files(root / "index")
+    assert contents(tmp_path / "again") == contents(root / "index")
     config = open_searcher(root / "index", root / "embeddings")._index.config()
     assert "initialization: DEFAULT_KMEANS_PLUS_PLUS" in config and "RANDOM_INITIALIZATION" not in config
 
@@ -178,7 +171,7 @@ def test_killed_while_writing_the_bytes_are_the_same(tmp_path, root, monkeypatch
     assert not (tmp_path / "killed" / "index-00000").exists()
     monkeypatch.setattr(index, "build_scann", real)
     build_index(tmp_path / "killed", SCANN, root / "embeddings")
-    assert files(tmp_path / "killed") == files(root / "index")
+    assert contents(tmp_path / "killed") == contents(root / "index")
 
 
 def test_an_index_can_be_moved(tmp_path, root):
@@ -188,7 +181,7 @@ def test_an_index_can_be_moved(tmp_path, root):
     shutil.copytree(root / "embeddings", tmp_path / "embeddings")
     found = open_searcher(tmp_path / "else" / "where", tmp_path / "embeddings").search(queries, 10)
     assert np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])
-    assert str(root).encode() not in b"".join(files(root / "index").values())
+    assert str(root).encode() not in b"".join(contents(root / "index").values())
 
 
 def test_scann_rows_do_not_depend_on_their_batch(root):
@@ -262,12 +255,12 @@ def test_embeddings_of_another_run_are_refused(tmp_path, root):
     write_embeddings(tmp_path / "other", clustered(KEYS + HELD_OUT, seed=9), KEYS)
     with pytest.raises(StageError, match="embeddings .* does not match: found fingerprint"):
         open_searcher(root / "index", tmp_path / "other")
-    before = files(root / "index")
+    before = contents(root / "index")
     with pytest.raises(StageError, match="what differs: inputs.embeddings"):
         build_index(root / "index", SCANN, tmp_path / "other")
     with pytest.raises(StageError, match="what differs: config.leaves "):
         build_index(root / "index", dataclasses.replace(SCANN, index_leaves=20), root / "embeddings")
-    assert files(root / "index") == before
+    assert contents(root / "index") == before
 
 
 def test_a_truncated_index_is_refused(tmp_path, root):

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from file_contents import contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_vectors import clustered, write_chunks, write_embeddings
@@ -50,14 +51,6 @@ def root(tmp_path_factory, vectors):
     root = tmp_path_factory.mktemp("neighbors")
     make(root, DOCUMENTS, vectors, DATABASE)
     return root
-
-
-def files(directory):
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != "seconds.json"
-    }
 
 
 def plain(query, document, keys, key_documents, k):
@@ -176,7 +169,7 @@ def test_batches_change_no_byte(root, monkeypatch, queries):
     """Guards against neighbors that depend on the batch size."""
     monkeypatch.setattr(neighbors, "QUERIES_AT_ONCE", queries)
     build(root, name=f"batch-{queries}")
-    assert files(root / f"batch-{queries}") == files(root / "neighbors")
+    assert contents(root / f"batch-{queries}") == contents(root / "neighbors")
 
 
 @pytest.mark.parametrize("rows_a_shard", [13, 1000])
@@ -194,7 +187,7 @@ def test_killed_anywhere_the_bytes_are_the_same(root, monkeypatch):
 
     Killed at each of the eight files that are written, then run again.
     """
-    whole, save = files(root / "neighbors"), np.save
+    whole, save = contents(root / "neighbors"), np.save
     for survive in range(8):
         calls = []
 
@@ -211,7 +204,7 @@ def test_killed_anywhere_the_bytes_are_the_same(root, monkeypatch):
             build(root, name="killed")
         monkeypatch.setattr(neighbors.np, "save", save)
         build(root, name="killed")
-        assert files(root / "killed") == whole
+        assert contents(root / "killed") == whole
 
 
 def test_with_scann(tmp_path):
@@ -238,9 +231,9 @@ def test_other_chunks_are_refused(root):
 
 def test_another_number_of_neighbors_is_another_stage(root):
     """Guards against writing over a stage of another config. It is an error."""
-    before = files(root / "neighbors")
+    before = contents(root / "neighbors")
     with pytest.raises(StageError, match="what differs: config.neighbors_stored"):
         build(root, dataclasses.replace(CONFIG, neighbors_stored=6))
     with pytest.raises(ValueError, match="neighbors_stored must be 1 or more, but is 0"):
         build(root, dataclasses.replace(CONFIG, neighbors_stored=0))
-    assert files(root / "neighbors") == before
+    assert contents(root / "neighbors") == before

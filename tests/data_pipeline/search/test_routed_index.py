@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from file_contents import contents
 from made_up_vectors import clustered, write_chunks, write_embeddings
 from test_engine import LARGEST, Traveling
 
@@ -41,14 +42,6 @@ def root(tmp_path_factory):
     build_neighbors(root / "neighbors", CONFIG, root / "chunks", root / "embeddings", root / "index")
     build_index(root / "exact", EXACT, root / "embeddings")
     return root
-
-
-def files(directory):
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != "seconds.json"
-    }
 
 
 def router_of(keys, shards):
@@ -180,16 +173,16 @@ def test_nothing_of_the_arrangement_changes_a_byte(root, tmp_path, monkeypatch, 
     else:
         monkeypatch.setattr(chunk_search, "ANSWERS_AT_ONCE", 1)
     build_neighbors(tmp_path / "neighbors", CONFIG, root / "chunks", root / "embeddings", root / "index")
-    assert files(tmp_path / "neighbors") == files(root / "neighbors")
+    assert contents(tmp_path / "neighbors") == contents(root / "neighbors")
 
 
 def test_every_build_gives_the_same_bytes(root, tmp_path, monkeypatch):
     """In ranges of another size too, except for the files of the ranges."""
     build_index(tmp_path / "index", CONFIG, root / "embeddings", root / "chunks")
-    assert files(tmp_path / "index") == files(root / "index")
+    assert contents(tmp_path / "index") == contents(root / "index")
     monkeypatch.setattr(routed_index, "ROWS_ASSIGNED", 500)
     build_index(tmp_path / "ranges", CONFIG, root / "embeddings", root / "chunks")
-    found, expected = files(tmp_path / "ranges"), files(root / "index")
+    found, expected = contents(tmp_path / "ranges"), contents(root / "index")
     assert len([name for name in found if name.startswith("assigned-")]) == 14
     assert all(found[name] == expected[name] for name in expected if name.startswith(("index-", "router")))
 
@@ -201,7 +194,7 @@ def test_shards_that_travel_change_no_byte(root, tmp_path):
         build_index(tmp_path / "index", CONFIG, root / "embeddings", root / "chunks")
         build_neighbors(tmp_path / "neighbors", CONFIG, root / "chunks", root / "embeddings", tmp_path / "index")
     for stage in ("index", "neighbors"):
-        assert files(tmp_path / stage) == files(root / stage)
+        assert contents(tmp_path / stage) == contents(root / stage)
     assert set(engine.opened) == {f"index shard {number}" for number in range(SHARDS)}
     assert max(engine.sizes.values()) < LARGEST, engine.sizes
 
@@ -213,7 +206,7 @@ def test_a_killed_build_continues(root, tmp_path):
         (tmp_path / "index" / name).unlink()
     shutil.rmtree(tmp_path / "index" / "index-00003")
     build_index(tmp_path / "index", CONFIG, root / "embeddings", root / "chunks")
-    assert files(tmp_path / "index") == files(root / "index")
+    assert contents(tmp_path / "index") == contents(root / "index")
 
 
 def test_neighbors_beyond_the_visited_shards(tmp_path):
