@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from worker import serve
 
-import data_pipeline.encoder.stage
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.pipeline import describe, stages
@@ -19,9 +18,8 @@ from retro_jax.config import default_config, resolve
 def build(settings):
     config, folder = default_config(), Path(settings["folder"])
     config.model.update(vocabulary=settings["vocabulary"], chunk_length=settings["chunk"])
-    config.data.update(neighbors_stored=settings["k"])
+    config.data.update(neighbors_stored=settings["k"], encoder_dtype=settings["precision"])
     config.data.sources = {"text": {"path": settings["text"], "format": "text"}}
-    data_pipeline.encoder.stage.COMPUTE_DTYPE = settings["precision"]
     data = folder / "data"
     data.mkdir()
     made = stages(resolve(config), data)  # imports what the stages need

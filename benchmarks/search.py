@@ -26,7 +26,8 @@ from embedding import say, texts
 from worker import Worker, summary
 
 from data_pipeline.encoder.bert import FrozenEncoder, encoder_directory
-from data_pipeline.encoder.stage import COMPUTE_DTYPE, EmbeddingTable
+from data_pipeline.encoder.dtype import fastest_dtype
+from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.search.exact import paired_distances, reference_distances
 from data_pipeline.search.recall import ROUNDING
 from data_pipeline.search.scann import choose_kind, scann_installed
@@ -223,7 +224,7 @@ def load(data: Path | None, count: int) -> np.ndarray:
     if data is not None:
         table = EmbeddingTable(data / "embeddings")
         return table[np.unique(np.linspace(0, len(table) - 1, min(count, len(table))).astype(np.int64))]
-    encoder = FrozenEncoder(encoder_directory(DataConfig()), compute_dtype=COMPUTE_DTYPE)
+    encoder = FrozenEncoder(encoder_directory(DataConfig()), compute_dtype=fastest_dtype())
     return encoder.embed(texts(None, count), description="embedding")
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from absl import flags
@@ -97,7 +98,8 @@ def _verify(invocation: Invocation) -> None:
     def look():
         if damages := [*check_files(data), *check_set_files(data)]:
             return damages, {}
-        encoder = open_encoder(data / "embeddings", encoder_directory(invocation.run.data))
+        config = invocation.run.data
+        encoder = open_encoder(data / "embeddings", encoder_directory(config), config.encoder_dtype)
         damages, facts = check_content(data, encoder, everything=invocation.flags.all)
         of_sets, more = check_set_content(data, encoder, everything=invocation.flags.all)
         return damages + of_sets, facts | more
@@ -130,15 +132,19 @@ def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> No
       known: damages to redo besides those of the files.
     """
     from data_pipeline.database.check_files import check_stage, stages_of
+    from data_pipeline.encoder.dtype import choose_dtype
     from data_pipeline.pipeline import stages
 
     fingerprints: dict[str, str] = {}
+    run, config = invocation.run, invocation.run.data
+    # Before the stage is moved aside, and its record with it.
+    run = replace(run, data=replace(config, encoder_dtype=choose_dtype(config.encoder_dtype, data / "embeddings")))
     for stage in stages_of(data):
         damages, made = check_stage(data, stage, fingerprints)
         damages += [damage for damage in known if damage.stage == stage]
         if damages:
             take_out(data, stage, damages)
-            directory, make = stages(invocation.run, data)[stage]
+            directory, make = stages(run, data)[stage]
             make(directory)
             made = check_stage(data, stage, fingerprints)[1]
         if made:

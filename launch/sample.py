@@ -46,7 +46,7 @@ def _sample(invocation: Invocation) -> None:
     if values.prompt is None:
         raise ValueError('--prompt is missing; for example --prompt="Permission is hereby granted" (it may be empty).')
     retrieval = values.retrieval == "on"
-    unused = [key for key in invocation.given if key in ("model.neighbors", "data.encoder")]
+    unused = [key for key in invocation.given if key in ("model.neighbors", "data.encoder", "data.encoder_dtype")]
     if not retrieval and unused:
         raise ValueError(
             f"--retrieval=off reads no neighbors, so --config.{unused[0]} would change nothing; remove one."

@@ -124,7 +124,7 @@ def add(data: Path, run: RunConfig, sources: Mapping[str, SourceConfig], encoder
       Counts: "documents", "copies" of them, "chunks".
 
     Raises:
-      StageError: no new source, or an encoder other than that of the build.
+      StageError: no new source, or an encoder or dtype other than that of the build.
     """
     from data_pipeline.encoder.stage import open_encoder
     from data_pipeline.inputs import check_source
@@ -137,7 +137,9 @@ def add(data: Path, run: RunConfig, sources: Mapping[str, SourceConfig], encoder
         )
     for name, source in sources.items():
         check_source(name, source, run.data.max_document_memory)
-    open_encoder(data / "embeddings", encoder)  # mistakes are reported before anything is written
+    open_encoder(
+        data / "embeddings", encoder, run.data.encoder_dtype
+    )  # mistakes are reported before anything is written
     earlier = addition_directories(data)
     numbers = (data / ADDITIONS / f"{number:05d}" for number in range(len(earlier) + 1))
     directory = next(path for path in numbers if path not in earlier)
@@ -155,10 +157,11 @@ def make_addition(data: Path, directory: Path, encoder: Path) -> dict[str, int]:
     remedy = f"Restore it from a copy, or move {directory} away and run `retro database add` with its sources again."
     config = read_config_file(directory / CONFIG, remedy).data
     base = read_manifest(data / "chunks", "chunks", verify=False)
-    stored = read_manifest(data / "embeddings", EMBEDDINGS, verify=False).config["embedding_dtype"]
+    stored = read_manifest(data / "embeddings", EMBEDDINGS, verify=False).config
     open_encoder(data / "embeddings", encoder)  # refuses another encoder
+    config = replace(config, embedding_dtype=stored["embedding_dtype"], encoder_dtype=stored["compute_dtype"])
     # All of it, even if small; in the shards of the build's index where that is routed.
-    config = replace(config, embedding_dtype=stored, database_fraction=1.0, index_shards=0, index_shards_visited=0)
+    config = replace(config, database_fraction=1.0, index_shards=0, index_shards_visited=0)
     earlier = [path for path in addition_directories(data) if path < directory]  # a later copy is dropped for this one
     others = [path / "documents" for path in (data, *earlier)]
     at = {stage: directory / stage for stage in made_with_additions()}

@@ -41,7 +41,7 @@ class Retriever:
     """Retrieval from the stages under a data directory, with the encoder of the config or else of the build.
 
     Raises:
-      StageError: stages that are missing or of different builds, or another encoder than the build's.
+      StageError: stages that are missing or of different builds, or another encoder or dtype than the build's.
     """
 
     def __init__(self, data: Path, config: DataConfig):
@@ -53,7 +53,8 @@ class Retriever:
             neighbors.inputs["chunks"],
             "Run `retro build` into another --workdir.",
         )
-        self._encoder = open_encoder(data / "embeddings", encoder_directory(_with_encoder(config, data)))
+        directory = encoder_directory(_with_encoder(config, data))
+        self._encoder = open_encoder(data / "embeddings", directory, config.encoder_dtype)
         self.database, self._tokenizer = Database(data), Tokenizer(data / "tokenizer")
 
     def search(self, text: str, k: int) -> tuple[Int64[np.ndarray, "K"], Float32[np.ndarray, "K"]]:

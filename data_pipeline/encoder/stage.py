@@ -16,17 +16,13 @@ from jaxtyping import Float32
 from data_pipeline.chunks import STAGE as CHUNKS
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.encoder.bert import FrozenEncoder
+from data_pipeline.encoder.dtype import AUTO, STAGE, choose_dtype, require_dtype
 from data_pipeline.stages.engine import Resource, Shard
 from data_pipeline.stages.run import Manifest, StageError, read_manifest, require_fingerprint, run_stage
 from data_pipeline.tokens import Tokenizer
 from retro_jax.config import DataConfig
 from retro_jax.core.dimensions import PADDING
 from retro_jax.data.rows import ShardedRows
-
-STAGE = "embeddings"
-# Products of bfloat16 numbers, summed in float32, are twice as fast on a CPU with the units for it (and more on
-# accelerators); the vectors stay within a cosine of 0.9999 of the float32 ones.
-COMPUTE_DTYPE = "bfloat16"
 
 
 def build_embeddings(
@@ -39,7 +35,8 @@ def build_embeddings(
       encoder_directory: a Hugging Face directory (`data_pipeline.encoder.bert`).
 
     Raises:
-      StageError: a tokenizer other than that of the chunks, or a directory that is not an encoder.
+      StageError: a tokenizer other than that of the chunks, a directory that is not an encoder, or vectors of another
+        dtype than config.data.encoder_dtype.
       ValueError: config.data.embedding_dtype is not one that is stored.
     """
     check_settings(config)
@@ -51,8 +48,9 @@ def build_embeddings(
         source.inputs["tokenizer"],
         "Point to the tokenizer of the chunks, or build again in another --workdir.",
     )
-    encoder = FrozenEncoder(encoder_directory, batch=config.encoder_batch, compute_dtype=COMPUTE_DTYPE)
-    opener = partial(FrozenEncoder, Path(encoder_directory), batch=config.encoder_batch, compute_dtype=COMPUTE_DTYPE)
+    dtype = choose_dtype(config.encoder_dtype, directory)
+    encoder = FrozenEncoder(encoder_directory, batch=config.encoder_batch, compute_dtype=dtype)
+    opener = partial(FrozenEncoder, Path(encoder_directory), batch=config.encoder_batch, compute_dtype=dtype)
     held = Resource("encoder", opener, accelerator=True, here=encoder)
     shards, start = [], 0
     for number, rows in enumerate(table.shard_rows):
@@ -63,7 +61,7 @@ def build_embeddings(
     return run_stage(
         directory,
         STAGE,
-        stage_config(config, encoder.fingerprint),
+        stage_config(config, encoder.fingerprint, dtype),
         {"chunks": source.fingerprint, "tokenizer": text_tokenizer.fingerprint},
         shards,
         counts={"database_chunks": table.database_chunks, "width": encoder.width},
@@ -79,15 +77,16 @@ def check_settings(config: DataConfig) -> None:
         )
 
 
-def stage_config(config: DataConfig, encoder: str) -> dict:
+def stage_config(config: DataConfig, encoder: str, compute_dtype: str) -> dict:
     """The settings that the stage depends on; part of its plan.
 
     Args:
       encoder: its fingerprint.
+      compute_dtype: of its matmuls, which `data_pipeline.encoder.dtype` chooses.
     """
     return {
         "encoder": encoder,
-        "compute_dtype": COMPUTE_DTYPE,
+        "compute_dtype": compute_dtype,
         "encoder_batch": config.encoder_batch,
         "embedding_dtype": config.embedding_dtype,
     }
@@ -138,15 +137,16 @@ class EmbeddingTable:
         return self[: self.database_chunks]
 
 
-def open_encoder(embeddings: Path, encoder_directory: Path) -> FrozenEncoder:
-    """The encoder for queries against a finished stage.
+def open_encoder(embeddings: Path, encoder_directory: Path, asked: str = AUTO) -> FrozenEncoder:
+    """The encoder for queries against a finished stage, in the dtype of its vectors.
+
+    Args:
+      asked: config.data.encoder_dtype.
 
     Raises:
-      StageError: another encoder than the one that made the stage's vectors.
+      StageError: another encoder or dtype than the one that made the stage's vectors.
     """
-    manifest = read_manifest(embeddings, STAGE, verify=False)
-    encoder = FrozenEncoder(
-        encoder_directory, batch=manifest.config["encoder_batch"], compute_dtype=manifest.config["compute_dtype"]
-    )
+    dtype, manifest = require_dtype(asked, Path(embeddings)), read_manifest(embeddings, STAGE, verify=False)
+    encoder = FrozenEncoder(encoder_directory, batch=manifest.config["encoder_batch"], compute_dtype=dtype)
     encoder.require(manifest.config["encoder"], Path(embeddings))
     return encoder

@@ -40,7 +40,7 @@ def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping
 
     Raises:
       StageError: an invalid name or one that is taken by other text, an unknown protocol, files of another format, or
-        another encoder than the build's.
+        another encoder or dtype than the build's.
     """
     data = Path(data)
     check_join(run, data, name, source)
@@ -70,7 +70,7 @@ def check_join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> N
     """Checks what a join reads before anything is written; raises as `join` does."""
     check_set(name, source)
     check_records(name, source, run.data.max_document_memory)
-    open_encoder(data / EMBEDDINGS, encoder_directory(run.data))
+    open_encoder(data / EMBEDDINGS, encoder_directory(run.data), run.data.encoder_dtype)
 
 
 def _refuse_other_content(documents: Path, name: str, source: SourceConfig) -> None:
@@ -92,7 +92,8 @@ def _refuse_other_content(documents: Path, name: str, source: SourceConfig) -> N
 def _config_of_build(config: DataConfig, data: Path) -> DataConfig:
     """The config with the build's own settings of the embeddings, so that equal texts have distance 0."""
     stored = read_manifest(data / EMBEDDINGS, EMBEDDINGS, verify=False).config
-    return replace(config, embedding_dtype=stored["embedding_dtype"], encoder_batch=stored["encoder_batch"])
+    own = {"encoder_dtype": stored["compute_dtype"], "embedding_dtype": stored["embedding_dtype"]}
+    return replace(config, **own, encoder_batch=stored["encoder_batch"])
 
 
 def join_neighbors(

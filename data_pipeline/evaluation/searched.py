@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int64
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.database.changes import CONFIG, Removed
 from data_pipeline.database.database import Database, KeptSearcher
+from data_pipeline.encoder.dtype import recorded_dtype
 from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.search.bm25 import Lexical
 from data_pipeline.search.chunk_search import Index, Part, Searched
@@ -61,8 +62,9 @@ def require_same(own: Path, other: Path) -> None:
         if (mine := read(own)) != (found := read(other)):
             raise StageError(
                 f"The database {other} has another {what} than {own} ({found} there, {mine} here), so neither its tokens "
-                f"nor its vectors can be read with these. Build it with config.data.tokenizer={model_file(own)}, "
-                f"the same config.data.encoder and the same config.model.chunk_length."
+                f"nor its vectors can be read with these. Build it with config.data.tokenizer={model_file(own)}, the same "
+                f"config.data.encoder, config.data.encoder_dtype={recorded_dtype(own / 'embeddings')} and the same "
+                f"config.model.chunk_length."
             )
 
 

@@ -49,6 +49,11 @@ class Shard:
 
 
 class Engine(Protocol):
+    @property
+    def accelerated(self) -> bool:
+        """Whether resources that can compute on an accelerator get one of the engine's own."""
+        ...
+
     def map(self, function: Callable[[Shard, Any], dict], shards: Sequence[Shard]) -> Iterator[tuple[int, dict]]:
         """Yields (number of the shard, function(shard, its object or None)) as shards are finished, in any order.
 
@@ -59,6 +64,8 @@ class Engine(Protocol):
 
 class InProcess:
     """Makes shards in order, in this process. One resource is held at a time."""
+
+    accelerated = False  # its shards use the devices of this process
 
     def map(self, function: Callable[[Shard, Any], dict], shards: Sequence[Shard]) -> Iterator[tuple[int, dict]]:
         """See `Engine.map`."""

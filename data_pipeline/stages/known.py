@@ -104,15 +104,19 @@ def _embeddings(directory: Path, run: RunConfig, at: Places) -> Manifest:
 
 
 def _known_of_embeddings(run: RunConfig, directory: Path):
-    """Empty where the stage was not started, or where the encoder's package is not downloaded yet."""
+    """Empty where the stage has no record, or where the encoder's package is not downloaded yet."""
     from data_pipeline.encoder.bert import check_encoder, encoder_directory, encoder_fingerprint
-    from data_pipeline.encoder.stage import COMPUTE_DTYPE, stage_config
+    from data_pipeline.encoder.dtype import choose_dtype, recorded_dtype
+    from data_pipeline.encoder.stage import stage_config
     from data_pipeline.packages import catalogue
 
-    if not (directory / "plan.json").exists() or not (run.data.encoder or catalogue.is_fetched(catalogue.ENCODER)):
+    if recorded_dtype(directory) is None:
+        return {}, {}
+    dtype = choose_dtype(run.data.encoder_dtype, directory)
+    if not (run.data.encoder or catalogue.is_fetched(catalogue.ENCODER)):
         return {}, {}
     found, tokenizer = check_encoder(encoder_directory(run.data))
-    return stage_config(run.data, encoder_fingerprint(found, tokenizer.settings, COMPUTE_DTYPE)), {}
+    return stage_config(run.data, encoder_fingerprint(found, tokenizer.settings, dtype), dtype), {}
 
 
 def _lexical(directory: Path, run: RunConfig, at: Places) -> Manifest:

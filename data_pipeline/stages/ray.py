@@ -68,8 +68,13 @@ class RayEngine:
         """Leaves the cluster; Ray ends the tasks and actors of this process."""
         ray.shutdown()
 
+    @property
+    def accelerated(self) -> bool:
+        """See `Engine.accelerated`."""
+        return self._accelerator != "none"
+
     def _check_accelerator(self, address: str) -> None:
-        if self._accelerator != "none" and not ray.cluster_resources().get(NAMES[self._accelerator]):
+        if self.accelerated and not ray.cluster_resources().get(NAMES[self._accelerator]):
             raise StageError(
                 f"--accelerator={self._accelerator} asks for nodes with one, but none of the {len(_nodes())} nodes at "
                 f"{address} has any. Add such a node (ray start --address={address}), or take --accelerator=none."
@@ -103,7 +108,7 @@ class RayEngine:
         """As many holders of a resource as there are places for it: accelerators, or nodes; at most one a shard."""
         options = {"max_restarts": -1, "max_task_retries": RETRIES, "scheduling_strategy": "SPREAD", "num_cpus": 1}
         places = len(_nodes())
-        if resource.accelerator and self._accelerator != "none":
+        if resource.accelerator and self.accelerated:
             options |= ACCELERATORS[self._accelerator]
             places = int(ray.cluster_resources()[NAMES[self._accelerator]])
         if resource.bytes:

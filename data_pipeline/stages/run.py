@@ -212,7 +212,7 @@ def check_claim(directory: Path, stage: str, config: Mapping, inputs: Mapping[st
     """
     directory = Path(directory)
     found = read_plan(directory)
-    if found is None or not _something_made(directory):
+    if found is None or not something_made(directory):
         return
     wanted = json.loads(json.dumps({"stage": stage, "config": config, "inputs": dict(inputs)}))
     known = {part: {key: found[part].get(key) for key in wanted[part]} for part in ("config", "inputs")}
@@ -220,7 +220,8 @@ def check_claim(directory: Path, stage: str, config: Mapping, inputs: Mapping[st
         _raise_another(directory, there, wanted)
 
 
-def _something_made(directory: Path) -> bool:
+def something_made(directory: Path) -> bool:
+    """Whether the directory holds a shard or a finished stage."""
     return (directory / "manifest.json").exists() or any((directory / ".parts").glob("*.json"))
 
 

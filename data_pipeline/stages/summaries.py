@@ -25,7 +25,7 @@ def chunks(counts: Mapping, config: Mapping) -> str:
 def embeddings(counts: Mapping, config: Mapping) -> str:
     windows = counts.get("chunks_in_windows", 0)
     longer = f"; {windows:,} chunks longer than the encoder's positions, in windows" if windows else ""
-    return f"{counts['chunks']:,} vectors of {counts['width']}{longer}"
+    return f"{counts['chunks']:,} vectors of {counts['width']}, in {config['compute_dtype']}{longer}"
 
 
 def lexical(counts: Mapping, config: Mapping) -> str:

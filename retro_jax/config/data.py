@@ -69,6 +69,12 @@ class DataConfig:
     encoder: str = setting(
         "", TEXT, "A directory of an encoder (docs/guides/encoders.md); empty: all-MiniLM-L6-v2 from its package."
     )
+    encoder_dtype: str = setting(
+        "auto",
+        one_of("auto", "float32", "bfloat16"),
+        "Type of the encoder's matmuls: auto (that of the database; a new one takes what its first machine multiplies "
+        "fastest), float32 or bfloat16.",
+    )
     encoder_batch: int = setting(
         16,
         at_least(1),

@@ -52,7 +52,7 @@ def test_agrees_with_plain_numpy_on_real_text(packaged):
 
 
 def test_bfloat16_products_keep_the_direction(packaged):
-    """The dtype of the embeddings stage; see its COMPUTE_DTYPE."""
+    """The dtype of a database that was embedded where bfloat16 is faster (`data_pipeline.encoder.dtype`)."""
     fast = FrozenEncoder(packaged.directory, compute_dtype="bfloat16")
     cosines = (fast.embed(real_texts()) * packaged.embed(real_texts())).sum(1)
     assert cosines.min() > 0.9995

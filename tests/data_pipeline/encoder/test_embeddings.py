@@ -46,7 +46,8 @@ def test_rows_are_the_chunks_texts(root):
         Tokenizer(root / "tokenizer"),
     )
     assert len(table.shard_rows) > 1 and len(vectors) == len(table) > vectors.database_chunks == table.database_chunks
-    encoder = FrozenEncoder(root / "encoder", compute_dtype="bfloat16")
+    dtype = read_manifest(root / "embeddings", "embeddings").config["compute_dtype"]
+    encoder = FrozenEncoder(root / "encoder", compute_dtype=dtype)
     texts = [tokenizer.decode([token for token in row if token != -1]) for row in table.tokens[:].tolist()]
     assert np.array_equal(vectors[:], encoder.embed(texts))
     assert vectors.database().shape == (table.database_chunks, made_up_encoder.WIDTH)
@@ -163,7 +164,9 @@ def test_a_chunk_longer_than_the_encoders_positions_loses_nothing(root):
     texts = [tokenizer.decode(row[row != -1]) for row in table.tokens[:]]
     longer = [len(ids) > 12 for ids in encoder.token_ids(texts)]
     assert 0 < manifest.counts["chunks_in_windows"] == sum(longer)
-    assert f"{sum(longer)} chunks longer than the encoder's positions" in describe("embeddings", manifest.counts, {})
+    assert f"{sum(longer)} chunks longer than the encoder's positions" in describe(
+        "embeddings", manifest.counts, manifest.config
+    )
     row = longer.index(True)
     assert not np.allclose(encoder.embed([texts[row] + " mill"]), encoder.embed([texts[row]]), atol=1e-4)
 
@@ -183,6 +186,7 @@ def test_an_altered_vector_is_noticed(root):
 def test_manifest_says_what_made_it(root):
     root, _ = root
     manifest = read_manifest(root / "embeddings", "embeddings")
-    assert manifest.config["encoder"] == FrozenEncoder(root / "encoder", compute_dtype="bfloat16").fingerprint
+    dtype = manifest.config["compute_dtype"]
+    assert manifest.config["encoder"] == FrozenEncoder(root / "encoder", compute_dtype=dtype).fingerprint
     assert set(manifest.inputs) == {"chunks", "tokenizer"}
     assert manifest.counts["width"] == made_up_encoder.WIDTH

@@ -23,6 +23,8 @@ LARGEST = 20_000  # bytes of a shard's description; the tables of the build belo
 class Traveling:
     """Serializes every shard, as a cluster does, runs the last first, and makes one twice."""
 
+    accelerated = False
+
     def __init__(self):
         self.sizes, self.opened = {}, []
 
