@@ -25,7 +25,7 @@ from retro_jax.run_directory.plain_path import require_path
 
 KEPT = "Finished files are kept and none is half-written: the same command continues where it stopped."
 NOTHING_KEPT = "Nothing was changed; the same command starts from the beginning."
-SWITCHES = {f"config.{one.key}" for one in declarations(RunConfig) if one.kind is bool}
+SWITCHES = {f"config.{one.key}" for one in declarations(RunConfig) if one.kind in (bool, bool | str)}
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,11 @@ class ModelConfig:
         one_of("none", "full", "dots"),
         "What the backward pass recomputes: nothing, layers, or all but matmuls.",
     )
-    scan: bool = setting(
-        True, SWITCH, "Scans over stacked layers; false unrolls them: same results, longer compilation."
+    scan: bool | str = setting(
+        "auto",
+        one_of("auto", True, False),
+        "Scans over stacked layers or, if false, unrolls them, with the same results. auto unrolls up to 24 layers on a CPU "
+        "with remat=none, which is faster there, and scans elsewhere.",
     )
     loss_block: int = setting(
         8192, between(0, INT32), "Vocabulary entries whose logits exist at once; 0 takes all at once."

@@ -6,12 +6,13 @@ import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import UnionType
 
 from retro_jax.config.data import DataConfig, check_data
 from retro_jax.config.evaluate import EvaluateConfig
 from retro_jax.config.generate import SampleConfig
 from retro_jax.config.model import ModelConfig, check_model
-from retro_jax.config.settings import check_ranges, section
+from retro_jax.config.settings import check_ranges, declarations, section
 from retro_jax.config.train import TrainConfig, check_train
 
 MAX_FLOAT = sys.float_info.max
@@ -41,9 +42,15 @@ def as_config_dict(run: RunConfig):
 
 
 def open_maps(config):
-    """Unlocks the maps of a ConfigDict, so that names can be added; returns it."""
+    """Unlocks the maps of a ConfigDict, so that names can be added, and keys of several types for each; returns it."""
+    from ml_collections import FieldReference
+
     for names in (config.data.sources, config.train.subset_weights, config.train.keep_also):
         names.unlock()
+    with config.ignore_type():
+        for key in (one.key for one in declarations(RunConfig) if isinstance(one.kind, UnionType)):
+            place, _, name = key.rpartition(".")
+            config[place][name] = FieldReference(config[place][name], field_type=object)
     return config
 
 
@@ -132,5 +139,6 @@ def _convert(kind, value, where: str):
             raise ValueError(f"{where} must be a number up to {MAX_FLOAT:g}, but has {value.bit_length()} bits.")
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{where} must be of type {kind.__name__}, but is {value!r} ({type(value).__name__}).")
+        name = getattr(kind, "__name__", str(kind))
+        raise ValueError(f"{where} must be of type {name}, but is {value!r} ({type(value).__name__}).")
     return value

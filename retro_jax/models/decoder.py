@@ -11,7 +11,7 @@ from retro_jax.models.chunked_cross_attention import chunked_cross_attention, re
 from retro_jax.models.kernels.known import Attend, Mask
 from retro_jax.models.placement import ONE_DEVICE, Placement
 from retro_jax.models.positions import causal_distances, cross_distances, position_table, rotary
-from retro_jax.models.stack import Layer, apply_stack
+from retro_jax.models.stack import Layer, apply_stack, is_scanned
 
 NOBODYS = -2  # the id of a padded key: no query has it
 
@@ -47,7 +47,11 @@ def decode(
         self_positions = rotary(x.shape[1], config.head_dim, config.rotary_theta, config.rotary_scaling)
     else:
         self_positions = position_table(causal_distances(x.shape[1]), config.width, x.dtype)
-    options = {"scan": config.scan, "remat": config.remat, "pin": placement.pin}
+    options = {
+        "scan": is_scanned(config, config.layers, placement.platform),
+        "remat": config.remat,
+        "pin": placement.pin,
+    }
     attend = Attend(config.attention, "self", placement)
 
     def attend_self(attention, x):

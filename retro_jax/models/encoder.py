@@ -9,7 +9,7 @@ from retro_jax.models.kernels.known import Attend, Mask
 from retro_jax.models.layers import embed, ones, rms_norm, table
 from retro_jax.models.placement import ONE_DEVICE, Placement
 from retro_jax.models.positions import conditioning_distances, position_table, signed_distances
-from retro_jax.models.stack import Layer, apply_stack, stacked
+from retro_jax.models.stack import Layer, apply_stack, is_scanned, stacked
 
 
 class Encoder(nnx.Module):
@@ -78,7 +78,7 @@ class Encoder(nnx.Module):
             lambda attention, x: attention.to_self(x, Mask(row_mask), row_positions, attend),
             ask_chunk,
             lambda x: chunk_rows,
-            scan=config.scan,
+            scan=is_scanned(config, config.encoder.layers, placement.platform),
             remat=config.remat,
             pin=placement.pin,
         )

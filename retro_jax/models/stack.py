@@ -17,6 +17,20 @@ from retro_jax.models.attention import Attention, RotaryAttention
 from retro_jax.models.layers import ATTENDED, PRODUCT, FeedForward
 from retro_jax.models.placement import ONE_DEVICE
 
+# Layers up to which "auto" unrolls on a CPU; the compilation takes longer with each (docs/decisions/model.md).
+UNROLLED = 24
+
+
+def is_scanned(config: ModelConfig, layers: int, platform: str) -> bool:
+    """Whether equal groups of a stack's layers run as a scan; "auto" unrolls on a CPU, which is faster there.
+
+    With remat "auto" scans: the CPU's compiler merges what unrolled layers recompute with what they computed, so that
+    nothing is saved.
+    """
+    if config.scan != "auto":
+        return config.scan
+    return platform != "cpu" or config.remat != "none" or layers > UNROLLED
+
 
 class Layer(nnx.Module):
     """LM(H) = FFW(ATTN(H)) of paper eq 2; a RETRO layer has a cross-attention, kept in a stack of its own, between."""

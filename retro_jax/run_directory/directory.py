@@ -122,6 +122,16 @@ def check_claim(workdir: Path, run: RunConfig) -> None:
         )
 
 
+def begun_scan(workdir: Path) -> bool | None:
+    """config.model.scan of the run in a directory where it is no "auto", as in those of earlier versions."""
+    try:
+        found = _read_sections(workdir / "config.json")
+    except ValueError:
+        return None
+    scan = found["model"].get("scan") if found else None
+    return scan if isinstance(scan, bool) else None
+
+
 def _read_sections(path: Path) -> dict | None:
     """config.json with the keys added since it was written; None where there is none.
 

@@ -16,6 +16,7 @@ a resumed run reads the batches and computes the parameters of an uninterrupted 
 import sys
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -71,6 +72,9 @@ def train(run: RunConfig, workdir: Path, profile: str = "", restart: bool = Fals
     """
     protect()
     workdir = Path(workdir)
+    if run.model.scan == "auto" and (begun := on_first(lambda: run_directory.begun_scan(workdir))) is not None:
+        # The last bits of a step depend on it: a run goes on as it was begun.
+        run = replace(run, model=replace(run.model, scan=begun))
     inputs = Inputs(run, workdir)
     profile = Profile(profile, workdir)
     lock = lock_directory(workdir, "train")

@@ -112,7 +112,15 @@ def test_flags_of_two_words_and_of_one_dash(tmp_path):
     ):
         invocation = parse(VERB, argv)
         assert invocation.run.train.steps == 70 and invocation.workdir == Path("runs/x"), argv
-    assert not parse(VERB, [CONFIG, "--workdir=x", "--noconfig.model.scan"]).run.model.scan
+    for word, scan in (
+        ("--noconfig.model.scan", False),
+        ("--config.model.scan", True),
+        ("--config.model.scan=true", True),
+        ("--config.model.scan=auto", "auto"),
+    ):
+        assert parse(VERB, [CONFIG, "--workdir=x", word]).run.model.scan == scan
+    with pytest.raises(ValueError, match="config.model.scan must be one of auto, True, False, but is 'autom'"):
+        parse(VERB, [CONFIG, "--workdir=x", "--config.model.scan=autom"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from retro_jax.models.retro import (
     params_of,
     zero_cca_updates,
 )
-from retro_jax.models.stack import _runs
+from retro_jax.models.stack import UNROLLED, _runs, is_scanned
 
 PACKED = pack(TINY, [14, 6], 2)
 SEQUENCE = PACKED.batch(2)
@@ -63,17 +63,47 @@ def test_groups_of_layers(layers, reading, runs):
 @pytest.mark.parametrize("reading", [(), (1,), (1, 2, 3, 4, 5, 6, 7), (2, 5), (2, 4, 6)], ids=str)
 def test_scanned_equals_unrolled_for_every_set_of_layers(reading):
     """Guards against scanned layers that compute something else than unrolled ones."""
-    config = tiny(layers=7, retrieval_layers=reading, encoder={"layers": 1})
+    config = tiny(layers=7, retrieval_layers=reading, encoder={"layers": 1}, scan=True)
     params = random_parameters(config)
     value = _compiled(config, False)(params, *SEQUENCE)
     expected = _compiled(dataclasses.replace(config, scan=False), False)(params, *SEQUENCE)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("scan", "platform", "remat", "layers", "scanned"),
+    [
+        ("auto", "cpu", "none", 12, False),
+        ("auto", "cpu", "none", UNROLLED, False),
+        ("auto", "cpu", "none", UNROLLED + 1, True),
+        ("auto", "cpu", "full", 12, True),
+        ("auto", "tpu", "none", 12, True),
+        ("auto", "gpu", "none", 2, True),
+        (True, "cpu", "none", 2, True),
+        (False, "tpu", "full", 99, False),
+    ],
+)
+def test_layers_are_unrolled_where_that_is_faster(scan, platform, remat, layers, scanned):
+    assert is_scanned(tiny(scan=scan, remat=remat), layers, platform) is scanned
+
+
+def test_auto_is_the_unrolled_program_on_a_cpu_and_every_form_has_the_same_parameters():
+    """Guards against checkpoints that fit one arrangement alone."""
+    forms = {scan: tiny(layers=5, retrieval_layers=(1, 2, 4), scan=scan) for scan in ("auto", True, False)}
+    params = random_parameters(forms[True])
+    texts = {}
+    for scan, one in forms.items():
+        lowered = jax.jit(lambda params, *batch, one=one: _loss(one, params, *batch)).lower(params, *SEQUENCE)
+        texts[scan] = lowered.as_text()
+    assert texts["auto"] == texts[False]
+    assert "stablehlo.while" in texts[True] and "stablehlo.while" not in texts[False]
+    assert len({str(abstract_model(one)[1]) for one in forms.values()}) == 1
+
+
 @pytest.mark.parametrize(("scan", "remat"), [(False, "none"), (False, "dots"), (True, "full"), (True, "dots")])
 def test_scan_and_rematerialization_change_no_gradient(scan, remat):
     """Guards against gradients that change with scan or remat, with two groups of two layers under one scan."""
-    config = tiny(layers=5, retrieval_layers=(1, 2, 4), encoder={"layers": 1})
+    config = tiny(layers=5, retrieval_layers=(1, 2, 4), encoder={"layers": 1}, scan=True)
     params = random_parameters(config)
     expected, expected_gradients = _value_and_gradients(config, params)
     value, gradients = _value_and_gradients(dataclasses.replace(config, scan=scan, remat=remat), params)

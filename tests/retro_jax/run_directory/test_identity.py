@@ -24,7 +24,7 @@ def test_a_run_from_before_new_keys_and_a_chosen_attention_continues():
         for name in names:
             del old[section][name]
     del old["model"]["encoder"]["cross_attention_layers"]
-    old["model"]["attention"] = "xla"
+    old["model"] |= {"attention": "xla", "scan": True}  # before they were "auto"
     for now in (to_dict(RunConfig()), stored(RunConfig())):
         assert differing_fields(completed(old), now) == []
 
