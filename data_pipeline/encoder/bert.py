@@ -1,4 +1,4 @@
-"""The frozen encoder: a BERT in plain JAX functions that embeds the text of a chunk (paper 2.3).
+"""The frozen encoder: a BERT that embeds the text of a chunk (paper 2.3); `network.py` has its functions.
 
 It reads a Hugging Face directory, or one of sentence-transformers, and gives the vector that sentence-transformers gives:
 for most the mean of the last layer over all tokens, [CLS] and [SEP] among them (`encoder_directory.py` reads which
@@ -6,40 +6,39 @@ settings exist). Queries and keys take the same path, so those of one text have 
 (paper 2.3: one frozen BERT is used for both).
 
 A text is padded to the nearest of `LENGTHS` and batches of one length have the same number of rows: few programs are
-compiled, and a text's vector depends on nothing but the text, not on the texts it shares a batch with.
+compiled, and a text's vector depends on nothing but the text, not on the texts it shares a batch with. On a CPU a program
+computes its rows in groups that fit the caches, and only the groups that hold texts.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Float32
 
-from data_pipeline.encoder.directory import BertShape, EncoderDirectory, read_directory
+from data_pipeline.encoder.directory import EncoderDirectory, read_directory
+from data_pipeline.encoder.network import embed_tokens, pack_parameters
 from data_pipeline.encoder.tokenizer import EncoderTokenizer, tokenizer_file
-from data_pipeline.encoder.weights import BIAS, TYPES, check_tensors, read_weights, weight_files
+from data_pipeline.encoder.weights import check_tensors, read_weights, weight_files
 from data_pipeline.stages.run import file_sha256, require_fingerprint
 from retro_jax.config import DataConfig
 from retro_jax.core.progress import progress
 
-# Chunks of 64 tokens have 40 to 80 word pieces as a rule, so the lengths are dense there: padding costs about 5%.
-LENGTHS = (16, 32, 40, 48, 56, 64, 72, 80, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+# Dense where the chunks of 16 and of 64 tokens lie, which have 8 to 24 and 40 to 80 word pieces as a rule: padding costs 5%
+# to 13%. A length more costs a compilation of half a second.
+LENGTHS = (
+    *(12, 16, 20, 24, 28, 32, 40, 48, 52, 56, 60, 64, 68, 72, 80, 96, 112, 128, 160),
+    *(192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192),
+)
+GROUP = 256  # word pieces that a CPU computes at a time
 FULL_ROWS = 512  # length up to which a batch has all its rows; attention over longer texts takes too much memory
 OPTIONAL_FILES = ("modules.json", "1_Pooling/config.json")
 AHEAD = 16  # batches handed to the device before the first result is awaited
-NEAREST = 128  # distance from which on MPNet's relative positions are equal
-ACTIVATIONS = {
-    **dict.fromkeys(("gelu", "gelu_python"), partial(jax.nn.gelu, approximate=False)),
-    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), partial(jax.nn.gelu, approximate=True)),
-    **dict.fromkeys(("silu", "swish"), jax.nn.silu),
-    "relu": jax.nn.relu,
-}
 
 
 def encoder_directory(config: DataConfig) -> Path:
@@ -159,7 +158,10 @@ class FrozenEncoder:
             for line, row in enumerate(rows):
                 lengths[line] = len(ids[row])
                 tokens[line, : len(ids[row])] = ids[row]
-            waiting.append((rows, embed_tokens(self._parameters, tokens, lengths, self.shape, normalize)))
+            group = rows_at_once(size, length, jax.default_backend())
+            groups = np.int32(-(-len(rows) // group))
+            found = embed_tokens(self._parameters, tokens, lengths, groups, self.shape, normalize, group)
+            waiting.append((rows, found))
             if len(waiting) == AHEAD:
                 self._collect(waiting.pop(0), vectors, bar)
         for item in waiting:
@@ -174,11 +176,29 @@ class FrozenEncoder:
             for start in range(0, len(rows), size):
                 yield length, size, rows[start : start + size]
 
+    def computed_pieces(self, ids: Sequence[Sequence[int]]) -> int:
+        """How many word pieces are computed for texts of at most `longest`, padding included."""
+        total = 0
+        for length, size, rows in self._batches(ids):
+            group = rows_at_once(size, length, jax.default_backend())
+            total += -(-len(rows) // group) * group * length
+        return total
+
     def _collect(self, item, vectors, bar) -> None:
         rows, found = item
         vectors[rows] = np.asarray(found)[: len(rows)]
         if bar is not None:
             bar.update(len(rows))
+
+
+def rows_at_once(rows: int, length: int, platform: str) -> int:
+    """The rows of a batch that are computed together: a divisor of `rows`, which depends on nothing but the padded length.
+
+    On a CPU as many as have `GROUP` word pieces, whose activations stay in the caches; elsewhere all.
+    """
+    if platform != "cpu":
+        return rows
+    return max(one for one in range(1, rows + 1) if rows % one == 0 and (one == 1 or one * length <= GROUP))
 
 
 def encoder_fingerprint(found: EncoderDirectory, tokenizer: Mapping, compute_dtype: str) -> str:
@@ -194,134 +214,3 @@ def encoder_fingerprint(found: EncoderDirectory, tokenizer: Mapping, compute_dty
     if settings := found.settings | ({"tokenizer": dict(tokenizer)} if tokenizer else {}):
         facts.append(settings)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-@partial(jax.jit, static_argnames=("shape", "normalize"))
-def embed_tokens(
-    parameters: Mapping, tokens: Int32[Array, "B T"], lengths: Int32[Array, "B"], shape: BertShape, normalize: bool
-) -> Float32[Array, "B E"]:
-    """The BERT forward pass (post-norm) and its pooling over the first `lengths` tokens of each row."""
-    batch, length = tokens.shape
-    valid = jnp.arange(length) < lengths[:, None]
-    table = parameters["embedding"]
-    x = table["words"][jnp.where(valid, tokens, 0)] + _positions(table["positions"], tokens, valid, shape)
-    bias = table["relative"][_buckets(length, shape.buckets)] if shape.buckets else None
-    activation = ACTIVATIONS[shape.activation]
-    # All rows of a batch are one matrix: plain two-dimensional products run closest to the matrix-multiply rate.
-    x = _layer_norm(x.reshape(batch * length, shape.width), table["norm"], shape.epsilon)
-    for layer in parameters["layers"]:  # unrolled: a scan would copy every layer's weights out of the stack
-        mixed = _attend(_linear(x, layer["query_key_value"]), valid, shape, layer["output"]["kernel"].dtype, bias)
-        x = _layer_norm(x + _linear(mixed, layer["output"]), layer["attention_norm"], shape.epsilon)
-        hidden = activation(_linear(x, layer["up"]))
-        x = _layer_norm(x + _linear(hidden, layer["down"]), layer["feed_forward_norm"], shape.epsilon)
-    vector = _pool(x.reshape(batch, length, shape.width), valid, lengths, shape.pooling)
-    if normalize:
-        vector = vector / jnp.maximum(jnp.linalg.norm(vector, axis=-1, keepdims=True), 1e-12)
-    return vector
-
-
-def _positions(table: Float[Array, "P D"], tokens, valid: Bool[Array, "B T"], shape: BertShape) -> Float[Array, "..."]:
-    """The position vectors of the tokens; `table` begins with the padding's row if positions are counted from it."""
-    if shape.padding < 0:
-        return table[: tokens.shape[1]]
-    real = valid & (tokens != shape.padding)
-    return table[jnp.where(real, jnp.cumsum(real, axis=1), 0)]
-
-
-def _buckets(length: int, buckets: int) -> Int32[np.ndarray, "T T"]:
-    """The row of MPNet's relative bias for each pair of places, in float32 steps as the library takes them."""
-    places = np.arange(length)
-    apart = places[:, None] - places
-    half, exact, distance = buckets // 2, buckets // 4, np.maximum(np.abs(apart), 1).astype(np.float32)
-    far = np.log(distance / np.float32(exact)) / np.float32(math.log(NEAREST / exact)) * np.float32(half - exact)
-    row = np.where(np.abs(apart) < exact, np.abs(apart), np.minimum(exact + np.maximum(far, 0).astype(int), half - 1))
-    return (row + np.where(apart < 0, half, 0)).astype(np.int32)
-
-
-def _pool(x: Float[Array, "B T D"], valid: Bool[Array, "B T"], lengths, modes: Sequence[str]) -> Float[Array, "B E"]:
-    """sentence-transformers' kinds of pooling; several are concatenated."""
-    count = lengths[:, None]
-    inside = jnp.where(valid[..., None], x, 0.0)
-    place = jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32)[:, None]
-    pooled = {
-        "cls": lambda: x[:, 0],
-        "max": lambda: jnp.where(valid[..., None], x, -jnp.inf).max(1),
-        "mean": lambda: inside.sum(1) / count,
-        "mean_sqrt_len_tokens": lambda: inside.sum(1) / jnp.sqrt(count),
-        "weightedmean": lambda: (inside * place).sum(1) / (count * (count + 1) / 2),
-        "lasttoken": lambda: jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0],
-    }
-    found = [pooled[mode]() for mode in modes]
-    return found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)
-
-
-def _attend(
-    projected: Float[Array, "BT 3D"], valid: Bool[Array, "B T"], shape: BertShape, dtype, bias=None
-) -> Float[Array, "BT D"]:
-    batch, length = valid.shape
-    split = projected.astype(dtype).reshape(batch, length, 3, shape.heads, shape.width // shape.heads)
-    query, key, value = split[:, :, 0], split[:, :, 1], split[:, :, 2]
-    scores = _einsum("bqhd,bkhd->bhqk", query, key)
-    if bias is not None:
-        scores = scores + bias.transpose(2, 0, 1)
-    weights = jax.nn.softmax(jnp.where(valid[:, None, None, :], scores, -jnp.inf), axis=-1)
-    return _einsum("bhqk,bkhd->bqhd", weights.astype(dtype), value).reshape(batch * length, shape.width)
-
-
-def _linear(x: Float[Array, "N D"], dense: Mapping) -> Float[Array, "N F"]:
-    kernel = dense["kernel"]
-    return _einsum("nd,df->nf", x.astype(kernel.dtype), kernel) + dense["bias"]
-
-
-def _einsum(equation: str, left: Array, right: Array) -> Float32[Array, "..."]:
-    # float32 operands are multiplied as such on a GPU too, never rounded to TF32.
-    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
-    return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _layer_norm(x: Float[Array, "N D"], norm: Mapping, epsilon: float) -> Float[Array, "N D"]:
-    centered = x - x.mean(-1, keepdims=True)
-    variance = jnp.square(centered).mean(-1, keepdims=True)
-    return centered * jax.lax.rsqrt(variance + epsilon) * norm["scale"] + norm["bias"]
-
-
-def pack_parameters(weights: Mapping[str, np.ndarray], shape: BertShape, dtype) -> dict:
-    """`encoder_weights.read_weights` as the tree that `embed_tokens` reads: kernels [in, out] in `dtype`, all else float32.
-
-    Query, key and value are one kernel, and the query's scale 1/sqrt(width of a head) is multiplied in.
-    """
-
-    def dense(name):
-        return weights[f"{name}.weight"].T, weights[f"{name}.bias"]
-
-    def pack(kernel, bias):
-        return {"kernel": jnp.asarray(kernel, dtype), "bias": jnp.asarray(bias)}
-
-    def norm(name):
-        return {"scale": jnp.asarray(weights[f"{name}.weight"]), "bias": jnp.asarray(weights[f"{name}.bias"])}
-
-    def layer(number):
-        prefix = f"encoder.layer.{number}"
-        query, key, value = (dense(f"{prefix}.attention.self.{name}") for name in ("query", "key", "value"))
-        scale = np.float32((shape.width // shape.heads) ** -0.5)
-        joined = [np.concatenate(parts, -1) for parts in zip([item * scale for item in query], key, value, strict=True)]
-        return {
-            "query_key_value": pack(*joined),
-            "output": pack(*dense(f"{prefix}.attention.output.dense")),
-            "attention_norm": norm(f"{prefix}.attention.output.LayerNorm"),
-            "up": pack(*dense(f"{prefix}.intermediate.dense")),
-            "down": pack(*dense(f"{prefix}.output.dense")),
-            "feed_forward_norm": norm(f"{prefix}.output.LayerNorm"),
-        }
-
-    # Every token is of the first segment, so its type vector is part of the position.
-    positions = weights["embeddings.position_embeddings.weight"][max(shape.padding, 0) :]
-    types = weights.get(TYPES, np.zeros((1, shape.width), np.float32))
-    embedding = {
-        "words": jnp.asarray(weights["embeddings.word_embeddings.weight"]),
-        "positions": jnp.asarray(positions + types[0]),
-        "norm": norm("embeddings.LayerNorm"),
-    }
-    if shape.buckets:
-        embedding["relative"] = jnp.asarray(weights[BIAS])
-    return {"embedding": embedding, "layers": [layer(number) for number in range(shape.layers)]}
