@@ -54,7 +54,7 @@ mutations: setup ## plants the known mistakes one at a time and prints those tha
 	@$(BIN)/python tests/mutations/mutate.py --only="$(ONLY)"
 
 scaling: .venv-tpu/.ready ## compiles every size for its slices (resumes; an hour or more) and writes docs/measured/scaling.md
-	@.venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/measured/scaling.md
+	@.venv-tpu/bin/python benchmarks/compiled/scaling.py runs/scaling docs/measured/scaling.md
 
 STUDY = runs/study$(if $(SMOKE),-smoke)
 study: setup ## what holds of the paper at small scale (4 hours; resumes); writes docs/measured/study.md; SMOKE=1 for a few minutes
@@ -62,7 +62,7 @@ study: setup ## what holds of the paper at small scale (4 hours; resumes); write
 	$(BIN)/python benchmarks/study $(STUDY) $(if $(SMOKE),$(STUDY)/study.md,docs/measured/study.md) && exit $$code
 
 attention: .venv-tpu/.ready ## compiles one layer with and without the flash kernel (resumes) and writes docs/measured/attention.md
-	@.venv-tpu/bin/python benchmarks/attention.py runs/attention docs/measured/attention.md
+	@.venv-tpu/bin/python benchmarks/compiled/attention.py runs/attention docs/measured/attention.md
 
 NEW ?= HEAD
 same-results: setup ## runs the smoke quickstart of two commits and compares files, parameters and figures: OLD=COMMIT NEW=COMMIT
@@ -85,18 +85,18 @@ test-interchange: .venv-interchange/.ready ## imported models against transforme
 	@.venv-interchange/bin/python -m pytest -s -m interchange tests/retro_jax/interchange
 
 database-faults: .venv-ray/.ready ## 30 kills at random moments of a build, local and on Ray (resumes); writes docs/measured/database_faults.md
-	@PYTHONPATH=tests/fixtures .venv-ray/bin/python benchmarks/faults.py
+	@PYTHONPATH=tests/fixtures .venv-ray/bin/python benchmarks/databases/faults.py
 
 PERCENT ?= 100
 database-report: setup ## builds from nine subsets at five sizes (resumes; hours) and writes docs/measured/database.md; PERCENT=1 for a small one
-	@$(BIN)/python benchmarks/database.py --percent=$(PERCENT) runs/database docs/measured/database.md
+	@$(BIN)/python benchmarks/databases/database.py --percent=$(PERCENT) runs/database docs/measured/database.md
 
 OLD_CODE ?=
 routing: setup ## visits, recall and time of the routed index on shares of a build (resumes); writes docs/measured/routing.md; OLD_CODE=CHECKOUT compares
-	@$(BIN)/python benchmarks/routing.py --data=$(or $(DATABASE),runs/database/100/data) $(if $(OLD_CODE),--old=$(OLD_CODE)) runs/routing docs/measured/routing.md
+	@$(BIN)/python benchmarks/databases/routing.py --data=$(or $(DATABASE),runs/database/100/data) $(if $(OLD_CODE),--old=$(OLD_CODE)) runs/routing docs/measured/routing.md
 
 later-database: setup ## a database that gains its documents only at evaluation (Debian; half an hour; resumes); writes docs/measured/later_database.md
-	@$(BIN)/python benchmarks/later_database.py
+	@$(BIN)/python benchmarks/databases/later_database.py
 
 config-page: setup ## docs/config.md from the declarations of the settings
 	@$(BIN)/python -m retro_jax.config.page docs/config.md
@@ -107,20 +107,20 @@ lint: setup ## formatting and style
 lock: ## rewrites requirements.lock from pyproject.toml (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra build --extra test --no-header pyproject.toml -o requirements.lock
 
-.venv-peer/.ready: benchmarks/peer/requirements.txt
+.venv-peer/.ready: benchmarks/performance/peer/requirements.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found; install one or give it: make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "benchmark: installing the peers into .venv-peer (log in .venv-peer/setup.log)"
 	@$(PYTHON) -m venv .venv-peer
-	@.venv-peer/bin/python -m pip install --no-deps -r benchmarks/peer/requirements.txt > .venv-peer/setup.log 2>&1 || { tail -20 .venv-peer/setup.log; exit 1; }
+	@.venv-peer/bin/python -m pip install --no-deps -r benchmarks/performance/peer/requirements.txt > .venv-peer/setup.log 2>&1 || { tail -20 .venv-peer/setup.log; exit 1; }
 	@touch $@
 
 DATABASE ?= $(wildcard runs/database/100/data)
 benchmark: setup .venv-peer/.ready ## each part against its peers; writes docs/measured/performance.md (DATABASE=a build's data of 100,000 chunks)
-	@$(BIN)/python benchmarks/training_step.py
-	@$(BIN)/python benchmarks/embedding.py > /dev/null
-	@$(BIN)/python benchmarks/search.py $(if $(DATABASE),--data=$(DATABASE) --keys=100000) > /dev/null
-	@$(BIN)/python benchmarks/whole_path.py > /dev/null
-	@$(BIN)/python benchmarks/report.py runs/benchmarks docs/measured/performance.md
+	@$(BIN)/python benchmarks/performance/training_step.py
+	@$(BIN)/python benchmarks/performance/embedding.py > /dev/null
+	@$(BIN)/python benchmarks/performance/search.py $(if $(DATABASE),--data=$(DATABASE) --keys=100000) > /dev/null
+	@$(BIN)/python benchmarks/performance/whole_path.py > /dev/null
+	@$(BIN)/python benchmarks/performance/report.py runs/benchmarks docs/measured/performance.md
 
 TRIALS ?= 500
 fuzz: setup ## damages one file of a finished work directory and runs a verb, TRIALS times; prints what came of it

@@ -1,6 +1,6 @@
 """Writes docs/measured/scaling.md: every recipe's preflight.
 
-    .venv-tpu/bin/python benchmarks/scaling.py runs/scaling docs/measured/scaling.md     # or: make scaling
+    .venv-tpu/bin/python benchmarks/compiled/scaling.py runs/scaling docs/measured/scaling.md     # or: make scaling
 
 Each row is one JSON file in the given folder; an existing row is not compiled again, so an interrupted run
 continues. Rows for GPUs are the estimate; `--no-compile` writes the page from the rows there are.
@@ -23,7 +23,7 @@ from retro_jax.preflight.report import preflight
 from retro_jax.presets.recipes import RECIPES, XLA_RECIPES, Recipe
 from retro_jax.presets.topologies import CHIPS, parse_topology
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PLANS = {1e8: 1, 1e9: 1, 1e10: 16, 1e11: 256, 1.75e12: 4096}  # tokens: nodes; the last are the paper's 28 billion keys
 # Without the tokenizer, whose training does not grow with the text.
 STAGES = tuple(name for name, one in known.STAGES.items() if one.wanted(RunConfig()) and name != "tokenizer")

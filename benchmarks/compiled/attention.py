@@ -1,6 +1,6 @@
 """Decoder self-attention with and without the flash kernel; writes docs/measured/attention.md.
 
-    .venv-tpu/bin/python benchmarks/attention.py runs/attention docs/measured/attention.md     # or: make attention
+    .venv-tpu/bin/python benchmarks/compiled/attention.py runs/attention docs/measured/attention.md     # or: make attention
 
 Layers are compiled for TPUs that do not exist here; errors and losses come from the kernel in Pallas's interpret mode on this
 machine. Each figure is one JSON file in the given folder, so an interrupted run continues. `--data` is the data directory of
@@ -49,7 +49,7 @@ from retro_jax.train.optimizer import make_optimizer
 from retro_jax.train.state import create_state
 from retro_jax.train.step import make_train_step
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 STEPS = 50
 INTERPRETED = register(

@@ -1,7 +1,7 @@
 """Kills a build at random moments, locally and on a local Ray cluster, and compares the bytes of all stages.
 
     make database-faults     # 30 kills; appends to runs/benchmarks/faults.jsonl, continues there, writes docs/measured/database_faults.md
-    PYTHONPATH=tests/fixtures .venv-ray/bin/python benchmarks/faults.py --kills=2 --kinds=local --output=faults.jsonl --page=faults.md
+    PYTHONPATH=tests/fixtures .venv-ray/bin/python benchmarks/databases/faults.py --kills=2 --kinds=local --output=faults.jsonl --page=faults.md
 
 A fault is one of: the building process gets SIGKILL ("local"), a worker process of the cluster does ("worker"), or a node
 is taken away ("node"), at a moment drawn evenly from the time an undisturbed build takes; a worker process as soon after
@@ -29,7 +29,7 @@ import made_up_text
 
 from data_pipeline.stages.known import STAGES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("local", "worker", "node")
 SHARDS = ("--config.data.shard_chunks=1000", "--config.data.index_shards=2", "--config.data.exact_below=1000")
 
@@ -191,7 +191,7 @@ def page(lines: list[dict]) -> str:
         [
             "# Kills at random moments of a build",
             "",
-            "Made by `make database-faults` (benchmarks/faults.py): 60 made-up documents, a made-up encoder, two index shards,",
+            "Made by `make database-faults` (benchmarks/databases/faults.py): 60 made-up documents, a made-up encoder, two index shards,",
             "BM25; every byte of every stage compared with an undisturbed build in one process. The Ray cluster is a head and",
             f"three nodes on one machine. {len(struck)} faults struck, {same} ended with the same bytes; moments at which nothing "
             f"was at work: {len(lines) - len(struck)}.",

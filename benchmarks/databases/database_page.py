@@ -1,4 +1,4 @@
-"""Turns the rows of benchmarks/database.py into docs/measured/database.md."""
+"""Turns the rows of benchmarks/databases/database.py into docs/measured/database.md."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,13 +1,13 @@
 """From text files to the neighbors of every chunk: `retro build` against the public PyTorch RETRO's preprocessing.
 
     make .venv-peer/.ready                                                     # the peer's environment
-    .venv/bin/python benchmarks/whole_path.py --megabytes=5 --rounds=2
-    .venv/bin/python benchmarks/whole_path.py --megabytes=0.3 --vocabulary=2000 --rounds=1     # a few minutes
+    .venv/bin/python benchmarks/performance/whole_path.py --megabytes=5 --rounds=2
+    .venv/bin/python benchmarks/performance/whole_path.py --megabytes=0.3 --vocabulary=2000 --rounds=1     # a few minutes
 
 Half of the text is of the wiki package and half of legal, one file a document; both sides read the same files, cut them
 into chunks of 64 of their own tokens and find 10 neighbors a chunk with the same BERT and the same threads. The sides
 take turns, each turn a new process, so each compiles again (imports are not counted). Ours runs
-twice: as it is, with products of bfloat16 numbers, and in float32 as the peer does. The recall of each side's neighbors
+twice: in bfloat16, and in float32 as the peer does. The recall of each side's neighbors
 is measured afterwards against every distance of its own embeddings, under its own rule of which documents count. With
 5 MB and 2 cores a turn of all three takes about ten minutes.
 """
@@ -16,13 +16,13 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from embedding import say
+from machine import machine, state
 from worker import Worker, summary
 
 from data_pipeline.encoder.bert import encoder_directory
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     else:
         say(f"No peer: {options.peer_python} is missing (`make .venv-peer/.ready` installs it). Our side runs alone.")
     encoder = encoder_directory(DataConfig()).resolve()
-    answers, loads = {name: [] for name in sides}, []
+    answers, loads, before = {name: [] for name in sides}, [], state("text to neighbors")
     with tempfile.TemporaryDirectory() as temporary:
         text = Path(temporary) / "text"
         documents, size = write_documents(text, options.megabytes * 1e6)
@@ -74,7 +74,8 @@ def main(argv: list[str]) -> None:
                 )
     result = {
         "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": machine(),
+        "state": before,
         **{"packages": PACKAGES, "documents": documents, "bytes": size, "threads": options.threads},
         **{"chunk": options.chunk, "k": options.k, "vocabulary": options.vocabulary, "sample": options.sample},
         "sides": {name: figures(found, size) for name, found in answers.items()},

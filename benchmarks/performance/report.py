@@ -1,4 +1,4 @@
-"""Writes docs/measured/performance.md from the benchmarks' results: `python benchmarks/report.py runs/benchmarks docs/measured/performance.md`.
+"""Writes docs/measured/performance.md from the benchmarks' results: `python benchmarks/performance/report.py runs/benchmarks docs/measured/performance.md`.
 
 Every figure of that page comes from the JSON files in the given folder; nothing is typed in.
 """
@@ -6,6 +6,8 @@ Every figure of that page comes from the JSON files in the given folder; nothing
 import json
 import sys
 from pathlib import Path
+
+from machine import describe, describe_state
 
 HEAD = """# Performance
 
@@ -41,7 +43,7 @@ WHOLE_PATH_DIFFERENCES = """The two do not do the same things, and neither was c
 
 
 def main(folder: Path, page: Path) -> None:
-    sections = [HEAD]
+    sections, machines = [HEAD], []
     for name, write in (
         ("training_step", training_step),
         ("embedding", embedding),
@@ -50,41 +52,43 @@ def main(folder: Path, page: Path) -> None:
     ):
         path = folder / f"{name}.json"
         if path.exists():
-            sections.append(write(json.loads(path.read_text())))
+            result = json.loads(path.read_text())
+            machines.append(describe(result["machine"]))
+            sections.append(write(result))
+    # One line where all were measured on one machine, as `make benchmark` does.
+    sections.insert(1, "".join(f"Measured on {line}.\n" for line in dict.fromkeys(machines)))
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(sections))
 
 
 def training_step(result: dict) -> str:
-    shape, machine = result["shape"], result["machine"]
+    shape = result["shape"]
     pairs = result["pairs"]
     first = next(iter(pairs.values()))
-    flags = ", ".join(machine["matrix_flags"])
     lines = [
         "## A training step against the public PyTorch RETRO",
         "",
         f"The paper's 172M shape: width {shape['width']}, {shape['layers']} layers, {shape['heads']} heads of "
         f"{shape['head_dim']}, retrieval layers {shape['retrieval_layers']}, encoder of {shape['encoder_layers']} layers "
         f"x {shape['encoder_width']}; vocabulary {shape['vocabulary']:,}, sequence {shape['sequence_length']}, "
-        f"k = {shape['neighbors']}, batch {shape['batch']}. {result['threads']} threads a side, {result['date']}, on "
-        f"{machine['cpus']} CPUs ({machine['processor']}; {flags}), {machine['memory_gib']} GiB.",
+        f"k = {shape['neighbors']}, batch {shape['batch']}. {result['threads']} threads a side, {result['date']}.",
         "",
         f"{_versions(first['ours'])} against {_versions(first['peer'])}. Turns alternate between two live processes; "
         f"{len(first['ours']['step']['all'])} turns after {result['warmup']} of warm-up. Seconds are median (minimum); "
         "a ratio below 1 means that we are faster, and is the median over turns.",
         "",
-        "| precision, allocator | part | ours | peer | ours / peer |",
-        "|---|---|---|---|---|",
+        "| precision, allocator | part | ours | peer | ours / peer | machine |",
+        "|---|---|---|---|---|---|",
     ]
     for name, pair in pairs.items():
         for time, title in (("forward_backward", "loss and gradients"), ("step", "with clipping and AdamW")):
             ratio = pair["ratio"][time]["by_turn"]["median"]
             cells = (name.replace(":", ", "), title, _seconds(pair["ours"][time]), _seconds(pair["peer"][time]))
-            lines.append(f"| {' | '.join(cells)} | {ratio:.2f} |")
+            lines.append(f"| {' | '.join(cells)} | {ratio:.2f} | {describe_state(pair['state'])} |")
     lines += [
         "",
         "The allocator setting is glibc's, the same on both sides: `tuned` keeps freed memory in one arena instead of "
-        "returning it to the kernel (`benchmarks/worker.py`). bfloat16 is autocast for the peer, compute dtype for us; "
+        "returning it to the kernel (`benchmarks/performance/worker.py`). bfloat16 is autocast for the peer, compute dtype for us; "
         "parameters and optimizer state are float32 on both sides.",
         "",
         "| precision, allocator | side | first turn s | compile s | page faults a turn | peak memory GiB | loss, first to last |",
@@ -104,33 +108,42 @@ def training_step(result: dict) -> str:
 
 
 def embedding(result: dict) -> str:
-    sides = result["sides"]
-    versions = next((side["versions"] for side in sides.values() if "versions" in side), {})
+    sizes = [size for size in result["sizes"].values()]
+    versions = next((side["versions"] for side in sizes[0]["sides"].values() if "versions" in side), {})
     lines = [
         "## The frozen encoder against PyTorch and sentence-transformers",
         "",
-        f"all-MiniLM-L6-v2 on {result['chunks']:,} chunks of {result['pieces_a_chunk']:.0f} word pieces on average, "
-        f"{result['threads']} threads a side, {result['allocator']} allocator, {result['date']}"
-        f"{_loads(result)}. Sides take turns; the time is from word pieces to vectors, or from text to vectors with each "
-        f"side's own tokenizing and sorting{', ' + _versions({'versions': versions}) if versions else ''}. The last "
-        "column is the share of the rate of one plain matmul.",
+        f"all-MiniLM-L6-v2, {result['threads']} threads a side, {result['allocator']} allocator, {result['date']}. Sides take "
+        "turns; the time is from word pieces to vectors, or from text to vectors with each side's own tokenizing and "
+        f"sorting{', ' + _versions({'versions': versions}) if versions else ''}. The last column is the share of the rate of "
+        "one plain matmul.",
+        "",
+    ]
+    return "\n".join([*lines, *(line for size in sizes for line in _embedding_of(size))])
+
+
+def _embedding_of(size: dict) -> list[str]:
+    """The comparison on one number of chunks."""
+    lines = [
+        f"### {size['chunks']:,} chunks",
+        "",
+        f"{size['pieces_a_chunk']:.0f} word pieces on average; our padding adds {size['padding']:.0%}. Machine: "
+        f"{describe_state(size['state'])}{_loads(size)}.",
         "",
         "| side | chunks/s, median | seconds, median (minimum) | GFLOP/s | of a plain product |",
         "|---|---|---|---|---|",
     ]
-    for name, side in sides.items():
+    for name, side in size["sides"].items():
         cells = (name, f"{side['chunks_a_second']['median']:.0f}", _seconds(side["seconds"]), f"{side['gflops']:.0f}")
         share = f"{side['share_of_matmul']:.0%}" if "share_of_matmul" in side else "-"
         lines.append(f"| {' | '.join(cells)} | {share} |")
-    lines += [
-        "",
-        *_ratio_lines("Seconds by seconds, median over turns (below 1 the first is faster):", result["ratios"]),
-    ]
-    if result.get("cosines"):
+    head = "Seconds by seconds, median over turns (below 1 the first is faster):"
+    lines += ["", *_ratio_lines(head, size["ratios"])]
+    if size.get("cosines"):
         lines += ["", "The vectors of the same texts:", ""]
-        for pair, cosine in result["cosines"].items():
+        for pair, cosine in size["cosines"].items():
             lines.append(f"* {pair}: cosine at least {cosine['min']:.6f}, {cosine['mean']:.6f} on average")
-    return "\n".join([*lines, ""])
+    return [*lines, ""]
 
 
 def search(result: dict) -> str:
@@ -139,7 +152,7 @@ def search(result: dict) -> str:
         "## SCaNN against exact search, Faiss and hnswlib",
         "",
         f"{result['keys']:,} keys of width {result['width']} ({result['data']}), {result['queries']:,} queries that are not "
-        f"among them, {result['threads']} threads a side, {result['date']}{_loads(result)}; "
+        f"among them, {result['threads']} threads a side, {result['date']}; machine {describe_state(result['state'])}{_loads(result)}; "
         f"{_versions(result)}. Every index is set, on other queries, until recall@{k} reaches "
         f'{result["target"]}: "as built" is what `retro build` chooses by the cost of a query, without a clock; all others '
         "are the fastest of a finer series. A batch is all queries at once over all threads, which is how a build asks; "
@@ -183,7 +196,7 @@ def whole_path(result: dict) -> str:
         "",
         f"{result['bytes'] / 1e6:.2f} MB of {' and '.join(result['packages'])}, {result['documents']:,} files, chunks of "
         f"{result['chunk']} tokens, {result['k']} neighbors, all-MiniLM-L6-v2, {result['threads']} threads a side, "
-        f"{result['date']}{_loads(result)}. Each turn is a new process, so ours compiles in each; imports are not counted. "
+        f"{result['date']}; machine {describe_state(result['state'])}{_loads(result)}. Each turn is a new process, so ours compiles in each; imports are not counted. "
         f"Recall@{result['k']} is of {result['sample']:,} chunks, over each side's own vectors and by its own rule of "
         "which chunks may be neighbors.",
         "",

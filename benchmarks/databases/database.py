@@ -1,6 +1,6 @@
 """Builds the database of configs/nine_subsets.py at 1, 3, 10, 30 and 100% of a share of its text and measures each build.
 
-    .venv/bin/python benchmarks/database.py --percent=100 runs/database docs/measured/database.md    # or: make database-report
+    .venv/bin/python benchmarks/databases/database.py --percent=100 runs/database docs/measured/database.md    # or: make database-report
 
 Every build is one JSON file in the given folder; an existing one is not repeated, and an interrupted one continues
 (its line then says so). The largest share comes first: the smaller ones use its tokenizer, so that they differ in their
@@ -28,7 +28,7 @@ from data_pipeline.search.stage import open_searcher
 from data_pipeline.stages import known
 from retro_jax.config import RunConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHARES = (1.0, 0.01, 0.03, 0.1, 0.3)
 STAGES = tuple(name for name, stage in known.STAGES.items() if stage.wanted(RunConfig()))
 PARTS = ((0.1, 1), (1.0, 10))  # shares, and index shards that they are searched in

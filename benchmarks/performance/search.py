@@ -1,7 +1,7 @@
 """SCaNN as a build sets it against exact search, Faiss and hnswlib, on embeddings of real text, at one recall.
 
-    .venv/bin/python benchmarks/search.py --data=runs/database/100/data --keys=100000   # vectors of a finished build
-    .venv/bin/python benchmarks/search.py --keys=8000                     # else made from the wiki package, first
+    .venv/bin/python benchmarks/performance/search.py --data=runs/database/100/data --keys=100000   # vectors of a finished build
+    .venv/bin/python benchmarks/performance/search.py --keys=8000                     # else made from the wiki package, first
     make .venv-peer/.ready                                                # the peers; without them exact search alone
 
 Queries are chunks of the same text that are not in the database, so none finds itself: one half sets the indexes, the
@@ -16,13 +16,13 @@ import datetime
 import json
 import math
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from embedding import say, texts
+from machine import machine, state
 from worker import Worker, summary
 
 from data_pipeline.encoder.bert import FrozenEncoder, encoder_directory
@@ -63,7 +63,8 @@ def main(argv: list[str]) -> None:
         raise SystemExit(f"There is no index to compare with: {why}. Take more keys.")
     result = {
         "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": machine(),
+        "state": state("search"),
         "data": "wiki package" if options.data is None else options.data.parent.name,
         "keys": len(keys),
         "width": keys.shape[1],

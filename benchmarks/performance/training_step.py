@@ -1,7 +1,7 @@
 """Seconds of a training step against the public PyTorch RETRO, at the shape of the paper's smallest model.
 
     make benchmark                                     # everything: both environments, all pairs, docs/measured/performance.md
-    .venv/bin/python benchmarks/training_step.py --rounds=3 --pairs=bfloat16:tuned
+    .venv/bin/python benchmarks/performance/training_step.py --rounds=3 --pairs=bfloat16:tuned
 
 Two processes, one of ours and one of the peer's, are started and warmed up, then take turns (A B A B); the one whose
 turn it is has the machine. A pair is a precision and an allocator setting, the same on both sides. Memory: about 5 GiB
@@ -13,10 +13,10 @@ import datetime
 import json
 import math
 import os
-import platform
 import sys
 from pathlib import Path
 
+from machine import machine, state
 from worker import Worker, summary
 
 HERE = Path(__file__).resolve().parent
@@ -66,7 +66,9 @@ def main(argv: list[str]) -> None:
 
 def compare(settings: dict, options: argparse.Namespace) -> dict:
     """Both sides in turns; seconds, ratios of ours to the peer's, and what each side says of itself."""
-    say(f"{settings['precision']}, {settings['allocator']} allocator: starting both sides")
+    pair = f"{settings['precision']}, {settings['allocator']} allocator"
+    before = state(pair)
+    say(f"{pair}: starting both sides")
     path = f"{HERE}:{HERE / 'peer' / 'stand_ins'}"
     sides = {
         "ours": Worker(Path(sys.executable), HERE / "jax_step.py", settings, path),
@@ -83,6 +85,7 @@ def compare(settings: dict, options: argparse.Namespace) -> dict:
         side.close()
     measured = {name: rows[options.warmup :] for name, rows in answers.items()}
     result = {name: describe(side.facts, answers[name], measured[name]) for name, side in sides.items()}
+    result["state"] = before
     result["ratio"] = {
         time: {
             "of_medians": result["ours"][time]["median"] / result["peer"][time]["median"],
@@ -106,22 +109,6 @@ def describe(facts: dict, every: list[dict], measured: list[dict]) -> dict:
         "losses": losses,
         "page_faults": measured[-1]["page_faults"],
         "peak_rss_bytes": every[-1]["peak_rss_bytes"],
-    }
-
-
-def machine() -> dict:
-    """Describes the machine from /proc: processor, its flags for matmuls, memory."""
-    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
-    facts = {name.strip(): value.strip() for name, _, value in lines}
-    flags = facts.get("flags", "").split()
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "processor": facts.get("model name", platform.machine()),
-        "matrix_flags": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory_gib": round(pages / 2**30, 1),
-        "python": platform.python_version(),
-        "libc": " ".join(platform.libc_ver()),
     }
 
 

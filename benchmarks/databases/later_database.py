@@ -1,6 +1,6 @@
 """A database that gains its relevant documents only at evaluation: what does retrieval buy before and after?
 
-    python benchmarks/later_database.py [--work=runs/later_database] [--folder=DIR]     # or: make later-database
+    python benchmarks/databases/later_database.py [--work=runs/later_database] [--folder=DIR]     # or: make later-database
 
 Half of FOLDOC (a dictionary of computing) is the training text and the database. The Jargon File, of which two thirds of the
 chunks share an 8-gram with FOLDOC, is joined as an evaluation set. Both models are evaluated on it; then `retro database add`
@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DIGITS = {
     letter: place for place, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
 }

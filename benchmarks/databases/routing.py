@@ -1,6 +1,6 @@
 """Measures the routed index on shares of a finished build and writes docs/measured/routing.md.
 
-    .venv/bin/python benchmarks/routing.py --data=runs/database/100/data runs/routing docs/measured/routing.md    # or: make routing
+    .venv/bin/python benchmarks/databases/routing.py --data=runs/database/100/data runs/routing docs/measured/routing.md    # or: make routing
 
 Every row is one JSON file in the given folder; an existing one is not measured again, so an interrupted run continues.
 `--old=CHECKOUT` adds a build by the code of an older checkout, whose index shards were ranges that every query reads.
@@ -30,7 +30,7 @@ from data_pipeline.search.subset import in_subset
 from data_pipeline.stages.run import read_manifest
 from retro_jax.config import DataConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 QUERIES, K, TARGET = 2000, 10, 0.95
 KEYS_ROUTED, KEYS_BUILT = 2400, 7200  # keys with their copies in a shard: of the router alone, and of a whole index

@@ -1,4 +1,4 @@
-"""The public PyTorch RETRO (PyPI retro-pytorch) as one side of `benchmarks/training_step.py`, which starts this file.
+"""The public PyTorch RETRO (PyPI retro-pytorch) as one side of `benchmarks/performance/training_step.py`, which starts this file.
 
 It runs in an environment of its own (requirements.txt) with `stand_ins/` on the path, because importing the package
 imports faiss and autofaiss. Nothing of the package is edited, but one option is made to work: `RETRO(heads=...)` drops

@@ -1,7 +1,7 @@
 """Measures chunks a second of the frozen encoder against the same model in PyTorch and in sentence-transformers.
 
-    .venv/bin/python benchmarks/embedding.py                                   # text of the wiki package
-    .venv/bin/python benchmarks/embedding.py --data=runs/quickstart/data       # chunks of a finished build
+    .venv/bin/python benchmarks/performance/embedding.py                                   # text of the wiki package
+    .venv/bin/python benchmarks/performance/embedding.py --data=runs/quickstart/data       # chunks of a finished build
     make .venv-peer/.ready                                                     # the peers, for the comparison
 
 One process a side, all started and warmed up (compilation is not counted here, but reported), then they take turns
@@ -9,25 +9,26 @@ One process a side, all started and warmed up (compilation is not counted here, 
 length as each likes it best; against sentence-transformers it is from text to vectors, each with its own tokenizing and
 sorting, and the two must give the same vectors: every cosine over 0.999, or the run ends with an error. GFLOP/s count
 the products of the real pieces, not of padding, and are shown beside the rate of a plain matmul of the same width
-in the same process. On 2 cores it takes some ten minutes.
+in the same process. 512 chunks are a small set, 8,192 half a shard of a build. On 2 cores it takes some forty minutes.
 """
 
 import argparse
 import datetime
 import json
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from machine import machine, state
 from worker import Worker, summary
 
 from data_pipeline.encoder.bert import FrozenEncoder, encoder_directory
 from retro_jax.config import DataConfig, SourceConfig
 
 HERE = Path(__file__).resolve().parent
+SHARD = 8192  # chunks, half of what a build embeds at a time; fewer rows of the batches are empty than with 512
 SAME = 0.999  # the cosine over which two vectors of a text are the same output
 CHARACTERS = 250  # about those of a chunk of 64 tokens, if no build is given
 
@@ -36,20 +37,43 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="data directory of a finished build; default: the wiki package")
     parser.add_argument("--encoder", default="", help="Hugging Face directory; default: all-MiniLM-L6-v2")
-    parser.add_argument("--chunks", type=int, default=1024, help="embedded a turn")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--chunks", type=int, nargs="+", default=[512, SHARD], help="embedded a turn")
+    parser.add_argument("--rounds", type=int, nargs="+", default=[5, 2], help="turns of each number of chunks")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--allocator", choices=("default", "tuned"), default="default")
     parser.add_argument("--peer-python", type=Path, default=Path(".venv-peer/bin/python"))
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/embedding.json"))
     options = parser.parse_args(argv)
-    directory = encoder_directory(DataConfig(encoder=options.encoder))
-    encoder, chunks = FrozenEncoder(directory), texts(options.data, options.chunks)
-    ids = [
-        row[: encoder.longest] for row in encoder.token_ids(chunks)
-    ]  # the peers do not split longer ones into windows
+    if len(options.chunks) != len(options.rounds):
+        parser.error(
+            f"--rounds has {len(options.rounds)} values and --chunks {len(options.chunks)}; give one for each."
+        )
     if not options.peer_python.exists():
         say(f"No peers: {options.peer_python} is missing (`make .venv-peer/.ready` installs it). Our sides run alone.")
+    directory = encoder_directory(DataConfig(encoder=options.encoder))
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "threads": options.threads,
+        "allocator": options.allocator,
+        "sizes": {},
+    }
+    for count, rounds in zip(options.chunks, options.rounds, strict=True):
+        result["sizes"][str(count)] = compare(directory, texts(options.data, count), rounds, options)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["sizes"], indent=1))
+    for size in result["sizes"].values():
+        if worst := {pair: cosine["min"] for pair, cosine in size["cosines"].items() if cosine["min"] <= SAME}:
+            raise SystemExit(f"These do not give the same vectors; their smallest cosines: {worst}")
+
+
+def compare(directory: Path, chunks: list[str], rounds: int, options: argparse.Namespace) -> dict:
+    """All sides in turns on these chunks."""
+    encoder = FrozenEncoder(directory)
+    # The peers do not split longer ones into windows.
+    ids = [row[: encoder.longest] for row in encoder.token_ids(chunks)]
+    before = state(f"embedding of {len(ids):,} chunks")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         lengths = np.array([len(row) for row in ids], np.int32)
@@ -58,7 +82,7 @@ def main(argv: list[str]) -> None:
         workers = start(options, directory, folder)
         sides = asked(workers)
         answers, loads = {name: [] for name in sides}, []
-        for turn in range(options.rounds):
+        for turn in range(rounds):
             loads.append(os.getloadavg()[0])
             for name, (worker, of) in sides.items():
                 answers[name].append(worker.run(of=of))
@@ -67,13 +91,11 @@ def main(argv: list[str]) -> None:
         for worker in workers.values():
             worker.close()
         same = cosines({name: np.load(path_of(folder, name)) for name in workers if not name.startswith("torch")})
-    result = {
-        "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+    return {
+        "state": before,
         "chunks": len(ids),
-        "pieces_a_chunk": float(np.mean([len(row) for row in ids])),
-        "threads": options.threads,
-        "allocator": options.allocator,
+        "pieces_a_chunk": float(lengths.mean()),
+        "padding": float(encoder.computed_pieces(ids) / lengths.sum() - 1),
         "sides": {
             name: figures(worker.facts, answers[name], ids, encoder.shape) for name, (worker, _) in sides.items()
         },
@@ -81,11 +103,6 @@ def main(argv: list[str]) -> None:
         "cosines": same,
         "load_before_turns": loads,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("sides", "ratios", "cosines")}, indent=1))
-    if worst := {pair: cosine["min"] for pair, cosine in same.items() if cosine["min"] <= SAME}:
-        raise SystemExit(f"These do not give the same vectors; their smallest cosines: {worst}")
 
 
 def texts(data: Path | None, count: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Our side of `benchmarks/training_step.py`, which starts this file: the library's own step, as `retro train` runs it."""
+"""Our side of `benchmarks/performance/training_step.py`, which starts this file: the library's own step, as `retro train` runs it."""
 
 import importlib.metadata
 import time
