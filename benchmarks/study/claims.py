@@ -76,7 +76,7 @@ CLAIMS = (
     Claim(
         "18",
         "Without retrieval a RETRO model is as good as its baseline",
-        "the same to 0.01 bits per byte on C4, 1% (Table 14)",
+        "the same to 0.01 bits per byte on C4, 1% (Table 14); at this scale 3% is allowed",
         (near("Off and the baseline equal", OFF, BASELINE, 0.03),),
     ),
     Claim(
