@@ -1,4 +1,5 @@
 """A finished database: searching it, changing it, and checking it.
 
-Read database, retriever, changes, check_files, check_content, provenance. It imports the stages it reads.
+Read database, searched (its parts, for many queries at once), retriever, changes, check_files, check_content, provenance.
+It imports the stages it reads.
 """

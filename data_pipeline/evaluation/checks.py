@@ -6,12 +6,12 @@ from pathlib import Path
 from data_pipeline.database.check_content import check_table
 from data_pipeline.database.check_files import ALL, Damage, check_stage
 from data_pipeline.database.database import Database
+from data_pipeline.database.searched import INDEXES
 from data_pipeline.encoder.bert import FrozenEncoder
 from data_pipeline.evaluation.contamination import STAGE as CONTAMINATION
 from data_pipeline.evaluation.contamination import overlap_counts
 from data_pipeline.evaluation.join import join, join_held_out, join_neighbors
 from data_pipeline.evaluation.neighbors import neighbor_stages
-from data_pipeline.evaluation.searched import INDEXES
 from data_pipeline.evaluation.sets import FINISHED, finished_source, list_sets
 from data_pipeline.evaluation.tables import FOLDER, HELD_OUT, open_tables, set_directory, set_names
 from data_pipeline.search.neighbors import STAGE as NEIGHBORS

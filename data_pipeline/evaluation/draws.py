@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from data_pipeline.database.database import Database
-from data_pipeline.evaluation.searched import View, rows_in_view
+from data_pipeline.database.searched import View, rows_in_view
 
 
 class Pool:

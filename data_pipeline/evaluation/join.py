@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.chunks import build_chunks
+from data_pipeline.database.searched import View, open_database, require_same
 from data_pipeline.encoder.bert import encoder_directory
 from data_pipeline.encoder.stage import STAGE as EMBEDDINGS
 from data_pipeline.encoder.stage import build_embeddings, open_encoder
@@ -18,7 +19,6 @@ from data_pipeline.evaluation.contamination import SHOWN, build_contamination, c
 from data_pipeline.evaluation.documents import build_set_documents, set_facts
 from data_pipeline.evaluation.entries import QUESTIONS, check_records, list_set
 from data_pipeline.evaluation.neighbors import SetNeighbors, make_neighbors
-from data_pipeline.evaluation.searched import View, open_database, require_same
 from data_pipeline.evaluation.sets import FINISHED
 from data_pipeline.evaluation.tables import HELD_OUT, check_set, open_tables, set_directory
 from data_pipeline.sources.readers import source_digest

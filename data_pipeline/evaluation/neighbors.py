@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
 from data_pipeline.database.database import Database
+from data_pipeline.database.searched import View, open_database, rows_in_view, searched
 from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.evaluation.draws import Pool
-from data_pipeline.evaluation.searched import View, open_database, rows_in_view, searched
 from data_pipeline.evaluation.tables import FOLDER, HELD_OUT, Tables
 from data_pipeline.search.chunk_search import STAGE, search_chunks
 from data_pipeline.search.neighbors import NeighborTable, require_chunks

@@ -17,11 +17,11 @@ import data_pipeline.encoder.dtype as dtypes
 import data_pipeline.encoder.stage as embeddings
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.database.retriever import Retriever
+from data_pipeline.database.searched import require_same
 from data_pipeline.encoder.bert import FrozenEncoder
 from data_pipeline.encoder.dtype import choose_dtype, fastest_dtype
 from data_pipeline.encoder.stage import EmbeddingTable, open_encoder
 from data_pipeline.evaluation.join import join
-from data_pipeline.evaluation.searched import require_same
 from data_pipeline.pipeline import build
 from data_pipeline.stages.engine import using
 from data_pipeline.stages.run import StageError, read_manifest
