@@ -43,6 +43,7 @@ class ByteLevel:
       vocabulary: of the model; ids without a token are never given.
       bos, eos: ids.
       pieces: the UTF-8 bytes of each id; b"" for special tokens and ids without a token.
+      lacking: the bytes of UTF-8 without a token.
     """
 
     def __init__(self, content: bytes, special: Special, vocabulary: int, where: str):
@@ -56,12 +57,12 @@ class ByteLevel:
                     f"together. {REMEDY}"
                 )
         self._tokenizer = _open(content, where)
-        self._lacking = bytes(_lacking(self.pieces))
+        self.lacking = frozenset(_lacking(self.pieces))
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Raises StageError where a text has a byte without a token."""
-        for text in texts if self._lacking else ():
-            if found := set(text.encode()) & set(self._lacking):
+        for text in texts if self.lacking else ():
+            if found := self.lacking.intersection(text.encode()):
                 byte = min(found)
                 letter = next(letter for letter in text if byte in letter.encode())
                 raise StageError(

@@ -10,8 +10,10 @@ changes no id.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -212,3 +214,22 @@ def values(
     value = np.full((*ids.shape, 2 * length), PADDING, np.int32)
     value[there] = rows
     return value
+
+
+@dataclass(frozen=True)
+class DatabaseText:
+    """The text of a database's chunks, by id: what a training sequence reads of it. It pickles as paths.
+
+    Attributes:
+      tokens: Int["N M"], in the tokens of the model that reads it; -1 is padding.
+      document_ids: Int64["N"].
+      ranges: of the ids, [start, stop), that a search may return.
+    """
+
+    tokens: Any
+    document_ids: Any
+    ranges: tuple[tuple[int, int], ...]
+
+    def value(self, ids: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape R"]:
+        """[N, F] of chunks; see `values`."""
+        return values(self.tokens, self.document_ids, ids)

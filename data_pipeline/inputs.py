@@ -17,6 +17,7 @@ from data_pipeline.packages import catalogue as packages
 from data_pipeline.sources.readers import read_unit, source_units
 from data_pipeline.stages.run import StageError
 from retro_jax.config import RunConfig, SourceConfig
+from retro_jax.data.manifests import database_of, has_other_database
 
 NEEDED = ("sentencepiece", "tokenizers", "safetensors", "datasketch", "zstandard", "pyarrow")  # of the [build] extra
 
@@ -43,6 +44,14 @@ def check_inputs(run: RunConfig, data: Path) -> None:
     check_lengths(run.model.sequence_length, run.model.chunk_length)
     check_settings(run.data)
     check_embeddings(run.data)
+    if run.data.database:
+        from data_pipeline.database.other_build import check_database
+
+        check_database(run.data, data)
+    elif has_other_database(data):
+        raise StageError(
+            f"{data} searches the database {database_of(data)}; give config.data.database, or build into another --workdir."
+        )
     for name, source in run.data.sources.items():
         if source.role == "evaluation":
             check_set(name, source)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
+from data_pipeline.chunks import DatabaseText
 from data_pipeline.stages.run import Manifest, Shard, StageError, run_stage
 from retro_jax.core.dimensions import PADDING, check_ids
 from retro_jax.data.joined import NAME, STAGE, features, pack
@@ -19,8 +20,17 @@ VERSION = "1.0.0"
 OTHER_TOKENIZER = "The chunks have a larger vocabulary: set --config.model.vocabulary to that of their tokenizer."
 
 
-def join(ids: Int[np.ndarray, "C"], scored: Bool[np.ndarray, "C"], split: str, subset: str, table, neighbors) -> dict:
-    """One example: every feature of a sequence (shapes in `features`).
+def join(
+    ids: Int[np.ndarray, "C"],
+    scored: Bool[np.ndarray, "C"],
+    split: str,
+    subset: str,
+    table,
+    neighbors,
+    database: DatabaseText | None = None,
+    copies=None,
+) -> dict:
+    """One example: every feature of a sequence (shapes in `features`); the arguments are those of `build_joined`.
 
     targets[p] is the next token of the same document, looked up in the table, so also where it lies in the next
     sequence. Training counts every target; validation counts text alone: not BOS, which is never a target, and not
@@ -29,7 +39,7 @@ def join(ids: Int[np.ndarray, "C"], scored: Bool[np.ndarray, "C"], split: str, s
     Raises:
       StageError: a neighbor outside the database or of the chunk's own document (the two tables do not belong together).
     """
-    length = table.chunk_length
+    length, read = table.chunk_length, database or table
     value = table.value(ids)
     tokens, targets, after = value[:, :length], value[:, 1 : length + 1], value[:, 2 : length + 2]
     counts = targets != PADDING
@@ -40,25 +50,28 @@ def join(ids: Int[np.ndarray, "C"], scored: Bool[np.ndarray, "C"], split: str, s
     document_ids = np.where(real, table.document_ids[rows], PADDING)
     neighbor_ids = np.where(real[:, None], neighbors.ids[rows], PADDING)
     distances = np.where(neighbor_ids != PADDING, neighbors.distances[rows], np.inf)
-    _check_neighbors(ids, document_ids, neighbor_ids, table)
+    ranges = database.ranges if database else ((0, table.database_chunks),)
+    _check_neighbors(ids, document_ids, neighbor_ids, read.document_ids, ranges, copies)
     return {
         "tokens": tokens.reshape(-1).astype(np.int32),
         "targets": targets.reshape(-1).astype(np.int32),
         "loss_mask": counts.reshape(-1).astype(np.float32),
         "document_ids": document_ids.astype(np.int64),
-        "neighbor_tokens": table.value(neighbor_ids).astype(np.int32),
+        "neighbor_tokens": read.value(neighbor_ids).astype(np.int32),
         "neighbor_ids": neighbor_ids.astype(np.int64),
         "neighbor_distances": distances.astype(np.float32),
         "subset": subset,
     }
 
 
-def _check_neighbors(ids, document_ids, neighbor_ids, table) -> None:
+def _check_neighbors(ids, document_ids, neighbor_ids, owners, ranges, copies) -> None:
     found = neighbor_ids != PADDING
-    outside = found & ((neighbor_ids < 0) | (neighbor_ids >= table.database_chunks))
-    same = table.document_ids[np.where(found & ~outside, neighbor_ids, 0)] == document_ids[:, None]
+    outside = found & ~np.logical_or.reduce([(neighbor_ids >= start) & (neighbor_ids < stop) for start, stop in ranges])
+    own = document_ids[:, None] if copies is None else copies.own(document_ids)
+    owner = owners[np.where(found & ~outside, neighbor_ids, 0)]
+    same = np.logical_or.reduce([owner == one[:, None] for one in own.T])
     for wrong, reason in (
-        (outside, f"is outside the database (chunks 0 to {table.database_chunks - 1})"),
+        (outside, f"is outside the database (chunks {', '.join(f'{start} to {stop - 1}' for start, stop in ranges)})"),
         (same & found & ~outside, "is of the chunk's own document"),
     ):
         if wrong.any():
@@ -78,6 +91,9 @@ def build_joined(
     vocabulary: int,
     shard_sequences: int,
     inputs: Mapping[str, str],
+    database: DatabaseText | None = None,
+    copies=None,
+    counts: Mapping | None = None,
 ) -> Manifest:
     """Writes the data set; resumable shard by shard, with the same bytes after any interruption.
 
@@ -87,7 +103,10 @@ def build_joined(
       sequence_length: T.
       vocabulary: of the tokenizer; kept for the model's check.
       shard_sequences: sequences a file.
-      inputs: fingerprints of the stages chunks and neighbors.
+      inputs: fingerprints of the stages chunks and neighbors, and of what else the text of the neighbors is made with.
+      database: of another build, whose chunks the neighbors are; None: the neighbors are chunks of `table`.
+      copies: the ids of the documents in that database (`data_pipeline.database.copies.Copies`).
+      counts: facts known beforehand that belong into the manifest.
 
     Raises:
       ValueError: sizes that do not divide.
@@ -107,11 +126,15 @@ def build_joined(
         for number, start in enumerate(starts):
             name = f"{NAME}-{split}.array_record-{number:05d}-of-{len(starts):05d}"
             part = range(start, start + sizes[split][number])
-            shards.append(_example_shard(split, name, packing, part, table, neighbors, stored, vocabulary))
+            shards.append(
+                _example_shard(split, name, packing, part, (table, neighbors, database, copies), stored, vocabulary)
+            )
     schema = (sequence_length, length, stored)
     ranges = {split: {name: list(pair) for name, pair in made.subsets.items()} for split, made in packings.items()}
     metadata = metadata_shard(Path(directory), schema, sizes)
-    return run_stage(directory, STAGE, config, inputs, shards, counts={"subsets": ranges}, last=metadata)
+    return run_stage(
+        directory, STAGE, config, inputs, shards, counts={"subsets": ranges, **(counts or {})}, last=metadata
+    )
 
 
 def check_lengths(sequence_length: int, chunk_length: int) -> None:
@@ -135,20 +158,19 @@ def stage_config(sequence_length: int, chunk_length: int, stored: int, vocabular
     }
 
 
-def _example_shard(split, name, packing, part, table, neighbors, stored, vocabulary) -> Shard:
+def _example_shard(split, name, packing, part, tables, stored, vocabulary) -> Shard:
     chosen = slice(part.start, part.stop)
     subsets = [packing.subset_of(number) for number in part]
     examples = (packing.chunk_ids[chosen].copy(), packing.scored[chosen].copy(), subsets)  # of this shard alone
-    make = partial(_make, split, name, examples, table, neighbors, stored, vocabulary)
+    make = partial(_make, split, name, examples, tables, stored, vocabulary)
     return Shard(name.replace(".array_record", ""), [name], make)
 
 
-def _make(split, name, examples, table, neighbors, stored, vocabulary, temporary: Path) -> dict:
-    chunk_ids, marks, subsets = examples
+def _make(split, name, examples, tables, stored, vocabulary, temporary: Path) -> dict:
+    (chunk_ids, marks, subsets), table = examples, tables[0]
     schema = features(chunk_ids.shape[1] * table.chunk_length, table.chunk_length, stored)
     joined = (
-        join(ids, scored, split, subset, table, neighbors)
-        for ids, scored, subset in zip(chunk_ids, marks, subsets, strict=True)
+        join(ids, scored, split, subset, *tables) for ids, scored, subset in zip(chunk_ids, marks, subsets, strict=True)
     )
     targets = write_examples(temporary / name, schema, joined, vocabulary)
     chunks = int((chunk_ids != PADDING).sum())

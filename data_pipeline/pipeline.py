@@ -43,13 +43,17 @@ def build(run: RunConfig, workdir: Path) -> dict[str, Mapping]:
     made = stages(run, data)
     for stage, (directory, _) in made.items():
         check_claim(directory, stage, *STAGES[stage].known(run, directory))
+    if run.data.database:
+        from data_pipeline.database.other_build import link
+
+        link(data, Path(run.data.database))
     for number, (stage, (directory, make)) in enumerate(made.items(), start=1):
         print(f"[{number}/{len(made)}] {stage}", file=sys.stderr, flush=True)
         before = time.monotonic()
         manifest = make(directory)
         seconds = read_seconds(directory) or 0.0
         counts[stage] = {**manifest.counts, "seconds": seconds}
-        if stage == "documents" and not (made["neighbors"][0] / "manifest.json").exists():
+        if stage == "documents" and not run.data.database and not (made["neighbors"][0] / "manifest.json").exists():
             paths = [source.path for source in training_sources(run.data).values()]
             if note := check_documents(manifest.counts, paths, wanted=run.model.retrieves):
                 print(f"note: {note}", file=sys.stderr, flush=True)

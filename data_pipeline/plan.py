@@ -130,6 +130,7 @@ def sample_run(run: RunConfig, sizes: Mapping[str, float], wanted: float, folder
         sources=sources,
         directory=str(folder / "data"),
         tokenizer=tokenizer,
+        database="",  # what a search in another database costs is not measured: a sample has its own
         database_fraction=1.0,
         index_shards=0,
         index_shards_visited=0,

@@ -20,7 +20,16 @@ from jaxtyping import Int
 
 from data_pipeline import byte_level
 from data_pipeline.documents.stage import Document, DocumentTable, read_documents_manifest
-from data_pipeline.stages.run import REPAIR, Manifest, Shard, StageError, file_sha256, read_manifest, run_stage
+from data_pipeline.stages.run import (
+    REPAIR,
+    Manifest,
+    Shard,
+    StageError,
+    file_sha256,
+    fingerprint,
+    read_manifest,
+    run_stage,
+)
 from retro_jax.config import DataConfig
 from retro_jax.core.files import load_array
 
@@ -116,7 +125,9 @@ class Tokenizer:
     Attributes:
       vocabulary: V.
       bos, eos: the ids that open and close a document; `encode` adds neither.
-      token_bytes: Int[np.ndarray, "V"], UTF-8 bytes a token stands for (0 for BOS, EOS and other control tokens).
+      pieces: the UTF-8 bytes of each token; b"" for BOS, EOS and other control tokens.
+      token_bytes: Int[np.ndarray, "V"], the number of these bytes.
+      lacking: the bytes of UTF-8 that no token can write; a text that has one is refused.
       fingerprint: of the stage's manifest.
     """
 
@@ -127,7 +138,9 @@ class Tokenizer:
         self.vocabulary: int = self._reader.vocabulary
         self.bos: int = self._reader.bos
         self.eos: int = self._reader.eos
-        self.token_bytes = np.array([len(piece) for piece in self._reader.pieces], np.int32)
+        self.pieces: Sequence[bytes] = self._reader.pieces
+        self.token_bytes = np.array([len(piece) for piece in self.pieces], np.int32)
+        self.lacking: frozenset[int] = self._reader.lacking
 
     def __reduce__(self):
         """Pickles as its path."""
@@ -153,7 +166,7 @@ class Tokenizer:
                 raise ValueError(
                     f"{token} is not a token: ids run from 0 to {self.vocabulary - 1}. Remove padding (-1) first."
                 )
-        return b"".join(self._reader.pieces[token] for token in ids).decode("utf-8", errors="replace")
+        return b"".join(self.pieces[token] for token in ids).decode("utf-8", errors="replace")
 
 
 def _open(directory: Path):
@@ -170,7 +183,10 @@ class SentencePieces:
 
     Attributes:
       pieces: the UTF-8 bytes of each token; b"" for control tokens.
+      lacking: empty, since every byte has a token.
     """
+
+    lacking: frozenset[int] = frozenset()
 
     def __init__(self, proto: bytes, vocabulary: int | None = None):
         """Raises StageError where the model cannot write every text, or has another size than `vocabulary`."""
@@ -198,6 +214,12 @@ def model_file(data: Path) -> Path:
     """What config.data.tokenizer names to take the tokenizer of a data directory."""
     found = Path(data) / STAGE / MODEL
     return found if found.exists() else found.with_name(byte_level.FILE)
+
+
+def identity(directory: Path) -> str:
+    """16 digits that equal tokenizers share, however their builds came by them: of the files without the bytes a token."""
+    files = read_manifest(directory, STAGE, verify=False).files
+    return fingerprint({file.name: file.sha256 for file in files if file.name != BYTES})[:16]
 
 
 def read_token_bytes(directory: Path) -> Int[np.ndarray, "V"]:

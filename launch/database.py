@@ -66,10 +66,11 @@ def _info(invocation: Invocation) -> None:
 def info(data: Path) -> str:
     """Counts, bytes, seconds and fingerprints by stage; recall; changes since the build."""
     from data_pipeline.database.check_files import stages_of
-    from data_pipeline.database.database import Database
+    from data_pipeline.database.searched import open_database
     from data_pipeline.evaluation.checks import describe_sets
     from data_pipeline.pipeline import describe
     from data_pipeline.stages.run import read_manifest, read_seconds
+    from retro_jax.data.manifests import database_of
 
     lines = [f"{'stage':<11}{'MB':>9}{'seconds':>10}  {'fingerprint':<18}holds"]
     for stage in stages_of(data):
@@ -79,9 +80,16 @@ def info(data: Path) -> str:
         size = sum(file.bytes for file in manifest.files) / 1e6
         text = describe(stage, manifest.counts, manifest.config)
         lines.append(f"{stage:<11}{size:>9.1f}{spent:>10.1f}  {manifest.fingerprint[:16]}  {text}")
-    settings = read_manifest(data / "index", "index", verify=False)
+    place = database_of(data)
+    settings = read_manifest(place / "index", "index", verify=False)
     lines += ["", f"index: {json.dumps(dict(settings.config))}, {settings.counts.get('why', '')}"]
-    return "\n".join([*lines, Database(data).describe(), *describe_sets(data)])
+    database = open_database(data)
+    where = f" of {place}{_read_as(database)}" if place != data else ""
+    return "\n".join([*lines, database.describe() + where, *describe_sets(data)])
+
+
+def _read_as(database) -> str:
+    return "" if database.text.tokens is database.tokens else ", whose text is tokenized again"
 
 
 def _verify(invocation: Invocation) -> None:
@@ -131,11 +139,11 @@ def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> No
     Args:
       known: damages to redo besides those of the files.
     """
-    from data_pipeline.database.check_files import check_stage, stages_of
+    from data_pipeline.database.check_files import check_stage, inputs_of_database, stages_of
     from data_pipeline.encoder.dtype import choose_dtype
     from data_pipeline.pipeline import stages
 
-    fingerprints: dict[str, str] = {}
+    fingerprints = inputs_of_database(data)
     run, config = invocation.run, invocation.run.data
     # Before the stage is moved aside, and its record with it.
     run = replace(run, data=replace(config, encoder_dtype=choose_dtype(config.encoder_dtype, data / "embeddings")))
@@ -163,7 +171,8 @@ def take_out(data: Path, stage: str, damages: Sequence) -> None:
 
 def redo_additions(invocation: Invocation, data: Path, known: Sequence = ()) -> None:
     """Repairs the additions; with `known`, as in `repair_files`, also the stages made from them."""
-    from data_pipeline.database.changes import addition_directories, make_addition
+    from data_pipeline.database.changed import addition_directories
+    from data_pipeline.database.changes import make_addition
     from data_pipeline.database.check_files import ALL, Damage, check_files
     from data_pipeline.encoder.bert import encoder_directory
     from data_pipeline.stages.known import made_with_additions

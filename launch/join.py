@@ -31,9 +31,7 @@ def _flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_float("share", 1.0, "of the database's documents that is searched, nested", flag_values=values)
-    flags.DEFINE_string(
-        "database", "", "data directory of another database of the same encoder and tokenizer", flag_values=values
-    )
+    flags.DEFINE_string("database", "", "data directory of another database of the same encoder", flag_values=values)
     flags.DEFINE_float(
         "without",
         0.0,

@@ -1,78 +1,29 @@
-"""Removals from and additions to a finished database, stored beside the stages of the build, which do not change.
-
-    removed.json          {"documents": [ids], "subsets": [names]} that no search returns
-    removed.copy.json     a copy, because removed documents must not return when one file is lost or damaged
-    additions/00000/      documents, chunks, embeddings and index of text added later, made by the build's own stages; if the
-                          build's index is routed, the keys go to the same shards by its router
-
-Both take effect at once in `data_pipeline.database.database`. Chunk ids never change: those of an addition follow all
-earlier ones.
-"""
+"""Removes from a finished database and adds to it; `data_pipeline.database.changed` says what is written."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.chunks import ChunkTable, build_chunks
+from data_pipeline.database.changed import (
+    ADDITIONS,
+    CONFIG,
+    COPY,
+    FINISHED,
+    REMOVED,
+    Removed,
+    addition_directories,
+    read_removed,
+)
 from data_pipeline.documents.selection import SPLITS
 from data_pipeline.documents.stage import DocumentTable, build_documents, read_documents_manifest
 from data_pipeline.stages.known import made_with_additions
-from data_pipeline.stages.run import StageError, note, read_manifest, write_json
+from data_pipeline.stages.run import StageError, read_manifest, write_json
 from retro_jax.config import RunConfig, SourceConfig, to_dict
 from retro_jax.config.file import read_config_file
-from retro_jax.core.files import DamagedFile, read_json
-
-REMOVED, COPY, ADDITIONS, CONFIG = "removed.json", "removed.copy.json", "additions", "config.json"
-FINISHED = "finished.json"  # its counts, written after the last stage; from that stage on the addition is used
-
-
-@dataclass(frozen=True)
-class Removed:
-    """The removed documents and subsets."""
-
-    documents: frozenset[int] = frozenset()
-    subsets: frozenset[str] = frozenset()
-
-    def rows(self, table: ChunkTable) -> np.ndarray:
-        """Bool [N]: which chunks of a table are removed."""
-        found = np.isin(table.document_ids[:], np.array(sorted(self.documents), np.int64))
-        numbers = [number for number, name in enumerate(table.subset_names) if name in self.subsets]
-        return found | np.isin(table.subsets[:], numbers)
-
-
-def read_removed(data: Path) -> Removed:
-    """The union of the two files' lists.
-
-    Raises:
-      StageError: a damaged file without an intact copy. It is not read as an empty list.
-    """
-    found, faults = [], []
-    for path in (Path(data) / REMOVED, Path(data) / COPY):
-        if not path.exists():
-            continue
-        try:
-            facts = read_json(path, "The documents of the other copy stay removed.", keys=("documents", "subsets"))
-            found.append(Removed(frozenset(facts["documents"]), frozenset(facts["subsets"])))
-        except (DamagedFile, TypeError) as error:
-            faults.append(str(error))
-    if faults and not found:
-        raise StageError(
-            f"{faults[0].partition('. ')[0]}, and there is no whole copy. Restore {data}/{REMOVED} from a backup, or move it "
-            f"and {COPY} away and run `retro database remove` again with what it listed."
-        )
-    if len(found) == 1 and (faults or not (Path(data) / REMOVED).exists()):
-        note(faults[0] if faults else f"{data}/{REMOVED} is missing. The documents that {COPY} lists stays removed.")
-    return Removed(
-        frozenset().union(*(one.documents for one in found)), frozenset().union(*(one.subsets for one in found))
-    )
-
-
-def addition_directories(data: Path) -> list[Path]:
-    """Finished additions, in order."""
-    found = sorted((Path(data) / ADDITIONS).glob("[0-9]*"))
-    return [path for path in found if (path / FINISHED).exists() or (path / "index" / "manifest.json").exists()]
+from retro_jax.data.manifests import database_of, has_other_database
 
 
 def remove(data: Path, documents: Iterable[int] = (), subsets: Iterable[str] = ()) -> dict[str, int]:
@@ -84,6 +35,7 @@ def remove(data: Path, documents: Iterable[int] = (), subsets: Iterable[str] = (
     Raises:
       StageError: a document or subset that the database does not have; then nothing is written.
     """
+    _require_own(data)
     data, before = Path(data), read_removed(data)
     documents, subsets = frozenset(documents), frozenset(subsets)
     if not documents and not subsets:
@@ -108,6 +60,11 @@ def remove(data: Path, documents: Iterable[int] = (), subsets: Iterable[str] = (
     return {"documents": len(np.unique(np.concatenate(ids))), "chunks": int(sum(gone.sum() for gone in rows))}
 
 
+def _require_own(data: Path) -> None:
+    if has_other_database(data):
+        raise StageError(f"{data} searches the database {database_of(data)} and has none of its own; change that one.")
+
+
 def _write(data: Path, removed: Removed) -> None:
     for name in (COPY, REMOVED):
         facts = {"documents": sorted(removed.documents), "subsets": sorted(removed.subsets)}
@@ -129,6 +86,7 @@ def add(data: Path, run: RunConfig, sources: Mapping[str, SourceConfig], encoder
     from data_pipeline.encoder.stage import open_encoder
     from data_pipeline.inputs import check_source
 
+    _require_own(data)
     data = Path(data)
     if not sources:
         raise StageError(

@@ -4,16 +4,21 @@ Every check goes over the rows once, block by block, and returns damages; none c
 and reading the joined shards take as long as the build did, so by default they check a sample or are skipped.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.database.changes import addition_directories
+from data_pipeline.database.changed import addition_directories
 from data_pipeline.database.check_assignment import check_assignment
 from data_pipeline.database.check_files import Damage
+from data_pipeline.database.copies import STAGE as COPIES
+from data_pipeline.database.copies import Copies
+from data_pipeline.database.searched import View, open_database, rows_in_view
 from data_pipeline.documents.stage import DocumentTable
 from data_pipeline.encoder.bert import FrozenEncoder
 from data_pipeline.encoder.stage import EmbeddingTable
@@ -27,6 +32,7 @@ from data_pipeline.tokens import Tokenizer
 from retro_jax.core.dimensions import PADDING
 from retro_jax.core.progress import progress
 from retro_jax.data.joined import NAME, open_split, pack
+from retro_jax.data.manifests import has_other_database
 
 ROWS, QUERIES = 8192, 1024  # looked at, searched together
 SAMPLE = 200  # queries searched exactly
@@ -52,7 +58,8 @@ def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = Fals
     damages = list(_check_chunks(data, table, tokenizer, digests))
     embedded, searched = (len(table) if everything else min(count, len(table)) for count in (EMBEDDED, SAMPLE))
     damages += _check_embeddings(table, vectors, tokenizer, encoder, embedded)
-    damages += check_assignment(data, table, everything=everything)
+    if not has_other_database(data):
+        damages += check_assignment(data, table, everything=everything)
     facts = {"chunks": len(table), "embedded_again": embedded}
     for directory in addition_directories(data):
         name = str(directory.relative_to(data))
@@ -61,14 +68,56 @@ def check_content(data: Path, encoder: FrozenEncoder, *, everything: bool = Fals
         damages += [replace(damage, stage=f"{name}/{damage.stage}") for damage in found]
     if damages:
         return damages, facts
-    digest_of = np.repeat(np.array(digests), np.diff([*table.first_chunks(), len(table)]))
-    damages += _check_neighbors(table, vectors, neighbors, digest_of)
-    found, exact = _check_search(data, table, vectors, neighbors, searched)
+    if has_other_database(data):
+        against = _other_database(data)
+    else:
+        digest_of = np.repeat(np.array(digests), np.diff([*table.first_chunks(), len(table)]))
+        against = _own_database(data, table, vectors, digest_of)
+    damages += _check_neighbors(table, vectors, neighbors, against)
+    found, exact = _check_search(table, vectors, neighbors, against, searched)
     facts |= {"neighbors": int((neighbors.ids[:] != PADDING).sum()), **exact}
     if everything:
         facts["joined_chunks"] = 0
-        damages += _check_joined(data / "joined", table, neighbors, facts)
+        damages += _check_joined(data / "joined", table, neighbors, against.value, facts)
     return damages + found, facts
+
+
+@dataclass(frozen=True)
+class Against:
+    """The database that neighbors were searched in.
+
+    Attributes:
+      place: the data directory, whose index it is.
+      documents: Int64["N"], of its chunks, indexable by rows.
+      ids: Int64["K"], the chunks that a search may return, rising.
+      vectors: of its chunks, by id.
+      own: ids there of the queries' documents.
+      same_text: (rows of queries, ids there) to whether both are of documents of one text.
+      value: [N, F] of its chunks, as the model reads them.
+    """
+
+    place: Path
+    documents: Any
+    ids: Int64[np.ndarray, "K"]
+    vectors: Callable
+    own: Callable
+    same_text: Callable
+    value: Callable
+
+
+def _own_database(data: Path, table: ChunkTable, vectors: EmbeddingTable, digests: np.ndarray) -> Against:
+    fraction = read_manifest(data / "index", "index", verify=False).config["database_fraction"]
+    ids = Subset(fraction, table).ids(0, table.database_chunks)
+    same = lambda rows, found: digests[found] == digests[rows]  # noqa: E731
+    return Against(data, table.document_ids, ids, vectors.__getitem__, lambda own: own, same, table.value)
+
+
+def _other_database(data: Path) -> Against:
+    """Texts are not compared again: the stage copies has done so, and lists the ids of those that are equal."""
+    database, copies = open_database(data), Copies(data / COPIES)
+    ids, gone = rows_in_view(database, View())
+    same = lambda rows, found: np.zeros(len(found), bool)  # noqa: E731
+    return Against(database.data, database.document_ids, ids[~gone], database.vectors, copies.own, same, database.value)
 
 
 def check_table(
@@ -150,21 +199,24 @@ def _check_embeddings(
 
 
 def _check_neighbors(
-    table: ChunkTable, vectors: EmbeddingTable, neighbors: NeighborTable, digests: np.ndarray
+    table: ChunkTable, vectors: EmbeddingTable, neighbors: NeighborTable, against: Against
 ) -> Iterator[Damage]:
     """Checks every stored neighbor: in the database, of another document by id and text, nearest first, at its distance."""
-    documents = np.asarray(table.document_ids[:])
+    inside = np.zeros(len(against.documents), bool)
+    inside[against.ids] = True
     starts = range(0, len(table), ROWS)
     for start in progress(starts, description="verify neighbors", unit="block"):
         block = slice(start, min(start + ROWS, len(table)))
         ids, distances = neighbors.ids[block], neighbors.distances[block]
         rows, columns = np.nonzero(ids != PADDING)
         found, own = ids[rows, columns], rows + start
-        wrong = {"a neighbor outside the database": (found < 0) | (found >= table.database_chunks)}
-        found = np.clip(found, 0, table.database_chunks - 1)
-        wrong["a neighbor of the query's own document"] = documents[found] == documents[own]
-        wrong["a neighbor from a document of the query's text"] = digests[found] == digests[own]
-        queries, keys = vectors[np.arange(block.start, block.stop)], vectors[found]
+        outside = (found < 0) | (found >= len(inside))
+        found = np.where(outside, against.ids[0], found)
+        wrong = {"a neighbor outside the database": outside | ~inside[found]}
+        owners, mine = against.documents[found], against.own(table.document_ids[own]).reshape(len(own), -1)
+        wrong["a neighbor of the query's own document"] = (owners[:, None] == mine).any(1)
+        wrong["a neighbor from a document of the query's text"] = against.same_text(own, found)
+        queries, keys = vectors[np.arange(block.start, block.stop)], against.vectors(found)
         measured = paired_distances(queries, rows, keys, np.arange(len(found)))
         wrong["a distance that is not that of the vectors"] = ~np.isclose(
             distances[rows, columns], measured, rtol=1e-4, atol=1e-5
@@ -190,24 +242,24 @@ def _in_order(ids, distances, *, by_distance: bool) -> np.ndarray:
 
 
 def _check_search(
-    data: Path, table: ChunkTable, vectors: EmbeddingTable, neighbors: NeighborTable, count: int
+    table: ChunkTable, vectors: EmbeddingTable, neighbors: NeighborTable, against: Against, count: int
 ) -> tuple[list[Damage], dict]:
     """Compares `count` queries with exact search: equal ids for an exact index, the recall for an approximate one.
 
     SCaNN may miss neighbors; those that it returns are at their true distance and nearest first (`_check_neighbors`), so a
     row without misses equals that of exact search.
     """
-    index = read_manifest(data / "index", "index", verify=False)
+    index = read_manifest(against.place / "index", "index", verify=False)
     if neighbors.rerank != "none":
         return [], {"queries_searched": 0}  # chosen by their words among more candidates than are stored
     chosen, k = sample_rows(len(table), count), neighbors.ids.shape[1]
-    documents = np.asarray(table.document_ids[:])
-    searched = Subset(index.config["database_fraction"], table).ids(0, table.database_chunks)
-    exact = PlacedSearcher(ExactSearcher(vectors[searched]), searched)
+    exact = PlacedSearcher(ExactSearcher(against.vectors(against.ids)), against.ids)
     hits, there, other = np.zeros(len(chosen), int), 0, []
     for start in progress(range(0, len(chosen), QUERIES), description="verify search", unit="block"):
         rows = chosen[start : start + QUERIES]
-        ids, distances = find_neighbors(exact, vectors[rows], documents[rows], documents, k)
+        ids, distances = find_neighbors(
+            exact, vectors[rows], against.own(table.document_ids[rows]), against.documents, k
+        )
         farthest = np.where(ids != PADDING, distances, -np.inf).max(axis=1, initial=-np.inf)
         near = (neighbors.ids[rows] != PADDING) & (neighbors.distances[rows] <= farthest[:, None] + 1e-5)
         hits[start : start + QUERIES] = near.sum(axis=1)
@@ -228,10 +280,13 @@ def _check_search(
     return [Damage("neighbors", _shard(table, "neighbors", worst), what)], facts
 
 
-def _check_joined(directory: Path, table: ChunkTable, neighbors: NeighborTable, facts: dict) -> Iterator[Damage]:
+def _check_joined(
+    directory: Path, table: ChunkTable, neighbors: NeighborTable, value: Callable, facts: dict
+) -> Iterator[Damage]:
     """Checks every sequence as a model reads it: its chunks, their stored neighbors and continuations.
 
     Args:
+      value: [N, F] of neighbors.
       facts: "joined_chunks" counts the checked chunks; held-out chunks occur in two windows.
     """
     manifest = read_manifest(directory, "joined", verify=False)
@@ -248,7 +303,7 @@ def _check_joined(directory: Path, table: ChunkTable, neighbors: NeighborTable, 
                 "tokens": np.where(real[:, None], table.tokens[rows], PADDING).reshape(-1),
                 "neighbor_ids": found,
                 "neighbor_distances": np.where(real[:, None], neighbors.distances[rows], np.inf),
-                "neighbor_tokens": table.value(found),
+                "neighbor_tokens": value(found),
             }
             facts["joined_chunks"] += int(real.sum())
             for name in (name for name, array in expected.items() if not np.array_equal(example[name], array)):

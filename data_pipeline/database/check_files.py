@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.database.changes import addition_directories
+from data_pipeline.database.changed import addition_directories
 from data_pipeline.stages.known import STAGES, made_with_additions
 from data_pipeline.stages.run import add_counts, order_of_parts
 from retro_jax.core.files import DamagedFile, file_sha256, read_json
 from retro_jax.core.progress import progress
-from retro_jax.data.manifests import KEYS, StageError, read_facts, stage_fingerprint
+from retro_jax.data.manifests import KEYS, StageError, database_of, has_other_database, read_facts, stage_fingerprint
 
 
 def stages_of(data: Path) -> list[str]:
@@ -87,13 +87,25 @@ def check_stage(data: Path, stage: str, fingerprints: Mapping[str, str]) -> tupl
 
 def check_files(data: Path) -> list[Damage]:
     """`check_stage` of all stages; additions' stages are named by their folders."""
-    made: dict[str, str] = {}
+    made = inputs_of_database(data)
     damages = _check_stages(data, stages_of(data), "", made)
     of_the_build = {"tokenizer": "tokenizer", "router": "index"}  # input of an addition's stages: stage
     for directory in addition_directories(data):
         inputs = {name: made[stage] for name, stage in of_the_build.items() if stage in made}
         damages += _check_stages(data, made_with_additions(), f"{directory.relative_to(data)}/", inputs)
     return damages
+
+
+def inputs_of_database(data: Path) -> dict[str, str]:
+    """Fingerprints of the database of another build that `data` searches, as it is now, by the names of a stage's inputs.
+
+    Its own files are checked where it is.
+    """
+    if not has_other_database(data):
+        return {}
+    other = database_of(data)
+    names = [name for name in ("documents", "tokenizer", "chunks", "lexical", "index") if (other / name).is_dir()]
+    return {f"{name} of the database": read_facts(other / name).fingerprint for name in names}
 
 
 def _check_stages(data: Path, stages, folder: str, fingerprints: dict[str, str]) -> list[Damage]:

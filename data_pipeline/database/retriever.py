@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.database.database import Database
+from data_pipeline.database.searched import open_database
 from data_pipeline.encoder.bert import encoder_directory
 from data_pipeline.encoder.stage import open_encoder
 from data_pipeline.search.neighbors import NeighborTable
@@ -55,7 +55,7 @@ class Retriever:
         )
         directory = encoder_directory(_with_encoder(config, data))
         self._encoder = open_encoder(data / "embeddings", directory, config.encoder_dtype)
-        self.database, self._tokenizer = Database(data), Tokenizer(data / "tokenizer")
+        self.database, self._tokenizer = open_database(data), Tokenizer(data / "tokenizer")
 
     def search(self, text: str, k: int) -> tuple[Int64[np.ndarray, "K"], Float32[np.ndarray, "K"]]:
         """Chunk ids and squared distances of the k nearest to a text, -1 and +inf where there are fewer."""

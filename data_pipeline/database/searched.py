@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from data_pipeline.chunks import ChunkTable
-from data_pipeline.database.changes import CONFIG, Removed
+from data_pipeline.database.changed import CONFIG, Removed
+from data_pipeline.database.copies import Copies
 from data_pipeline.database.database import Database, KeptSearcher
 from data_pipeline.encoder.dtype import recorded_dtype
 from data_pipeline.encoder.stage import EmbeddingTable
@@ -20,9 +21,9 @@ from data_pipeline.search.exact import PlacedSearcher, Searcher
 from data_pipeline.search.stage import build_index, index_shards, open_route, open_shard, shard_bytes
 from data_pipeline.search.subset import in_subset
 from data_pipeline.stages.run import StageError, read_manifest
-from data_pipeline.tokens import model_file
 from retro_jax.config import DataConfig
 from retro_jax.config.file import read_config_file
+from retro_jax.data.manifests import database_of
 
 INDEXES = ".indexes"  # under DATA/evaluation; no set has a name that begins with a dot
 
@@ -44,33 +45,27 @@ class View:
             raise ValueError(f"A share of the database must lie in (0, 1], but is {self.share}; 1 is all of it.")
 
 
-def open_database(own: Path, other: str) -> Database:
-    """The database that is searched: `other`, or `own` where that is empty.
+def open_database(own: Path, other: str = "") -> Database:
+    """The database that is searched for text of `own`: `other`, or the one that the neighbors of its build are from.
 
     Raises:
-      StageError: another tokenizer, encoder or chunk length than those of `own`.
+      StageError: an encoder other than that of `own`, or a database that its tokenizer cannot read (`Database`).
     """
-    if not other or Path(other).resolve() == Path(own).resolve():
+    place = Path(other) if other else database_of(own)
+    if place.resolve() == Path(own).resolve():
         return Database(own)
-    require_same(Path(own), Path(other))
-    return Database(Path(other))
+    require_same_encoder(Path(own), place)
+    return Database(place, reader=own)
 
 
-def require_same(own: Path, other: Path) -> None:
-    """Raises StageError unless two data directories have the same tokenizer, encoder and chunk length."""
-    for what, read in (("tokenizer", _tokenizer), ("encoder", _encoder), ("chunk length", _chunk_length)):
-        if (mine := read(own)) != (found := read(other)):
-            raise StageError(
-                f"The database {other} has another {what} than {own} ({found} there, {mine} here), so neither its tokens "
-                f"nor its vectors can be read with these. Build it with config.data.tokenizer={model_file(own)}, the same "
-                f"config.data.encoder, config.data.encoder_dtype={recorded_dtype(own / 'embeddings')} and the same "
-                f"config.model.chunk_length."
-            )
-
-
-def _tokenizer(data: Path) -> str:
-    files = read_manifest(data / "tokenizer", "tokenizer", verify=False).files
-    return next(file.sha256 for file in files if file.name == model_file(data).name)[:16]
+def require_same_encoder(own: Path, other: Path) -> None:
+    """Raises StageError unless two data directories have the same encoder and dtype, whose vectors alone can be compared."""
+    if (mine := _encoder(own)) != (found := _encoder(other)):
+        raise StageError(
+            f"The database {other} has another encoder than {own} ({found} there, {mine} here), so its vectors cannot be "
+            f"compared with these. Build one of them with the config.data.encoder of the other and "
+            f"config.data.encoder_dtype={recorded_dtype(own / 'embeddings')}, or take another database."
+        )
 
 
 def _encoder(data: Path) -> str:
@@ -78,15 +73,14 @@ def _encoder(data: Path) -> str:
     return f"{config['encoder'][:16]}, {config['compute_dtype']}"
 
 
-def _chunk_length(data: Path) -> int:
-    return read_manifest(data / "chunks", "chunks", verify=False).config["chunk_length"]
-
-
-def searched(database: Database, view: View, evaluation: Path) -> tuple[Searched, dict[str, str], dict]:
+def searched(
+    database: Database, view: View, evaluation: Path, copies: Copies | None = None
+) -> tuple[Searched, dict[str, str], dict]:
     """The parts that queries search, the fingerprints of their stages, and the recall of the build's index.
 
     Args:
       evaluation: DATA/evaluation, under which the index of a share is made if it is missing.
+      copies: of the queries' documents, where they are those of another build.
     """
     removed = replace(database.tombstones, documents=database.tombstones.documents | view.without)
     indexes, inputs, recall = [], {}, {}
@@ -104,7 +98,7 @@ def searched(database: Database, view: View, evaluation: Path) -> tuple[Searched
     words = Lexical(database.data / "lexical") if database.rerank == "bm25" else None
     if words:
         inputs["lexical"] = words.fingerprint
-    return Searched(indexes, database.tokens, database.document_ids, words), inputs, recall
+    return Searched(indexes, database.tokens, database.document_ids, words, copies=copies), inputs, recall
 
 
 def open_part(shard: tuple, chunks: Path, first: int, removed: Removed, fraction: float) -> Searcher:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from data_pipeline.database.check_content import check_table
 from data_pipeline.database.check_files import ALL, Damage, check_stage
-from data_pipeline.database.database import Database
-from data_pipeline.database.searched import INDEXES
+from data_pipeline.database.searched import INDEXES, open_database
 from data_pipeline.encoder.bert import FrozenEncoder
 from data_pipeline.evaluation.contamination import STAGE as CONTAMINATION
 from data_pipeline.evaluation.contamination import overlap_counts
@@ -26,7 +25,7 @@ def describe_sets(data: Path) -> list[str]:
     """A line for each set: documents, bytes, protocol and contamination; and a line for each of its stages of neighbors."""
     lines, finished = [], list_sets(data)
     names = [*set_names(data), *([HELD_OUT] if set_directory(data, HELD_OUT).exists() else [])]
-    version = Database(data).version if names else ""
+    version = open_database(data).version if names else ""
     for name in names:
         if name != HELD_OUT and name not in finished:
             lines.append(f"evaluation set {name}: not finished; run its `retro join` again")
@@ -104,7 +103,7 @@ def repair_sets(data: Path, run: RunConfig, take_out: Callable, known: Sequence[
       known: damages to repair besides those of the files. Stages that were made from them are made again as well.
     """
     data, damages = Path(data), [*check_set_files(data), *known]
-    version = Database(data).version if damages else ""
+    version = open_database(data).version if damages else ""
     for folder, stages in list(_stages(data)) if damages else ():
         mine = [damage for damage in damages if damage.stage.startswith(f"{folder}/")]
         wrong = [stages.index(damage.stage.rpartition("/")[2]) for damage in mine if damage in known]

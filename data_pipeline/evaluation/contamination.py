@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from data_pipeline.database.changes import addition_directories
+from data_pipeline.database.changed import addition_directories
 from data_pipeline.documents.stage import DocumentTable, read_documents_manifest, read_records
 from data_pipeline.evaluation.overlap_index import OverlapIndex
 from data_pipeline.evaluation.tables import Tables
@@ -31,6 +31,7 @@ from data_pipeline.stages.engine import Resource, Shard
 from data_pipeline.stages.run import REPAIR, Manifest, StageError, read_manifest, run_stage
 from retro_jax.core.files import load_array
 from retro_jax.core.progress import progress
+from retro_jax.data.manifests import database_of, has_other_database
 
 STAGE = "contamination"
 DOCUMENTS, TRAINING, HISTOGRAMS = "contamination.npy", "training.npy", "histograms.json"
@@ -47,10 +48,15 @@ HELD = np.dtype([("id", "<i8"), ("containment", "<f8")])
 
 
 def contamination_directories(tables: Tables) -> list[tuple[Path, Path]]:
-    """(stage, training documents) of the build and of each addition."""
-    found = [(tables.directory / STAGE, tables.data / "documents")]
-    for path in addition_directories(tables.data):
-        found.append((tables.directory / f"{STAGE}-of-addition-{path.name}", path / "documents"))
+    """(stage, documents) of the build and of each addition; of another database that the build searches, too."""
+    places = {"": tables.data}
+    if has_other_database(tables.data):
+        places["-of-database"] = database_of(tables.data)
+    found = []
+    for name, data in places.items():
+        found.append((tables.directory / f"{STAGE}{name}", data / "documents"))
+        for path in addition_directories(data):
+            found.append((tables.directory / f"{STAGE}{name}-of-addition-{path.name}", path / "documents"))
     return found
 
 

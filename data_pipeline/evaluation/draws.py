@@ -16,12 +16,14 @@ class Pool:
         self._left_out = int(self._gone.sum())
         self._owners, self._sizes = np.unique(self._documents, return_counts=True)
 
-    def draw(self, generator: np.random.Generator, document: int, count: int) -> Int64[np.ndarray, "K"]:
-        """Up to `count` distinct chunk ids, none of `document` and none of a removed document."""
-        place = int(np.searchsorted(self._owners, document))
-        own = int(self._sizes[place]) if place < len(self._owners) and self._owners[place] == document else 0
+    def draw(
+        self, generator: np.random.Generator, documents: Int64[np.ndarray, "N"], count: int
+    ) -> Int64[np.ndarray, "K"]:
+        """Up to `count` distinct chunk ids, none of `documents` and none of a removed document."""
+        places = np.minimum(np.searchsorted(self._owners, documents), len(self._owners) - 1)
+        own = int(self._sizes[places[self._owners[places] == documents]].sum())
         # Enough candidates that `count` others remain, even if all of the document's own chunks are among them.
         wanted = min(len(self._ids), count + own + self._left_out)
         candidates = generator.choice(len(self._ids), wanted, replace=False)
-        others = (self._documents[candidates] != document) & ~self._gone[candidates]
+        others = ~np.isin(self._documents[candidates], documents) & ~self._gone[candidates]
         return self._ids[candidates[others][:count]]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.chunks import build_chunks
-from data_pipeline.database.searched import View, open_database, require_same
+from data_pipeline.database.searched import View, open_database
 from data_pipeline.encoder.bert import encoder_directory
 from data_pipeline.encoder.stage import STAGE as EMBEDDINGS
 from data_pipeline.encoder.stage import build_embeddings, open_encoder
@@ -55,7 +55,7 @@ def join(run: RunConfig, data: Path, name: str, source: SourceConfig) -> Mapping
     chunks = build_chunks(at["chunks"], config, length, at["documents"], data / "tokenizer")
     build_embeddings(at["embeddings"], _config_of_build(config, data), at["chunks"], data / "tokenizer", encoder)
     tables = open_tables(data, name)
-    found = make_neighbors(tables, open_database(data, ""), View(), 0)
+    found = make_neighbors(tables, open_database(data), View(), 0)
     build_contamination(tables)
     write_json(directory / FINISHED, {"name": name, "source": to_dict(source)}, seal=True)
     dropped: dict[str, int] = {}
@@ -119,7 +119,7 @@ def check_asked(data: Path, k: int, share: float, database: str, threshold: floa
     if threshold:
         check_threshold(threshold)
     if database:
-        require_same(Path(data), Path(database))
+        open_database(Path(data), database)
 
 
 def join_held_out(data: Path) -> Mapping:

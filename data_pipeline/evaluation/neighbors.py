@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
+from data_pipeline.database.copies import STAGE as COPIES
+from data_pipeline.database.copies import Copies
 from data_pipeline.database.database import Database
 from data_pipeline.database.searched import View, open_database, rows_in_view, searched
 from data_pipeline.encoder.stage import EmbeddingTable
@@ -23,6 +25,7 @@ from data_pipeline.search.chunk_search import STAGE, search_chunks
 from data_pipeline.search.neighbors import NeighborTable, require_chunks
 from data_pipeline.stages.run import StageError, fingerprint, read_facts, read_manifest, read_plan
 from retro_jax.core.dimensions import PADDING
+from retro_jax.data.manifests import database_of, has_other_database
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def find_neighbors_stage(tables: Tables, database: Database, view: View, k: int)
     """The finished stage with the fewest neighbors, but k or more; for k = 0 the one with the most."""
     wanted = stage_facts(database, view, k)
     found = []
-    if tables.name == HELD_OUT and view == View() and database.data == tables.data and not database.changed:
+    if tables.name == HELD_OUT and view == View() and _is_of_build(database, tables.data):
         found.append(Found(tables.data / STAGE, default_k(tables.data), tables.first))
     for path in neighbor_stages(tables.directory):
         facts = read_facts(path)
@@ -65,6 +68,19 @@ def find_neighbors_stage(tables: Tables, database: Database, view: View, k: int)
             found.append(Found(path, facts.config["neighbors_stored"], 0))
     found = sorted((one for one in found if one.stored >= k), key=lambda one: one.stored)
     return (found[0] if k else found[-1]) if found else None
+
+
+def _is_of_build(database: Database, data: Path) -> bool:
+    """Whether a database is the one that the build's own neighbors are from, unchanged since."""
+    manifest = read_manifest(data / STAGE, STAGE, verify=False)
+    return database.version == manifest.config.get("database", manifest.fingerprint[:16])
+
+
+def _copies(tables: Tables, database: Database) -> Copies | None:
+    """Of the build's held-out documents in the other database that it searches."""
+    if tables.name != HELD_OUT or not has_other_database(tables.data):
+        return None
+    return Copies(tables.data / COPIES) if database.data.resolve() == database_of(tables.data) else None
 
 
 def make_neighbors(tables: Tables, database: Database, view: View, k: int) -> Found:
@@ -80,7 +96,7 @@ def make_neighbors(tables: Tables, database: Database, view: View, k: int) -> Fo
     if (found := find_neighbors_stage(tables, database, view, k)) is not None:
         return found
     evaluation = tables.data / FOLDER
-    compared, inputs, recall = searched(database, view, evaluation)
+    compared, inputs, recall = searched(database, view, evaluation, _copies(tables, database))
     vectors = EmbeddingTable(tables.embeddings)
     require_chunks(tables.chunks, vectors, tables.base / "chunks", tables.embeddings)
     inputs = {"chunks": tables.chunks.fingerprint, "embeddings": vectors.fingerprint, **inputs}
@@ -149,7 +165,7 @@ class SetNeighbors:
         self.stored, self.directory = k or found.stored, found.directory
         self.fingerprint = fingerprint([self._tables.fingerprint, self.stored, database.version])
         self._documents, self._first = tables.chunks.document_ids, tables.first
-        self._view, self._pool = view, None
+        self._view, self._pool, self._copies = view, None, _copies(tables, database)
         manifest = read_manifest(found.directory, STAGE, verify=False)
         recall = manifest.counts.get("recall")
         if recall is None:  # the build's own
@@ -200,7 +216,8 @@ class SetNeighbors:
         for place in np.argwhere((np.asarray(rows) != PADDING) & (np.asarray(counts) > 0)):
             place = tuple(place)
             row = int(rows[place]) + self._first
-            document = int(self._documents[np.array([row])][0])
-            candidates = self._pool.draw(np.random.default_rng([seed, row]), document, int(counts[place]))
+            documents = self._documents[np.array([row])]
+            own = documents if self._copies is None else self._copies.own(documents)[0]
+            candidates = self._pool.draw(np.random.default_rng([seed, row]), own, int(counts[place]))
             drawn[place][: len(candidates)] = candidates
         return drawn

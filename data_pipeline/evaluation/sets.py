@@ -135,7 +135,7 @@ class StoredSet:
         Args:
           k: how many; 0: as many as are stored.
           share: of the documents of the database, nested.
-          database: the data directory of another database of the same encoder and tokenizer; "": the set's own.
+          database: the data directory of another database of the same encoder; "": the set's own.
           without: ids of documents that are left out of the database (`overlapping_documents`).
 
         Raises:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -57,6 +57,14 @@ class Index:
         return 1 if self.route is None else max(1, round(len(self.parts) / self.route.visits))
 
 
+class Copies(Protocol):
+    """Documents that the searched database holds under other ids than the queries' tables do."""
+
+    def own(self, documents: Int64[np.ndarray, "N"]) -> Int64[np.ndarray, "N W"]:
+        """The ids that each document may have in the database; -1 is none."""
+        ...
+
+
 @dataclass(frozen=True)
 class Searched:
     """What queries are compared with. Its chunk ids are rows of `tokens` and `document_ids`, and all parts answer with them."""
@@ -66,6 +74,7 @@ class Searched:
     document_ids: Any  # Int64["N"], indexable by rows
     words: Lexical | None = None  # re-ranks what is found
     only: int | None = None  # the document that every key is of, where there is one alone: its chunks have no neighbors
+    copies: Copies | None = None  # of the queries' documents under other ids; None: a document has its own id alone
 
 
 def search_chunks(
@@ -240,8 +249,10 @@ def _find(asked: Asked, searcher: Searcher, rows: Int64[np.ndarray, "n"]):
     documents = asked.table.document_ids[rows]
     others = np.flatnonzero(documents != asked.searched.only)  # the rest would be searched to the end without a result
     if len(others):
+        own, copies = documents[others], asked.searched.copies
+        own = own if copies is None else copies.own(own)
         ids[others], distances[others] = find_neighbors(
-            searcher, asked.vectors[rows[others]], documents[others], asked.searched.document_ids, asked.k
+            searcher, asked.vectors[rows[others]], own, asked.searched.document_ids, asked.k
         )
     return ids, distances
 
@@ -301,14 +312,19 @@ def _load(stem: Path, *, mapped: bool = False) -> list[np.ndarray]:
 def find_neighbors(
     searcher: Searcher,
     queries: Float32[np.ndarray, "N E"],
-    query_documents: Int64[np.ndarray, "N"],
+    query_documents: Int64[np.ndarray, "N"] | Int64[np.ndarray, "N W"],
     database_documents: Int64[np.ndarray, "K"],
     k: int,
 ) -> tuple[Int64[np.ndarray, "N k"], Float32[np.ndarray, "N k"]]:
     """The k nearest keys of other documents than the query's.
 
     Args:
-      query_documents: document id of each query; an id that no document has (-1) keeps all.
+      query_documents: document id of each query, or several ids of it; an id that no document has (-1) keeps all.
       database_documents: document id of each key.
     """
-    return search_kept(searcher, queries, k, lambda rows, ids: database_documents[ids] != query_documents[rows, None])
+    own = query_documents.reshape(len(queries), -1)
+
+    def keep(rows, ids):
+        return np.logical_and.reduce([database_documents[ids] != one[rows, None] for one in own.T])
+
+    return search_kept(searcher, queries, k, keep)

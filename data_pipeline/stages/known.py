@@ -5,7 +5,7 @@ in the build's summary, in `retro database info` and in `verify`. Makers import 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.stages import summaries
@@ -13,6 +13,7 @@ from data_pipeline.stages.run import Manifest, require_fingerprint
 from retro_jax.config import RunConfig
 from retro_jax.core.files import DamagedFile, read_json
 from retro_jax.core.registry import add
+from retro_jax.data.manifests import has_other_database
 
 Places = Mapping[str, Path]  # the directory of every stage of a build, by name
 
@@ -98,9 +99,14 @@ def _known_of_chunks(run: RunConfig, directory: Path):
 
 def _embeddings(directory: Path, run: RunConfig, at: Places) -> Manifest:
     from data_pipeline.encoder.bert import encoder_directory
+    from data_pipeline.encoder.dtype import require_dtype
     from data_pipeline.encoder.stage import build_embeddings
 
-    return build_embeddings(directory, run.data, at["chunks"], at["tokenizer"], encoder_directory(run.data))
+    config = run.data
+    if config.database:  # its vectors are searched, so these are computed as they were
+        dtype = require_dtype(config.encoder_dtype, Path(config.database) / "embeddings")
+        config = replace(config, encoder_dtype=dtype)
+    return build_embeddings(directory, config, at["chunks"], at["tokenizer"], encoder_directory(config))
 
 
 def _known_of_embeddings(run: RunConfig, directory: Path):
@@ -119,6 +125,12 @@ def _known_of_embeddings(run: RunConfig, directory: Path):
     return stage_config(run.data, encoder_fingerprint(found, tokenizer.settings, dtype), dtype), {}
 
 
+def _copies(directory: Path, run: RunConfig, at: Places) -> Manifest:
+    from data_pipeline.database.copies import build_copies
+
+    return build_copies(directory, at["documents"], Path(run.data.database))
+
+
 def _lexical(directory: Path, run: RunConfig, at: Places) -> Manifest:
     from data_pipeline.search.bm25 import build_lexical
 
@@ -126,11 +138,18 @@ def _lexical(directory: Path, run: RunConfig, at: Places) -> Manifest:
 
 
 def _is_ranked(run: RunConfig) -> bool:
-    return run.data.rerank == "bm25"
+    return run.data.rerank == "bm25" and _has_index(run)
+
+
+def _has_index(run: RunConfig) -> bool:
+    """Whether the build searches its own text, not the database of another one."""
+    return not run.data.database
 
 
 def _was_ranked(data: Path) -> bool:
     """Whether the neighbors of a build were re-ranked, by their plan.json or manifest.json, whichever can be read."""
+    if has_other_database(data):
+        return False
     found = (data / "lexical").exists()
     for name in ("plan.json", "manifest.json"):
         try:
@@ -153,6 +172,11 @@ def _known_of_index(run: RunConfig, directory: Path):
 
 
 def _neighbors(directory: Path, run: RunConfig, at: Places) -> Manifest:
+    if run.data.database:
+        from data_pipeline.database.other_build import build_neighbors_of
+
+        own = (at["chunks"], at["embeddings"], at["copies"])
+        return build_neighbors_of(directory, run.data, *own, Path(run.data.database))
     from data_pipeline.search.neighbors import build_neighbors
 
     words = at["lexical"] if _is_ranked(run) else None
@@ -177,6 +201,11 @@ def _joined(directory: Path, run: RunConfig, at: Places) -> Manifest:
         found.inputs["chunks"],
         "Move the neighbors away and run `retro build` again.",
     )
+    more: dict = {"inputs": {"chunks": table.fingerprint, "neighbors": found.fingerprint}}
+    if run.data.database:
+        from data_pipeline.database.other_build import of_joined
+
+        more = of_joined(at["chunks"].parent, Path(run.data.database), at["copies"], more["inputs"])
     return build_joined(
         directory,
         table,
@@ -184,7 +213,7 @@ def _joined(directory: Path, run: RunConfig, at: Places) -> Manifest:
         sequence_length=run.model.sequence_length,
         vocabulary=run.model.vocabulary,
         shard_sequences=run.data.shard_sequences,
-        inputs={"chunks": table.fingerprint, "neighbors": found.fingerprint},
+        **more,
     )
 
 
@@ -210,6 +239,20 @@ register(
         there=_was_ranked,
     )
 )
-register(Stage("index", _index, summaries.index, _known_of_index, shared=False, added=True))
+register(
+    Stage(
+        "index",
+        _index,
+        summaries.index,
+        _known_of_index,
+        wanted=_has_index,
+        there=lambda data: not has_other_database(data),
+        shared=False,
+        added=True,
+    )
+)
+register(
+    Stage("copies", _copies, summaries.copies, wanted=lambda run: bool(run.data.database), there=has_other_database)
+)
 register(Stage("neighbors", _neighbors, summaries.neighbors, _known_of_neighbors, shared=False))
 register(Stage("joined", _joined, summaries.joined, _known_of_joined, shared=False))

@@ -38,6 +38,10 @@ def index(counts: Mapping, config: Mapping) -> str:
     return f"{counts['kind']}{visits}, recall@{counts['recall']['k']} {counts['recall']['value']:.3f}"
 
 
+def copies(counts: Mapping, config: Mapping) -> str:
+    return f"{counts['in_both']:,} of the database's {counts['documents']:,} documents are of this build too"
+
+
 def neighbors(counts: Mapping, config: Mapping) -> str:
     stored, chunks, missing = config["neighbors_stored"], counts["chunks"], counts["missing"]
     if not missing:
@@ -51,10 +55,16 @@ def neighbors(counts: Mapping, config: Mapping) -> str:
 
 def joined(counts: Mapping, config: Mapping) -> str:
     sequences = counts["sequences"]
-    return (
+    text = (
         f"{sequences['train']:,} training and {sequences.get('validation', 0):,} validation sequences "
         f"of {config['sequence_length']}"
     )
+    if sample := counts.get("retokenized"):
+        text += (
+            f"; neighbors tokenized again, {sample['tokens'] / sample['chunks']:.3g} tokens a chunk, "
+            f"{sample['cut'] / sample['tokens']:.1%} of them cut"
+        )
+    return text
 
 
 def _left_out(files: Mapping) -> str:

@@ -92,6 +92,12 @@ class DataConfig:
         "Candidates that are scored exactly; 0: the cheapest of 3 to 100 times neighbors_stored that reaches recall_target "
         "(20 times if leaves are given).",
     )
+    database: str = setting(
+        "",
+        TEXT,
+        "Data directory of another build whose database is searched in place of one of this text; of another tokenizer, its "
+        "text is tokenized again (docs/guides/interchange.md). Empty: this text.",
+    )
     neighbors_stored: int = setting(10, at_least(1), "Neighbors stored for each chunk (k_max).")
     recall_sample: int = setting(1000, at_least(1), "Queries on which recall against exact search is measured.")
     shard_chunks: int = setting(16_384, at_least(1), "Chunks in a shard of chunks, embeddings and neighbors.")

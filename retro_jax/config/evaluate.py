@@ -31,7 +31,7 @@ class EvaluateConfig:
         (), Numbers(0, 1, open=True), "On is also evaluated with these nested shares of the database's documents."
     )
     tried_databases: tuple[str, ...] = setting(
-        (), Names(), "On is also evaluated with the databases in these data directories (same encoder and tokenizer)."
+        (), Names(), "On is also evaluated with the databases in these data directories (same encoder)."
     )
     answer_tokens: int = setting(32, between(1, INT32), "Tokens of an answer to a question at most.")
     contaminated: float = setting(

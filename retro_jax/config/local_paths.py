@@ -7,7 +7,7 @@ from retro_jax.core.paths import local_path, special
 
 # Keys of the config that hold a path on this machine. Sources may be URLs and are read by data_pipeline/formats/files.py.
 LOCAL_KEYS = {
-    "data": ("directory", "tokenizer", "encoder"),
+    "data": ("directory", "tokenizer", "encoder", "database"),
     "train": ("initialize_from",),
     "evaluate": ("retro", "baseline", "tried_databases"),
 }

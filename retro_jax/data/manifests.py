@@ -15,6 +15,7 @@ REPAIR = (
     "`retro database verify --repair` with the --config and --workdir of the build rewrites that file and changes nothing "
     "else."
 )
+DATABASE = "database"  # in a data directory: a link to the one whose database its build searched (config.data.database)
 NOTES = ("source_files", "without_neighbors")  # counts for people only; no part of the fingerprint
 KEYS = ("stage", "config", "inputs", "versions", "counts", "files")  # of a manifest
 
@@ -92,6 +93,29 @@ def read_facts(directory: Path) -> Manifest:
         raise StageError(str(error)) from None
     except (KeyError, TypeError) as error:
         raise StageError(f"{path} lists its files in an unknown form ({error!r}). {remedy}") from None
+
+
+def has_other_database(data: Path) -> bool:
+    """Whether the neighbors of a build come from the database of another one (config.data.database)."""
+    link = Path(data) / DATABASE
+    return link.is_symlink() or link.exists()
+
+
+def database_of(data: Path) -> Path:
+    """The data directory of the database that the neighbors of a build come from: its own, or the one that it links to.
+
+    Raises:
+      StageError: the other one is not there.
+    """
+    link = Path(data) / DATABASE
+    if not has_other_database(data):
+        return Path(data)
+    if not (link / "chunks").is_dir():
+        raise StageError(
+            f"The neighbors of {data} come from the database {link.resolve()}, which is not there. Bring it back, or give its "
+            f"new place to `retro build` with the same config and --config.data.database=PLACE."
+        )
+    return link.resolve()
 
 
 def made_stages(data: Path) -> list[str]:

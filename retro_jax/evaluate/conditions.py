@@ -154,7 +154,7 @@ def variants(ks=(), shares=(), databases=()) -> list[Condition]:
     Args:
       ks: numbers of neighbors.
       shares: of the build's documents, in (0, 1).
-      databases: data directories of builds with the same encoder and tokenizer.
+      databases: data directories of builds with the same encoder.
     """
     on = CONDITIONS["on"]
     return [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from retro_jax.config import RunConfig
 from retro_jax.core.files import DamagedFile, file_sha256, read_json
-from retro_jax.data.manifests import Manifest, StageError, made_stages, note, read_manifest, read_seconds
+from retro_jax.data.manifests import Manifest, StageError, database_of, made_stages, note, read_manifest, read_seconds
 from retro_jax.models.counts import parameter_counts, parameter_totals
 from retro_jax.run_directory.directory import git_revision
 from retro_jax.train.metrics import read_metrics
@@ -46,7 +46,8 @@ def find_results(workdir: Path, made_from: Mapping) -> tuple[dict, list] | None:
 
 def database_facts(data: Path) -> dict:
     """Size and measured recall of the database that the neighbors come from."""
-    chunks, index = (read_manifest(data / stage, stage, verify=False) for stage in ("chunks", "index"))
+    place = database_of(data)
+    chunks, index = (read_manifest(place / stage, stage, verify=False) for stage in ("chunks", "index"))
     train = [splits["train"] for splits in chunks.counts["by_subset"].values() if "train" in splits]
     kind = index.counts["kind"]
     return {

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.database.database import Database
 from data_pipeline.database.retriever import Retriever
+from data_pipeline.database.searched import open_database
 from data_pipeline.documents.stage import document_id
 from data_pipeline.evaluation.questions.records import list_questions, read_questions
 from data_pipeline.formats.files import SourceFile, digest_files
@@ -49,7 +49,7 @@ class Searching:
 
     @property
     def version(self) -> str:
-        return Database(self.data).version
+        return open_database(self.data).version
 
     def __getstate__(self) -> dict:
         return {"data": self.data, "config": self.config}

@@ -262,7 +262,6 @@ def test_what_is_removed_is_never_returned(root, work, capsys):
     data = work / "data"
     table, stored = ChunkTable(data / "chunks"), NeighborTable(data / "neighbors")
     before = contents(work)
-    assert not Database(data).changed
     used = np.unique(table.document_ids[np.unique(stored.ids[table.database_chunks :])])[:3].tolist()
     (work / "ids.txt").write_text("\n".join(map(str, used[1:])))
     assert database.main(["remove", f"--workdir={work}", f"--documents={used[0]}"]) == 0
@@ -276,7 +275,7 @@ def test_what_is_removed_is_never_returned(root, work, capsys):
         "ids.txt",
     }
     now = Database(data)
-    assert now.changed and now.version != first and now.facts()["removed_documents"] == 3
+    assert now.version != first and now.facts()["removed_documents"] == 3
     rows = np.arange(table.database_chunks, len(table))
     ids, distances = now.neighbors(rows, 10)
     assert not np.isin(table.document_ids[ids], used).any()

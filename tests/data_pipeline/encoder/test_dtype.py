@@ -17,7 +17,7 @@ import data_pipeline.encoder.dtype as dtypes
 import data_pipeline.encoder.stage as embeddings
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.database.retriever import Retriever
-from data_pipeline.database.searched import require_same
+from data_pipeline.database.searched import require_same_encoder
 from data_pipeline.encoder.bert import FrozenEncoder
 from data_pipeline.encoder.dtype import choose_dtype, fastest_dtype
 from data_pipeline.encoder.stage import EmbeddingTable, open_encoder
@@ -196,4 +196,4 @@ def test_a_second_database_of_another_dtype_is_refused_with_the_setting_that_mak
     data = dataclasses.replace(run.data, encoder_dtype=OTHER[dtype])
     build(dataclasses.replace(run, data=data), tmp_path)
     with pytest.raises(StageError, match=f"another encoder than .*config.data.encoder_dtype={dtype}"):
-        require_same(root / "data", tmp_path / "data")
+        require_same_encoder(root / "data", tmp_path / "data")

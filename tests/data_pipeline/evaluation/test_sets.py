@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 
 import joined_set
+import made_up_encoder
 import made_up_text
 import numpy as np
 import pytest
@@ -237,7 +238,7 @@ def test_documents_can_be_left_out_of_the_database_for_a_set(data):
     assert found.neighbors().facts["left_out_documents"] == 0
 
 
-def test_another_database_of_the_same_encoder_and_tokenizer(data, root, run, tmp_path):
+def test_another_database_of_the_same_encoder(data, root, run, tmp_path):
     made_up_text.write_folder(tmp_path / "text", documents=9, seed=3)
     sources = {"valley": SourceConfig(path=str(tmp_path / "text"))}
     given = replace(run.data, sources=sources, tokenizer=str(data / "tokenizer" / "tokenizer.model"))
@@ -253,6 +254,14 @@ def test_another_database_of_the_same_encoder_and_tokenizer(data, root, run, tmp
     assert np.array_equal(there.value(ids), ChunkTable(other / "chunks").value(ids))
     assert np.array_equal(found.neighbors(database=str(other)).find(rows)[0], ids)
     assert contents(other) == before
-    build(replace(run, data=replace(run.data, sources=sources)), tmp_path / "third")
-    with pytest.raises(StageError, match=r"third/data has another tokenizer than .*config.data.tokenizer="):
-        join_neighbors(data, "pile", database=str(tmp_path / "third" / "data"))
+    third = tmp_path / "third" / "data"
+    build(replace(run, data=replace(run.data, sources=sources)), third.parent)
+    read = join_neighbors(data, "pile", database=str(third))
+    ids, _ = read.find(rows)
+    assert np.array_equal(read.value(ids), Database(third, reader=data).value(ids))  # in the tokens of the set
+    assert not np.array_equal(read.value(ids), Database(third).value(ids))
+    made_up_encoder.write(tmp_path / "encoder", seed=5)
+    fourth = replace(run, data=replace(run.data, sources=sources, encoder=str(tmp_path / "encoder")))
+    build(fourth, tmp_path / "fourth")
+    with pytest.raises(StageError, match=r"fourth/data has another encoder than .*config.data.encoder"):
+        join_neighbors(data, "pile", database=str(tmp_path / "fourth" / "data"))
