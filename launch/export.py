@@ -72,7 +72,15 @@ def _export(invocation: Invocation) -> None:
     origin = read_json(imported, "Import it again.") if imported.is_file() else {}
     special = {"bos": tokenizer.bos, "eos": tokenizer.eos}
     to.mkdir(parents=True, exist_ok=True)
-    architecture = export_model(to, run.model, params, special, values.dtype, origin.get("architecture", ""))
+    architecture = export_model(
+        to,
+        run.model,
+        params,
+        special,
+        values.dtype,
+        origin.get("architecture", ""),
+        positions=origin.get("max_position_embeddings"),
+    )
     _copy_tokenizer(data / "tokenizer", to, special)
     (to / "README.md").write_text(
         model_card(run, step, directory, workdir, architecture, values.dtype), encoding="utf-8"

@@ -141,14 +141,28 @@ def _rope(facts: Mapping, where) -> dict:
 
 def _length(facts: Mapping, where, kind: Architecture, length: int) -> int:
     """Tokens of a sequence, a multiple of CHUNK: as asked, else as many as the model takes, up to LONGEST."""
-    most, window = facts.get("max_position_embeddings", LONGEST), facts.get("sliding_window")
-    sliding = facts.get("use_sliding_window", kind.windowed) or "sliding_attention" in (facts.get("layer_types") or [])
-    limit, rule = most, "max_position_embeddings"
-    if sliding and window and window < most:
-        limit, rule = window, "sliding_window"  # up to the window, attention is what it would be without one
+    limit, rule = _limit(facts, kind)
     if length > limit:
         raise ValueError(f"{where} has {rule}={limit}, but --length={length} is longer; take at most that.")
     return (length or min(limit, LONGEST)) // CHUNK * CHUNK or CHUNK
+
+
+def _limit(facts: Mapping, kind: Architecture) -> tuple[int, str]:
+    """(the longest text that the model computes as it was trained, the key of config.json that says so)."""
+    most, window = facts.get("max_position_embeddings", LONGEST), facts.get("sliding_window")
+    sliding = facts.get("use_sliding_window", kind.windowed) or "sliding_attention" in (facts.get("layer_types") or [])
+    if sliding and window and window < most:
+        return window, "sliding_window"  # up to the window, attention is what it would be without one
+    return most, "max_position_embeddings"
+
+
+def longest(facts: Mapping, architecture: str) -> int | None:
+    """max_position_embeddings of an export of this model; None where its config.json says nothing of it.
+
+    A sliding window is not exported, so it takes its place.
+    """
+    known = architecture in ARCHITECTURES and facts.get("max_position_embeddings") is not None
+    return _limit(facts, ARCHITECTURES[architecture])[0] if known else None
 
 
 def own_model(facts: Mapping, where) -> ModelConfig:
@@ -175,8 +189,15 @@ def architecture_of(model: ModelConfig, wanted: str = "") -> str:
     return (wanted if wanted in found else found[0]) if found else OWN
 
 
-def config_json(model: ModelConfig, architecture: str, dtype: str, special: Mapping[str, int]) -> dict:
-    """The config.json of a model; `special` gives bos_token_id and eos_token_id."""
+def config_json(
+    model: ModelConfig, architecture: str, dtype: str, special: Mapping[str, int], positions: int | None = None
+) -> dict:
+    """The config.json of a model.
+
+    Args:
+      special: bos_token_id and eos_token_id.
+      positions: the longest text that the model was made for; None: as long as it was trained here.
+    """
     common = {"architectures": [architecture], "dtype": dtype, "vocab_size": model.vocabulary, **special}
     if architecture == OWN:
         return {**common, "model_type": "retro_jax", "retro_jax": to_dict(model)}
@@ -190,7 +211,7 @@ def config_json(model: ModelConfig, architecture: str, dtype: str, special: Mapp
         "num_key_value_heads": model.decoder_key_heads,
         "head_dim": model.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": model.sequence_length,
+        "max_position_embeddings": positions or model.sequence_length,
         "rms_norm_eps": model.norm_epsilon,
         "rope_theta": model.rotary_theta,
         "rope_scaling": _rope_scaling(model),

@@ -25,6 +25,7 @@ def export_model(
     dtype: str = "float32",
     architecture: str = "",
     most: int = 5 << 30,
+    positions: int | None = None,
 ) -> str:
     """Writes config.json and the tensors into a directory that exists; returns the architecture.
 
@@ -34,6 +35,7 @@ def export_model(
       dtype: float32 keeps every bit; the others round.
       architecture: the one that the model came from; it is kept if it still fits.
       most: bytes of a file.
+      positions: the longest text that an imported model was made for; None: config.model.sequence_length.
 
     Raises:
       ValueError: a number that float16 cannot hold.
@@ -47,7 +49,7 @@ def export_model(
     ]
     write_tensors(directory, tensors, DTYPES[dtype], most)
     ids = {"bos_token_id": special["bos"], "eos_token_id": special["eos"]}
-    write_json(Path(directory) / "config.json", config_json(model, chosen, dtype, ids))
+    write_json(Path(directory) / "config.json", config_json(model, chosen, dtype, ids, positions))
     return chosen
 
 

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from retro_jax.config import ModelConfig, check_model
 from retro_jax.core.files import file_sha256, read_json
 from retro_jax.interchange import safetensors_files
-from retro_jax.interchange.architectures import OWN, model_of
+from retro_jax.interchange.architectures import OWN, longest, model_of
 from retro_jax.interchange.gguf_files import GgufFile
 from retro_jax.interchange.names import GGUF, HUGGING_FACE, IGNORED, Stored, stored_tensors
 from retro_jax.interchange.tensors import Tensor, check_finite, refuse_pointer, shown
@@ -53,6 +53,7 @@ class Source:
             "dtypes": sorted({tensor.dtype for tensor in self.tensors.values()}),
             "files": {file.name: file_sha256(file) for file in files},
             "license": str(self.metadata.get("general.license", "")),
+            "max_position_embeddings": longest(self.config, self.architecture),
             "name": str(self.metadata.get("general.name", self.path.name)),
         }
 

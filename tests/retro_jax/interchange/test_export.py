@@ -162,3 +162,26 @@ def test_the_architecture_follows_from_the_options():
     assert architecture_of(llama, "Qwen2ForCausalLM") == "LlamaForCausalLM"
     for changes in ({"scaled_embedding": True}, {"gated_feed_forward": False}):
         assert architecture_of(dataclasses.replace(llama, **changes)) == OWN
+
+
+@pytest.mark.parametrize(
+    ("changes", "positions"),
+    [({}, 128), ({"architectures": ["MistralForCausalLM"], "sliding_window": 96}, 96)],
+    ids=["max_position_embeddings", "a sliding window"],
+)
+def test_an_export_is_as_long_as_the_model_was_made_for(changes, positions, tmp_path):
+    """Guards against an import of short sequences whose export refuses long ones; a window is not exported, so it is the length."""
+    write_model(tmp_path / "hf", **changes)
+    assert import_verb.main([f"--path={tmp_path / 'hf'}", f"--workdir={tmp_path / 'run'}", "--length=64"]) == 0
+    assert export.main([f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]) == 0
+    facts = json.loads((tmp_path / "out/config.json").read_text())
+    assert facts["max_position_embeddings"] == positions and facts["architectures"] == changes.get(
+        "architectures", ["LlamaForCausalLM"]
+    )
+
+
+def test_an_export_of_our_own_training_is_as_long_as_its_sequences(tmp_path):
+    model = tiny(vocabulary=VOCABULARY, chunk_length=4, **MODELS["a qwen2"])
+    make_run(tmp_path / "run", model)
+    assert export.main([f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]) == 0
+    assert json.loads((tmp_path / "out/config.json").read_text())["max_position_embeddings"] == model.sequence_length
