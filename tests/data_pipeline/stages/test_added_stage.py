@@ -127,6 +127,6 @@ def test_a_stage_may_be_one_for_each_share_of_the_database(tmp_path, root):
 
 def test_the_list_is_the_only_one(root):
     assert [*STAGES] == [
-        *("documents", "tokenizer", "chunks", "embeddings", "lexical", "index", "neighbors", "joined"),
+        *("documents", "tokenizer", "chunks", "embeddings", "lexical", "index", "copies", "neighbors", "joined"),
     ]
     assert known.made_with_additions() == ["documents", "chunks", "embeddings", "index"]
