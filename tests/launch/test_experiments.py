@@ -1,5 +1,8 @@
 """The points of the sweeps in `configs/` run in their smoke form: built, trained and evaluated, with two steps and made-up text."""
 
+import subprocess
+import sys
+
 import made_up_encoder
 import made_up_text
 import pytest
@@ -73,6 +76,18 @@ def test_a_retrofit_and_an_evaluation_without_overlap_of_the_study(tmp_path):
 def test_every_point_of_a_table(file, tmp_path):
     flags = sources(tmp_path, "wiki", "legal")
     assert len(run_points(f"{ROOT}/configs/{file}.py:smoke", tmp_path / "work", *flags)) >= 8
+
+
+@pytest.mark.slow
+def test_every_point_of_the_retrofits(tmp_path):
+    """The decoder that is trained on starts from that of another point, too; the page has a row for each."""
+    work = tmp_path / "work"
+    flags = [*sources(tmp_path, "wiki", "legal"), "--config.data.near_duplicate_jaccard=0"]
+    assert len(run_points(f"{ROOT}/configs/retrofit_imported.py:smoke", work, *flags)) == 4
+    command = [sys.executable, f"{ROOT}/benchmarks/retrofit_imported.py", work, tmp_path / "page.md"]
+    subprocess.run(command, check=True, capture_output=True)
+    page = (tmp_path / "page.md").read_text()
+    assert "missing" not in page and page.count("| continued | ") == 2
 
 
 @pytest.mark.slow

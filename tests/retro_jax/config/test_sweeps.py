@@ -13,7 +13,11 @@ from retro_jax.presets.ablations import TABLE_13
 from retro_jax.presets.recipes import RECIPES
 
 SWEEPS = [
-    *((file, argument) for file in ("study", "table_13", "table_14") for argument in ("", "smoke")),
+    *(
+        (file, argument)
+        for file in ("study", "table_13", "table_14", "retrofit_imported")
+        for argument in ("", "smoke")
+    ),
     *(("wikitext103", argument) for argument in ("FOLDER", "FOLDER,smoke")),
 ]
 
@@ -43,6 +47,22 @@ def test_every_point_resolves_and_starts_from_one_before_it(file, argument):
             if isinstance(value, str) and value.startswith("point:"):
                 assert value.removeprefix("point:").removesuffix("/baseline") in before, (name, value)
         before.add(name)
+
+
+def test_the_retrofits_differ_in_start_and_in_what_trains_alone():
+    """Guards against a comparison at unequal tokens, or of decoders of two seeds."""
+    found = points("retrofit_imported", "")
+    same = [(run.train.steps, run.train.batch, run.model.sequence_length, run.data) for _, run in found.values()]
+    assert len(same) == 12 and all(one == same[0] for one in same)
+    for seed in (0, 1, 2):
+        scratch, frozen, everything, alone = (
+            found[f"{name},seed={seed}"][1] for name in ("from_scratch", "frozen", "everything", "continued")
+        )
+        start = f"point:from_scratch,seed={seed}/baseline"
+        assert scratch.model == frozen.model == everything.model and not alone.model.retrieves
+        assert [run.train.initialize_from for run in (scratch, frozen, everything, alone)] == ["", start, start, start]
+        trains = [run.train.trainable for run in (scratch, frozen, everything, alone)]
+        assert trains == ["all", "retrieval", "all", "all"] and frozen.train.seed == seed
 
 
 def test_the_study_has_every_row_of_table_13_with_three_seeds():
