@@ -23,6 +23,7 @@ from data_pipeline.database.database import Database
 from data_pipeline.database.retokenized import Retokenized
 from data_pipeline.documents.stage import DocumentTable
 from data_pipeline.encoder.bert import encoder_directory
+from data_pipeline.encoder.dtype import fastest_dtype
 from data_pipeline.encoder.stage import open_encoder
 from data_pipeline.evaluation.join import join, join_neighbors
 from data_pipeline.evaluation.sets import open_set
@@ -38,6 +39,8 @@ from retro_jax.data.joined import open_split
 PADDING = -1
 ODD = "grain \U0001f33e\U0001f33e\U0001f33e mill é–é \u2581 wheel \u2009\U0001f33e"
 M = joined_set.MODEL.chunk_length
+FASTER = fastest_dtype()  # of this machine; the database is of the other one
+SLOWER = {"float32": "bfloat16", "bfloat16": "float32"}[FASTER]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_a(root):
     sources = {"farm": SourceConfig(path=str(root / "text"), license="CC0")}
-    return joined_set.make_build(root / "a", sources=sources)
+    return joined_set.make_build(root / "a", sources=sources, encoder_dtype=SLOWER)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,8 @@ def run_b(root, run_a):
 
 def of_other(run, database, text, tokenizer=None):
     sources = {"own": SourceConfig(path=str(text))}
-    data = replace(run.data, sources=sources, database=str(database), tokenizer=str(tokenizer or ""))
+    facts = {"sources": sources, "database": str(database), "tokenizer": str(tokenizer or "")}
+    data = replace(run.data, **facts, encoder_dtype="auto")
     vocabulary = made_up_tokenizer.VOCABULARY if tokenizer else run.model.vocabulary
     return replace(run, data=data, model=replace(run.model, vocabulary=vocabulary))
 
@@ -287,6 +291,7 @@ def test_manifests_name_both_tokenizers_and_verify_compares_them(root, run_b, b,
     for name, place in (("tokenizer", b), ("tokenizer of the database", a), ("chunks of the database", a)):
         stage = name.split()[0]
         assert inputs[name] == read_manifest(place / stage, stage).fingerprint
+    assert read_facts(b / "embeddings").config == read_facts(a / "embeddings").config  # the dtype of the database
     sample = read_facts(b / "joined").counts["retokenized"]
     assert sample["cut"] > 0 and sample["longer"] < sample["chunks"] <= sample["tokens"]
     assert verb.main(["verify", "--all", f"--workdir={b.parent}"]) == 0
@@ -341,6 +346,7 @@ def test_other_processes_make_the_same_bytes(root, run_b, b):
         ({"database_fraction": 0.5}, "database_fraction=0.5 is of a build's own database"),
         ({"rerank": "bm25"}, "was built with config.data.rerank=none, but here it is bm25"),
         ({"embedding_dtype": "float16"}, "stores its vectors as float32, but config.data.embedding_dtype=float16"),
+        ({"encoder_dtype": FASTER}, f"config.data.encoder_dtype={FASTER} was asked for and .* was made with {SLOWER}"),
         ({"encoder": "OTHER"}, "was embedded with another encoder than config.data.encoder="),
     ],
 )
