@@ -24,8 +24,13 @@ def make_plan(run: RunConfig, tokens: float, nodes: int, accelerator: str) -> di
       accelerator: a chip of `retro_jax.presets.topologies`, for "chip_hours" of embedding at its published rate; or empty.
 
     Raises:
-      ValueError: an unknown accelerator, or a corpus that cannot be planned for.
+      ValueError: an unknown accelerator, a build that searches another database, or a corpus that cannot be planned for.
     """
+    if run.data.database:
+        raise ValueError(
+            f"--plan is for builds with a database of their own, but config.data.database={run.data.database} is set. "
+            f"Leave it out: the plan then counts an index and a search of its own text as well."
+        )
     known = [name for name, chip in CHIPS.items() if chip.peak_flops]
     if accelerator and accelerator not in known:
         raise ValueError(f"--plan_accelerator={accelerator} is not known; take one of {', '.join(known)}.")

@@ -14,6 +14,7 @@ from data_pipeline.plan import BuiltSample, Rates, chip_hours, plan
 from data_pipeline.search.stage import build_index
 from data_pipeline.stages import known
 from launch.build import main
+from launch.plan import make_plan
 from retro_jax.config import DataConfig, RunConfig
 
 STAGES = tuple(name for name, stage in known.STAGES.items() if stage.wanted(RunConfig()))
@@ -112,6 +113,9 @@ def test_a_plan_says_what_it_cannot_take(tmp_path, capsys):
     assert "abacus is not known; take one of" in capsys.readouterr().err
     assert main([*flags, "--plan_nodes=0"]) == 2
     assert "--plan_nodes=0" in capsys.readouterr().err
+    other = replace(RunConfig(), data=replace(DataConfig(), database="elsewhere/data"))
+    with pytest.raises(ValueError, match="database of their own, but config.data.database=elsewhere/data is set"):
+        make_plan(other, 0.0, 1, "")
 
 
 def test_what_a_key_takes_is_measured_in_scann(tmp_path, monkeypatch):
