@@ -25,7 +25,7 @@ def fastest_dtype() -> str:
 
     if current_engine().accelerated or jax.default_backend() != "cpu":
         return "bfloat16"
-    flags = CPUINFO.read_text().split() if CPUINFO.exists() else ()
+    flags = CPUINFO.read_text(encoding="utf-8").split() if CPUINFO.exists() else ()
     return "bfloat16" if any(unit in flags for unit in UNITS) else "float32"
 
 

@@ -67,13 +67,14 @@ def test_folders_that_an_earlier_version_made_are_found_again(home):
 def test_every_key_that_is_a_path_is_covered(home):
     """Guards against a path key missing from LOCAL_KEYS, which would not be expanded."""
     run = RunConfig(
-        data=DataConfig(directory="~/d", tokenizer="~/t", encoder="file:///e"),
+        data=DataConfig(directory="~/d", tokenizer="~/t", encoder="file:///e", database="~/b"),
         train=TrainConfig(initialize_from="~/i"),
         evaluate=EvaluateConfig(retro="~/r", baseline="file:///b", tried_databases=("~/o", "/p")),
     )
     plain = with_local_paths(run)
     values = {key: getattr(getattr(plain, section), key) for section, keys in LOCAL_KEYS.items() for key in keys}
     expected = {key: str(home / key[0]) for key in ("directory", "tokenizer", "initialize_from", "retro")}
+    expected["database"] = str(home / "b")
     assert values == {**expected, "encoder": "/e", "baseline": "/b", "tried_databases": (str(home / "o"), "/p")}
     assert with_local_paths(plain) is plain
     for section, keys in LOCAL_KEYS.items():
