@@ -62,12 +62,12 @@ study: setup ## what holds of the paper at small scale (4 hours; resumes); write
 	$(BIN)/python benchmarks/study $(STUDY) $(if $(SMOKE),$(STUDY)/study.md,docs/measured/study.md) && exit $$code
 
 retrofit-memory: .venv-tpu/.ready ## memory of a retrofit step for 135M here and 7B on v5p:4x4x4, by the compiler (resumes; minutes); writes docs/measured/retrofit_memory.md
-	@.venv-tpu/bin/python benchmarks/retrofit_memory.py
+	@.venv-tpu/bin/python benchmarks/compiled/retrofit_memory.py
 
 RETROFIT = runs/retrofit_imported$(if $(SMOKE),-smoke)
 retrofit-imported: setup ## a Llama-family decoder retrofitted frozen and with everything, against from scratch (20 minutes; resumes); writes docs/measured/retrofit_imported.md
 	@$(BIN)/python -m launch.sweep --config=configs/retrofit_imported.py$(if $(SMOKE),:smoke) --workdir=$(RETROFIT)
-	@$(BIN)/python benchmarks/retrofit_imported.py $(RETROFIT) $(if $(SMOKE),$(RETROFIT)/page.md,docs/measured/retrofit_imported.md)
+	@$(BIN)/python benchmarks/study/retrofits.py $(RETROFIT) $(if $(SMOKE),$(RETROFIT)/page.md,docs/measured/retrofit_imported.md)
 
 attention: .venv-tpu/.ready ## compiles one layer with and without the flash kernel (resumes) and writes docs/measured/attention.md
 	@.venv-tpu/bin/python benchmarks/compiled/attention.py runs/attention docs/measured/attention.md

@@ -8,13 +8,10 @@ and says what is missing. The probe's sums are kept in RUN/probe.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from page import page, plots  # noqa: E402
-from points import Study  # noqa: E402
+from page import page, plots
+from points import Study
 
 PROBED = "default"
 

@@ -4,10 +4,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from cells import interval, value
 from checks import FAILED, OPEN, REPRODUCED, RULE, WAITING, Checked, Claim, run_check, verdict
 from claims import CLAIMS, NOVEL, RECURS, bits, minus
 from points import Missing, Study
-from quantities import Estimate, estimate
+from quantities import estimate
 
 from retro_jax.evaluate.conditions import CONDITIONS
 from retro_jax.evaluate.overlap import ALPHAS
@@ -51,8 +52,8 @@ def _models(study: Study) -> str:
 
 
 def _seeds(study: Study) -> str:
-    counts = {len(seeds) for seeds in study.results.values()}
-    return f"Seeds: {min(counts)} to {max(counts)} a point." if counts else "No point is finished."
+    counts = sorted({len(seeds) for seeds in study.results.values()})
+    return f"Seeds a point: {' or '.join(map(str, counts))}." if counts else "No point is finished."
 
 
 def _verdicts(checked: Mapping[str, Sequence[Checked]]) -> str:
@@ -68,25 +69,14 @@ def _verdicts(checked: Mapping[str, Sequence[Checked]]) -> str:
 
 
 def _verdict_line(claim: Claim, state: str, checked: Sequence[Checked]) -> str:
-    ours = "<br>".join(f"{one.check.says}: {_interval(one.found)}" for one in checked if one.found)
+    ours = "<br>".join(f"{one.check.says}: {interval(one.found)}" for one in checked if one.found)
     why = "; ".join(one.why for one in checked if one.state != "holds") or "every check holds"
     return f"| {claim.number}. {claim.says} | {claim.paper} | {ours or '-'} | **{state}** | {why} |"
 
 
-def _interval(found: Estimate) -> str:
-    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
-
-
-def _value(study: Study, point: str, condition: str, subset: str) -> str:
-    try:
-        return f"{estimate(study.bits(point, condition, subset)).mean:.4f}"
-    except Missing:
-        return "-"
-
-
 def _difference(study: Study, one, other) -> str:
     try:
-        return _interval(estimate(minus(one, other)(study)))
+        return interval(estimate(minus(one, other)(study)))
     except ValueError:
         return "-"
 
@@ -98,7 +88,7 @@ def _figures(study: Study) -> str:
     head = f"| subset | {' | '.join(CONDITIONS)} | On - Off | On - baseline |\n|{'---|' * (len(CONDITIONS) + 3)}"
     rows = []
     for subset in SUBSETS:
-        values = " | ".join(_value(study, "default", condition, subset) for condition in CONDITIONS)
+        values = " | ".join(value(study, "default", condition, subset) for condition in CONDITIONS)
         on = bits("default", "on", subset)
         gaps = " | ".join(_difference(study, on, bits("default", other, subset)) for other in ("off", "baseline"))
         rows.append(f"| {subset or 'all'} | {values} | {gaps} |")
@@ -118,7 +108,7 @@ def _rows(study: Study) -> str:
         for subset in (RECURS, ""):
             own = bits(point, condition, subset)
             gap = "" if row.name == "default" else _difference(study, own, bits("default", "on", subset))
-            cells += [_value(study, point, condition, subset), gap]
+            cells += [value(study, point, condition, subset), gap]
         rows.append(f"| {' | '.join([*cells, str(len(study.results.get(point, ())))])} |")
     return "\n".join(["## Table 13\n", head, *rows, "", "![Table 13](study-rows.svg)"])
 
@@ -153,7 +143,7 @@ def _larger(study: Study) -> str:
     rows = []
     for name, chunk in there.items():
         for subset in SUBSETS:
-            values = [_value(study, name, condition, subset) for condition in ("baseline", "off", "on", "random")]
+            values = [value(study, name, condition, subset) for condition in ("baseline", "off", "on", "random")]
             on = bits(name, "on", subset)
             gaps = [_difference(study, on, bits(name, other, subset)) for other in ("off", "baseline")]
             rows.append(f"| {chunk} | {subset or 'all'} | {' | '.join([*values, *gaps])} |")

@@ -108,7 +108,10 @@ class Against:
 def _own_database(data: Path, table: ChunkTable, vectors: EmbeddingTable, digests: np.ndarray) -> Against:
     fraction = read_manifest(data / "index", "index", verify=False).config["database_fraction"]
     ids = Subset(fraction, table).ids(0, table.database_chunks)
-    same = lambda rows, found: digests[found] == digests[rows]  # noqa: E731
+
+    def same(rows, found):
+        return digests[found] == digests[rows]
+
     return Against(data, table.document_ids, ids, vectors.__getitem__, lambda own: own, same, table.value)
 
 
@@ -116,7 +119,10 @@ def _other_database(data: Path) -> Against:
     """Texts are not compared again: the stage copies has done so, and lists the ids of those that are equal."""
     database, copies = open_database(data), Copies(data / COPIES)
     ids, gone = rows_in_view(database, View())
-    same = lambda rows, found: np.zeros(len(found), bool)  # noqa: E731
+
+    def same(rows, found):
+        return np.zeros(len(found), bool)
+
     return Against(database.data, database.document_ids, ids[~gone], database.vectors, copies.own, same, database.value)
 
 

@@ -166,7 +166,7 @@ def test_a_study_of_one_seed_and_one_without_points_have_a_page(tmp_path):
     assert "No point is finished" in page(Study(tmp_path))
     write_point(tmp_path, "default", 0, {})
     text = " ".join(page(Study(tmp_path)).split())
-    assert "1,000 parameters" in text and "Seeds: 1 to 1 a point" in text
+    assert "1,000 parameters" in text and "Seeds a point: 1." in text
 
 
 def test_gain_by_overlap_is_of_the_chunks_in_its_row(workdir):

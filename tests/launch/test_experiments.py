@@ -84,7 +84,7 @@ def test_every_point_of_the_retrofits(tmp_path):
     work = tmp_path / "work"
     flags = [*sources(tmp_path, "wiki", "legal"), "--config.data.near_duplicate_jaccard=0"]
     assert len(run_points(f"{ROOT}/configs/retrofit_imported.py:smoke", work, *flags)) == 4
-    command = [sys.executable, f"{ROOT}/benchmarks/retrofit_imported.py", work, tmp_path / "page.md"]
+    command = [sys.executable, f"{ROOT}/benchmarks/study/retrofits.py", work, tmp_path / "page.md"]
     subprocess.run(command, check=True, capture_output=True)
     page = (tmp_path / "page.md").read_text()
     assert "missing" not in page and page.count("| continued | ") == 2

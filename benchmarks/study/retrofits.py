@@ -1,22 +1,19 @@
 """docs/measured/retrofit_imported.md from the points of configs/retrofit_imported.py.
 
-    python benchmarks/retrofit_imported.py RUN PAGE          # or, after the sweep itself: make retrofit-imported
+    python benchmarks/study/retrofits.py RUN PAGE          # or, after the sweep itself: make retrofit-imported
 
 RUN is the work directory of the sweep. With a part of the points finished the page says what is missing.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path += [str(ROOT), str(ROOT / "benchmarks" / "study")]
+from cells import interval, value
+from points import Missing, Study
+from quantities import estimate
 
-from points import Missing, Study  # noqa: E402
-from quantities import estimate  # noqa: E402
-
-from retro_jax.config.file import read_config_file  # noqa: E402
-from retro_jax.models.counts import parameter_totals  # noqa: E402
+from retro_jax.config.file import read_config_file
+from retro_jax.models.counts import parameter_totals
 
 POINTS = ("from_scratch", "frozen", "everything")
 CONDITIONS = ("baseline", "off", "on", "random", "empty")
@@ -89,14 +86,7 @@ def sizes(study: Study) -> list[str]:
 
 
 def row(study: Study, name: str, subset: str) -> str:
-    return f"| {name} | {subset} | {' | '.join(mean(study, name, condition, subset) for condition in CONDITIONS)} |"
-
-
-def mean(study: Study, name: str, condition: str, subset: str) -> str:
-    try:
-        return f"{estimate(study.bits(name, condition, subset)).mean:.4f}"
-    except Missing:
-        return "-"
+    return f"| {name} | {subset} | {' | '.join(value(study, name, condition, subset) for condition in CONDITIONS)} |"
 
 
 def difference(study: Study, what: str, one: tuple[str, str], other: tuple[str, str]) -> str:
@@ -108,7 +98,7 @@ def difference(study: Study, what: str, one: tuple[str, str], other: tuple[str, 
             cells.append(f"missing: {missing}")
             continue
         holds = "" if found.low > 0 or found.high < 0 or found.low == found.high else ", not shown"
-        cells.append(f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f}){holds}")
+        cells.append(interval(found) + holds)
     return f"| {what} | {' | '.join(cells)} |"
 
 

@@ -1,6 +1,6 @@
 """What reading a database of another tokenizer costs: CPU time of one neighbor's text and of one joined sequence.
 
-    python benchmarks/other_tokenizer.py BUILD/data    # a build with config.data.database, of its chunk length
+    python benchmarks/databases/other_tokenizer.py BUILD/data    # a build with config.data.database, of its chunk length
 
 Compared with the same neighbors as tokens of the database, which a build of its tokenizer reads. Prints JSON.
 """

@@ -1,6 +1,6 @@
 """Memory of a retrofit step against training everything, by the compiler: docs/measured/retrofit_memory.md.
 
-    python benchmarks/retrofit_memory.py [RUN] [PAGE]          # or: make retrofit-memory; resumes
+    python benchmarks/compiled/retrofit_memory.py [RUN] [PAGE]          # or: make retrofit-memory; resumes
 
 `retro preflight` of configs/imported.py for the shapes of two models, frozen and with everything trained. No weights are needed and no
 TPU: the step is compiled for the slice. Answers are kept in RUN as JSON.
@@ -12,11 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from retro_jax.config import ModelConfig, RunConfig, to_dict
+from retro_jax.core.files import read_json, write_json
+from retro_jax.interchange.architectures import FAMILY
 
-from retro_jax.config import ModelConfig, RunConfig, to_dict  # noqa: E402
-from retro_jax.interchange.architectures import FAMILY  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 SHAPES = {
     "SmolLM2-135M": dict(
@@ -47,7 +47,7 @@ def write_shape(folder: Path, name: str) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         model = ModelConfig(**FAMILY, retrieval_layers=(), norm_epsilon=1e-5, **SHAPES[name])
-        path.write_text(json.dumps(to_dict(RunConfig(model=model))))
+        write_json(path, to_dict(RunConfig(model=model)))
     return path.parent
 
 
@@ -59,8 +59,8 @@ def answer(folder: Path, name: str, topology: str, settings: tuple[str, ...], tr
         words = [f"--config.{word}" for word in (*settings, f"train.trainable={trainable}")]
         command = [sys.executable, "-m", "launch", "preflight", config, f"--topology={topology}", *words, "--json"]
         found = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
-        path.write_text(found.stdout)
-    return json.loads(path.read_text())
+        write_json(path, json.loads(found.stdout))
+    return read_json(path, f"Delete {path}; it is made again.")
 
 
 def page(folder: Path) -> str:
