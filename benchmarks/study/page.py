@@ -169,7 +169,7 @@ def plots(study: Study) -> dict[str, str]:
         )
     if "default" in study.results:
         found["study-overlap.svg"] = lines(
-            "Gain against overlap", _overlap_series(study), "overlap r(C)", "Off - On, bits per byte", x="percent"
+            "Gain against overlap", _overlap_series(study), "overlap r(C)", "gain, bits per byte", x="percent"
         )
     return found
 
