@@ -1,14 +1,12 @@
 """`retro evaluate`: scores of every set under every condition, then results.json, plots and the report."""
 
 import sys
-import traceback
 from collections.abc import Sequence
 
 from launch.command import processes
 from launch.command.arguments import Invocation, Verb
-from launch.command.run import run_verb
 from retro_jax.parallel.preemption import Preempted
-from retro_jax.parallel.roll_call import leave_alone, leave_together, started
+from retro_jax.parallel.roll_call import leave_together
 from retro_jax.parallel.runtime import keep_memory
 
 VERB = Verb(
@@ -24,15 +22,7 @@ VERB = Verb(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    try:
-        code = run_verb(VERB, _evaluate, argv)
-    except Exception:  # a bug
-        if not started():
-            raise
-        traceback.print_exc()
-        code = 1
-    leave_alone(code)
-    return code
+    return processes.run_together(VERB, _evaluate, argv)
 
 
 def _evaluate(invocation: Invocation) -> None:

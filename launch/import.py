@@ -7,13 +7,15 @@ from pathlib import Path
 
 from absl import flags
 
+from launch.command import processes
 from launch.command.arguments import Invocation, Verb
-from launch.command.run import run_verb
 from retro_jax.config import DataConfig
 from retro_jax.core.paths import local_path
+from retro_jax.parallel.roll_call import leave_together
 
 
 def _define_flags(values: flags.FlagValues) -> None:
+    processes.define_flags(values)
     flags.DEFINE_string(
         "path", None, "a directory with config.json and safetensors, or a .gguf file", flag_values=values
     )
@@ -35,31 +37,67 @@ VERB = Verb(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    return run_verb(VERB, _import, argv)
+    return processes.run_together(VERB, _import, argv)
 
 
 def _import(invocation: Invocation) -> None:
-    values, workdir = invocation.flags, invocation.workdir
+    values = invocation.flags
     if not values.path:
         raise ValueError(f"--path is missing. For example: retro import {VERB.example}")
     if values.length < 0:
         raise ValueError(f"--length={values.length} must be a number of tokens, or 0 for as many as the model takes.")
-    from retro_jax.interchange.importing import check, open_model
-    from retro_jax.interchange.saving import require_empty, run_of, save
-    from retro_jax.parallel.hosts import require_one_process
+    processes.check_flags(values)
+    processes.start_processes(values)
+    text = import_model(local_path(values.path, "--path"), invocation.workdir, values.length)
+    leave_together()
+    if text:
+        print(text)
 
-    require_one_process("import")
-    require_empty(workdir)
-    source = open_model(local_path(values.path, "--path"), values.length)
+
+def import_model(path: Path, workdir: Path, length: int = 0) -> str:
+    """Makes a run directory of a model; all processes call it. Returns what was made as text, on process 0.
+
+    Args:
+      length: tokens of a sequence; 0: as many as the model takes, up to 2,048.
+
+    Raises:
+      ValueError: a model that is not supported, not whole or not finite, or a directory that holds a run.
+    """
+    import jax
+
+    from retro_jax.core.lock import lock_directory
+    from retro_jax.interchange.importing import open_model
+    from retro_jax.interchange.saving import require_empty, run_of, save
+    from retro_jax.parallel.agreement import on_first
+
+    first = jax.process_index() == 0
+    on_first(lambda: require_empty(workdir))
+    source = open_model(path, length)
     run_of(source)
+    lock = lock_directory(workdir, "import")
+    on_first(lock.acquire)
+    try:
+        name, fingerprint = on_first(lambda: _check_and_build_tokenizer(source, workdir))
+        save(source, workdir, fingerprint)
+    finally:
+        if first:
+            lock.release()
+    if not first:
+        return ""
+    return (
+        f"{workdir} holds {source.architecture} with {source.model.layers} layers and its tokenizer. Build data for it with "
+        f"--config.data.tokenizer={workdir}/data/tokenizer/{name}; docs/guides/interchange.md goes on from there."
+    )
+
+
+def _check_and_build_tokenizer(source, workdir: Path) -> tuple[str, str]:
+    """The name of the tokenizer's file and the fingerprint of its stage; all checks come before it is written."""
+    from retro_jax.interchange.importing import check
+
     with tempfile.TemporaryDirectory(prefix="retro-import-") as folder:
         given = tokenizer_of(source, Path(folder))
         check(source)
-        save(source, workdir, _build_tokenizer(workdir, given, source.model.vocabulary))
-    print(
-        f"{workdir} holds {source.architecture} with {source.model.layers} layers and its tokenizer. Build data for it with "
-        f"--config.data.tokenizer={workdir}/data/tokenizer/{given.name}; docs/guides/interchange.md goes on from there."
-    )
+        return given.name, _build_tokenizer(workdir, given, source.model.vocabulary)
 
 
 def tokenizer_of(source, folder: Path) -> Path:

@@ -1,16 +1,14 @@
 """`retro train`: trains a RETRO model, a baseline or a retrofit on joined shards."""
 
 import sys
-import traceback
 from collections.abc import Sequence
 
 from absl import flags
 
 from launch.command import processes
 from launch.command.arguments import Invocation, Verb
-from launch.command.run import run_verb
 from retro_jax.parallel.preemption import Preempted
-from retro_jax.parallel.roll_call import end_within, leave_alone, leave_together, started
+from retro_jax.parallel.roll_call import end_within, leave_together
 from retro_jax.parallel.runtime import keep_memory
 
 
@@ -36,14 +34,7 @@ VERB = Verb(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    try:
-        code = run_verb(VERB, _train, argv)
-    except Exception:  # a mistake of ours
-        if not started():
-            raise
-        traceback.print_exc()
-        code = 1
-    leave_alone(code)
+    code = processes.run_together(VERB, _train, argv)
     checkpoints = sys.modules.get("retro_jax.run_directory.checkpoints")
     if checkpoints is not None and checkpoints.Checkpoints.faults:
         end_within(10.0, code)  # orbax waits for ever for a save whose directory could not be made

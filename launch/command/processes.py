@@ -1,11 +1,15 @@
-"""The flags and the start of verbs that several processes run together: train and evaluate."""
+"""The flags, the start and the end of verbs that several processes run together: train, evaluate and import."""
 
 import os
+import traceback
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from launch.command.arguments import Invocation, Verb
+from launch.command.run import run_verb
 from retro_jax.parallel.hosts import MODES, find_hosts
-from retro_jax.parallel.roll_call import start
+from retro_jax.parallel.roll_call import leave_alone, start, started
 
 JOIN_TIMEOUT = 300.0  # seconds
 
@@ -39,3 +43,16 @@ def start_processes(chosen: flags.FlagValues) -> None:
         process=chosen.process,
     )
     start(hosts, chosen.join_timeout)
+
+
+def run_together(verb: Verb, execute: Callable[[Invocation], None], argv: Sequence[str] | None = None) -> int:
+    """`run_verb` for a verb that several processes run; where one of them ends early it leaves, so that none waits for it."""
+    try:
+        code = run_verb(verb, execute, argv)
+    except Exception:  # a mistake of ours
+        if not started():
+            raise
+        traceback.print_exc()
+        code = 1
+    leave_alone(code)
+    return code

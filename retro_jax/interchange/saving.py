@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 from retro_jax.config import RunConfig, check
 from retro_jax.core.files import write_json
 from retro_jax.interchange.importing import RECORD, Source, place
-from retro_jax.parallel.sharding import Mesh, check_sizes, make_mesh
+from retro_jax.parallel.agreement import on_first
+from retro_jax.parallel.sharding import Mesh, check_sizes, make_mesh, replicated
 from retro_jax.run_directory.checkpoints import Checkpoints
 from retro_jax.run_directory.directory import claim, identity
 from retro_jax.run_directory.whole import steps
@@ -31,20 +32,24 @@ def run_of(source: Source) -> RunConfig:
 
 
 def save(source: Source, workdir: Path, tokenizer: str) -> None:
-    """Places the model and writes its run directory; config.json is last, so that a directory without it is no run.
+    """Places the model and writes its run directory; all processes call it.
+
+    config.json is last, so that a directory without it is no run.
 
     Args:
       tokenizer: the fingerprint of its stage.
     """
     run, prints = run_of(source), {"tokenizer": tokenizer}
     # Nothing is trained here, so there are no moments; a run that starts from this one makes its own.
-    state = TrainState(jnp.zeros((), jnp.int32), place(source, _mesh(run)), optax.identity().init({}))
+    mesh = _mesh(run)
+    step = jax.device_put(np.zeros((), np.int32), replicated(mesh))
+    state = TrainState(step, place(source, mesh), optax.identity().init({}))
     checkpoints = Checkpoints(workdir / "checkpoints", identity(run, prints))
     checkpoints.save(0, state, {})
     checkpoints.require_saved()
     checkpoints.close()
-    write_json(workdir / RECORD, source.facts())
-    claim(workdir, run, prints)
+    on_first(lambda: write_json(workdir / RECORD, source.facts()))
+    on_first(lambda: claim(workdir, run, prints))
 
 
 def _mesh(run: RunConfig) -> Mesh:

@@ -3,8 +3,10 @@
 import dataclasses
 import importlib
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 
 import jax
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 from made_up_models import CONFIG, logits, weights_of, write_model
 from made_up_tokenizer import SPECIAL, VOCABULARY, write_tokenizer
+from places import ROOT
+from processes import free_port
 
 from data_pipeline.tokens import Tokenizer
 from retro_jax.config import MeshConfig
@@ -83,6 +87,32 @@ def test_each_device_reads_its_part_alone(tmp_path, monkeypatch):
         expected = weights[f"model.layers.{number}.self_attn.q_proj.weight"].T
         np.testing.assert_array_equal(placed["layers"]["attention"]["query"][number], expected)
     np.testing.assert_array_equal(placed["embedding"], weights["model.embed_tokens.weight"])
+
+
+def test_two_processes_write_what_one_writes(tmp_path):
+    """Guards against files of both, parts of one alone, and a process that waits for ever where the other ended early."""
+    write_model(tmp_path / "hf", most=2_000)
+    assert run_import(tmp_path / "hf", tmp_path / "one") == 0
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+
+    def two(workdir):
+        port, running = free_port(), []
+        for process in range(2):
+            command = [sys.executable, "-m", "launch.import", f"--path={tmp_path / 'hf'}", f"--workdir={workdir}"]
+            command += f"--hosts=flags --coordinator=localhost:{port} --processes=2 --process={process}".split()
+            running.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+        messages = [process.communicate(timeout=240)[1] for process in running]
+        return [process.returncode for process in running], messages
+
+    codes, messages = two(tmp_path / "two")
+    assert codes == [0, 0], messages
+    one, other = (load_params(tmp_path / name)[0] for name in ("one", "two"))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    for name in ("config.json", "imported.json", "data/tokenizer/manifest.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert not list((tmp_path / "two").glob("*.lock"))
+    codes, messages = two(tmp_path / "two")
+    assert codes == [2, 2] and all("holds a run already; import into another --workdir" in text for text in messages)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
