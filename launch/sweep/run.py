@@ -99,7 +99,8 @@ def run_tasks(
                 turn.start_ready()
             elif not turn.running:
                 break
-            turn.look()
+            if turn.look():
+                continue  # what waited for it can start
             time.sleep(POLL if turn.running or not turn.left else ELSEWHERE if turn.idle else 0)
     if Signals.first is not None:
         raise Interrupted(Signals.first)
@@ -156,8 +157,9 @@ class _Turn:
         self.say(f"{self._place(key)}")
         self.running[key] = (self.start(self.plan, task, lock), lock, time.monotonic())
 
-    def look(self) -> None:
-        """Notes which tasks have ended."""
+    def look(self) -> bool:
+        """Notes which tasks have ended; returns whether one has."""
+        before = len(self.running)
         for key, (running, lock, started) in tuple(self.running.items()):
             if (code := running.poll()) is None:
                 continue
@@ -173,6 +175,7 @@ class _Turn:
                     f"[{self.numbers[key]}/{len(self.numbers)}] FAILED with exit code {code}: {note['line']} (log: {note['log']})"
                 )
             lock.release()
+        return len(self.running) < before
 
     def _place(self, key: str) -> str:
         users, task = self.users[key], self.plan.tasks[key]

@@ -141,6 +141,26 @@ def test_a_task_that_another_process_works_on_is_waited_for(tmp_path):
     assert len([line for line in said if "waiting" in line]) == 1 and calls[0] == build and len(calls) == 4
 
 
+def test_nothing_waits_where_no_other_process_works(tmp_path, monkeypatch):
+    """Guards against a pause of seconds between a task that has ended and the next."""
+    slept = []
+    monkeypatch.setattr(running.time, "sleep", slept.append)
+
+    class Takes(Process):
+        """Processes that end at the second look."""
+
+        def __call__(self, plan, task, lock):
+            super().__call__(plan, task, lock)
+            looks = iter([None, self.code])
+            ended = Ended(self.code)
+            ended.poll = lambda: next(looks)
+            return ended
+
+    plan, calls = planned(POINTS, tmp_path / "s"), []
+    run_tasks(plan, wanted(plan, [one.task for one in plan.points]), start=Takes(calls, {}), say=lambda line: None)
+    assert len(calls) == 7 and slept == [running.POLL] * 7
+
+
 def test_several_run_at_once_where_asked_and_none_before_what_it_needs(tmp_path):
     plan = planned(POINTS, tmp_path / "s")
     together, most = set(), []
