@@ -61,13 +61,14 @@ class Clock:
         """Excludes the time since the last record (a check, compilation) from step times."""
         self.last, self.waited = time.perf_counter(), 0.0
 
-    def record(self, step: int, steps: int, stalled: float) -> dict[str, float]:
+    def record(self, step: int, steps: int, stalled: float, ended: float) -> dict[str, float]:
         """Rates over the `steps` since the last record, which ended at `step`.
 
         Args:
           stalled: seconds that the loop has waited for saves since the process started.
+          ended: when the step had ended (time.perf_counter).
         """
-        elapsed = max(time.perf_counter() - self.last, 1e-9)
+        elapsed = max(ended - self.last, 1e-9)
         stall, self.stalled_before = stalled - self.stalled_before, stalled
         self.step, self.step_seconds = step, self.step_seconds + max(elapsed - stall, 0.0)
         tokens = steps * self.tokens_a_step / elapsed
@@ -80,7 +81,7 @@ class Clock:
             "checkpoint_stall": stall,
             **memory(),
         }
-        self.restart()
+        self.last, self.waited = ended, 0.0
         return record
 
     def seconds(self) -> float:

@@ -286,6 +286,7 @@ class Loop:
         return self.check is not None and self.step > 0 and self.step % every == 0
 
     def run_check(self) -> None:
+        self.log.settle(0, self.checkpoints.stalled)  # before the check's time passes
         self.watchdog.phase("retrieval check")
         record = self.check.losses(self.state.params, self.preemption.reached)
         if record is None:

@@ -1,6 +1,7 @@
 """Turns the sums of steps, fetched one step late, into records, spike limits and alarms."""
 
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -27,7 +28,8 @@ class StepLog:
         self.first = jax.process_index() == 0
         self.writer = MetricWriter(workdir, step, open_board(run, workdir)) if self.first else NoWriter()
         self.window = Window()
-        self.pending = []  # steps whose sums are still on the device: (step, sums, batch CRC, iterator position)
+        # Steps whose sums are still on the device: (step, sums, batch CRC, iterator position, when it had ended if it has).
+        self.pending = []
         self.clock, self.clock_channel = Clock(run, mesh, workdir, step), side_channel("seconds.json")
         self.bar = progress(
             description="train", total=run.train.steps, initial=step, unit="step", disable=not self.first
@@ -40,7 +42,9 @@ class StepLog:
           batch_crc: CRC-32 and length in bytes of the tokens that this process read for it.
           position: the iterator's behind its batch.
         """
-        self.pending.append((step, sums, batch_crc, position))
+        # CPUs run a step while it is dispatched, and the one before is reported after that.
+        ended = time.perf_counter() if all(value.is_ready() for value in sums.values()) else None
+        self.pending.append((step, sums, batch_crc, position, ended))
 
     def settle(self, keep: int, stalled: float) -> None:
         """Fetches the sums of all pending steps but the last `keep` from the device, waiting for them.
@@ -55,8 +59,11 @@ class StepLog:
         while len(self.pending) > keep:
             self._report(*self.pending.pop(0), stalled)
 
-    def _report(self, step: int, sums, batch_crc: tuple[int, int], position, stalled: float) -> None:
+    def _report(
+        self, step: int, sums, batch_crc: tuple[int, int], position, ended: float | None, stalled: float
+    ) -> None:
         values = {key: float(value) for key, value in jax.device_get(sums).items()}
+        ended = ended or time.perf_counter()
         self.window.add(values)
         self.bar.update(1)
         limit, norm = self.spikes.limit(step), values["grad_norm"]
@@ -64,17 +71,17 @@ class StepLog:
         self.spikes.left_out += int(values["skipped"])
         finite = np.isfinite(values["nll"]) and np.isfinite(norm)
         if step % self.train.log_every == 0 or step == self.train.steps or not finite:
-            self._write(step, batch_crc, stalled)
+            self._write(step, batch_crc, stalled, ended)
         if not finite:
             raise divergence(step, values, self.workdir)
         if norm > limit and self.train.on_spike == "roll_back":
             raise SpikeError(step, norm, limit, position)
 
-    def _write(self, step: int, batch_crc: tuple[int, int], stalled: float) -> None:
+    def _write(self, step: int, batch_crc: tuple[int, int], stalled: float, ended: float) -> None:
         record = self.window.record()
         record |= {"learning_rate": float(self.rate(step - 1)), "batch_crc32": joined_crc32(*batch_crc)}
         record |= {"skipped_steps": self.spikes.left_out}
-        record |= self.clock.record(step, record["steps"], stalled)
+        record |= self.clock.record(step, record["steps"], stalled, ended)
         self.writer.write(step, record)
         self._save_clock()
         self.window = Window()

@@ -99,7 +99,7 @@ def finished(tmp_path_factory, data):
     (workdir / "data").symlink_to(data)
     with recorded() as recorder:
         kept = {"keep_checkpoints": 2, "keep_also": {"best": 1}, "keep_metric": "loss"}
-        recorder.watch(run := make_run(steps=4, retrieval_check_every=4, mesh=ALL_DEVICES, **kept))
+        recorder.watch(run := make_run(steps=4, retrieval_check_every=3, mesh=ALL_DEVICES, **kept))
         train(run, workdir)
     of_rotary = [f"model.{name}" for name in OF_ROTARY]  # of the other kind of decoder alone; refused for this one
     assert_reads("train", recorder.keys, besides=of_rotary)
@@ -128,7 +128,8 @@ def test_a_record_holds_what_it_should(finished):
     assert step["learning_rate"] == pytest.approx(1e-7)
     norms = [step[f"grad_norm_{part}"] for part in ("encoder", "cca", "decoder")]
     assert min(norms) > 0 and step["grad_norm"] == pytest.approx(np.linalg.norm(norms), rel=1e-5)
-    check = records[-1]
+    assert [record["step"] for record in records] == [1, 2, 3, 3, 4]
+    check = records[3]  # behind the record of its step: else the step's time would be that of the check
     assert sorted(check) == sorted(
         ["step", "validation_loss_on", "validation_loss_off", "validation_loss_random", "retrieval_alarm"]
     )
@@ -137,7 +138,7 @@ def test_a_record_holds_what_it_should(finished):
 
 def test_a_finished_run_is_left_alone(finished):
     before = (finished / "metrics.jsonl").read_bytes()
-    state = train(make_run(steps=4, retrieval_check_every=4, mesh=ALL_DEVICES), finished)
+    state = train(make_run(steps=4, retrieval_check_every=3, mesh=ALL_DEVICES), finished)
     assert int(state.step) == 4
     assert (finished / "metrics.jsonl").read_bytes() == before
 
@@ -157,7 +158,7 @@ def test_a_directory_of_other_data_is_refused(finished, tmp_path):
     (run / "data").unlink()
     (run / "data").symlink_to(tmp_path / "other")
     with pytest.raises(ValueError, match="fingerprint of database .*fingerprint of joined .*fingerprint of tokenizer"):
-        train(make_run(steps=4, retrieval_check_every=4, mesh=ALL_DEVICES), run)
+        train(make_run(steps=4, retrieval_check_every=3, mesh=ALL_DEVICES), run)
 
 
 def test_no_data_names_the_flag(tmp_path):
