@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def offenses(pattern: str, paths: list[Path]) -> list[str]:
     ]
 
 
+@cache
 def names_used(path: Path) -> set[str]:
     """Dotted names that a file imports or reaches through jax: `from jax import sharding` or `jax.sharding.Mesh`."""
     names = set()
