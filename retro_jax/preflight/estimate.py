@@ -26,13 +26,16 @@ class Passes:
     """Times that a number is written or read in memory in one training step: forward, again and backward."""
 
     scores: int  # of an attention that keeps them in memory, in float32
+    rotary_scores: int  # of one without a position shift
     streams: int  # of a layer's [B, T, D] stream, feed-forward included, at 2 bytes; the encoder's too
     logits: int  # of the readout, in float32
 
 
 # Of TPUs fitted to the program compiled for 172m on v5p:2x2x4 with XLA's attention (docs/measured/scaling.md): the position
-# shift relays every matrix of scores several times. No compiler said what GPUs do; their figures are guesses.
-TPU_PASSES, OTHER_PASSES = Passes(36, 285, 9), Passes(16, 60, 6)
+# shift relays every matrix of scores several times. Of rotary positions fitted to Llama-2-7B on v5p:4x4x4
+# (docs/measured/retrofit_memory.md). No compiler said what GPUs do; their figures are guesses.
+TPU_PASSES, OTHER_PASSES = Passes(36, 10, 285, 9), Passes(16, 10, 60, 6)
+ROTARY_LIVE_SCORES = 5  # matrices of scores in memory at once, fitted there too
 
 
 def held(params: dict, sizes: dict[str, int]) -> float:
@@ -83,7 +86,8 @@ def activation_bytes(run: RunConfig, sizes: dict[str, int], chip: Chip | None) -
         scores["self"], outputs = 0.0, rows * model.sequence_length * kinds["self"].inner / tensor * 4
     kept = {"full": stream * dtype, "dots": layer, "none": layer + scores["self"] * dtype}[model.remat]
     kept = (kept + outputs) * model.layers
-    work = {"self": live_scores * 4 * scores["self"], "feed_forward": wide * 12, "loss": _loss_bytes(run, rows, tensor)}
+    live_own = ROTARY_LIVE_SCORES if model.positions == "rotary" else live_scores
+    work = {"self": live_own * 4 * scores["self"], "feed_forward": wide * 12, "loss": _loss_bytes(run, rows, tensor)}
     if "read" in kinds:
         retrieved = rows * kinds["encoder"].rows
         kept += retrieved * encoder.width * dtype * (encoder.layers + 2)
@@ -105,23 +109,23 @@ def traffic_bytes(run: RunConfig, sizes: dict[str, int], chip: Chip | None = Non
     """Bytes that one device reads from and writes to its memory in a step, roughly."""
     model, tensor = run.model, sizes["tensor"]
     params = abstract_model(model)[1]
-    own = held(params, sizes)
-    whole = own * sizes["fsdp"]
+    held_here = held(params, sizes)
+    whole = held_here * sizes["fsdp"]
     sequences = run.train.batch / (sizes["data"] * sizes["fsdp"])
     heads = {"encoder": model.encoder.heads, "conditioning": model.encoder.heads}
     kernel = attention_on(run, chip) == "flash"
-    scores = sum(
-        kind.layers * kind.scores(heads.get(name, model.heads))
-        for name, kind in attentions(model).items()
-        if not (kernel and name == "self")
-    )
     passes = TPU_PASSES if chip and chip.platform == "tpu" else OTHER_PASSES
+    own = 0 if kernel else passes.rotary_scores if model.positions == "rotary" else passes.scores
+    scores = sum(
+        kind.layers * kind.scores(heads.get(name, model.heads)) * (own if name == "self" else passes.scores)
+        for name, kind in attentions(model).items()
+    )
     encoders = [kind for name, kind in attentions(model).items() if name in ("encoder", "conditioning")]
     streams = model.layers * model.sequence_length * model.width
     streams += sum(kind.layers * kind.rows * kind.width for kind in encoders)
     logits = model.sequence_length * model.vocabulary
-    activations = 4 * (passes.scores * scores + passes.logits * logits) / tensor + 2 * passes.streams * streams
-    return 28 * own + run.train.accumulation * 14 * whole + sequences * activations
+    activations = 4 * (scores + passes.logits * logits) / tensor + 2 * passes.streams * streams
+    return 28 * held_here + run.train.accumulation * 14 * whole + sequences * activations
 
 
 def exchanged_bytes(run: RunConfig, sizes: dict[str, int]) -> dict[str, dict[str, float]]:
