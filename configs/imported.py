@@ -13,7 +13,7 @@ evaluates with the imported model as the baseline:
 
     retro sweep --config=configs/imported.py:runs/smollm2,laptop --workdir=runs/smollm2_retrofit
 
-Hardware: an accelerator for more than these two (SmolLM2-135M: 2 CPU cores, 3 GiB and an hour for `,laptop`); `retro preflight --config=configs/imported.py:RUN` says which.
+Hardware: an accelerator for more than these two (SmolLM2-135M: 2 CPU cores, 6 GiB and an hour for `,laptop`); `retro preflight --config=configs/imported.py:RUN` says which.
 Expected: Off equals the imported model bit for bit; On below Off where text recurs in the database.
 """
 
