@@ -31,16 +31,16 @@ def of_training(run: RunConfig, base: RunConfig, overrides: Mapping, data: Data,
 
     Args:
       base: the config of the sweep.
-      overrides: of the point.
+      overrides: of the point, as far as the training reads them.
       start: the model whose weights it starts from.
     """
-    changed = [key for key in FREE_FIELDS if key in overrides and overrides[key] != value_of(base, key)]
+    changed = [key for key in overrides if is_read(key, FREE_FIELDS) and overrides[key] != value_of(base, key)]
     facts = {
         key: value
         for key, value in _settings(run, changed).items()
         if is_read(key, ("model", "train"))
         and key != "train.initialize_from"
-        and (key not in FREE_FIELDS or key in changed)
+        and (key in changed or not is_read(key, FREE_FIELDS))
     }
     return digest(_json([facts, data.identity, start.identity if start else ""]))
 

@@ -20,6 +20,7 @@ class Task:
       run: the config that it runs with.
       digest: of everything that its result depends on.
       links: of a point's work directory, by name.
+      writes: what one task at a time may write, where several write into one directory: shares of one database.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Task:
     run: RunConfig
     digest: str
     links: Mapping[str, Path] = field(default_factory=dict)
+    writes: str = ""
 
 
 @dataclass(frozen=True)

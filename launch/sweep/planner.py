@@ -132,7 +132,7 @@ class Planner:
                 "build", {**self.overrides(name), "data.directory": directory}, ("model.retrieval_layers",)
             )
             step = Step("build the database and the training shards", "build", [*words, f"--workdir={directory}"])
-            self.tasks[key] = Task(key, step, view, (), run, of_view)
+            self.tasks[key] = Task(key, step, view, (), run, of_view, writes=f"build-of-{identity[:LETTERS]}")
         return Data(view, of_view, key)
 
     def _fingerprint(self, directory: str) -> str:
@@ -206,10 +206,12 @@ class Planner:
 
         Of a baseline, the point's values of keys that no baseline reads are left out, so that points which differ in these share it.
         """
-        own, data, values = self.run(name), self.data(name), dict(self.overrides(name))
+        own, data, read = self.run(name), self.data(name), dict(self.overrides(name))
         derived = as_baseline and own.model.retrieves
         if as_baseline:
-            values = {key: value for key, value in values.items() if not is_read(key, OF_RETRIEVAL)}
+            read = {key: value for key, value in read.items() if not is_read(key, OF_RETRIEVAL)}
+        values = dict(read)
+        if as_baseline:
             values |= of_baseline(self.base_run) | {"train.trainable": "all"}
             values |= {"train.initialize_from": ""} if derived else {}
         start = None
@@ -217,7 +219,7 @@ class Planner:
             start = self._named(name, "train.initialize_from", own.train.initialize_from)
             values["train.initialize_from"] = str(start.directory)
         run = resolve(changed(self.base, values))
-        identity = of_training(run, self.base_run, self.overrides(name), data, start)
+        identity = of_training(run, self.base_run, read, data, start)
         key, directory = f"train-{identity[:LETTERS]}", self.workdir / "runs" / identity[:LETTERS]
         if key not in self.tasks:
             words = self._flags("train", {**values, "data.directory": data.directory})

@@ -20,7 +20,7 @@ from retro_jax.config.local_paths import with_local_paths
 REFERENCES = ("train.initialize_from", "evaluate.baseline", "evaluate.retro")  # keys that may name another point
 POINT, BASELINE = "point:", "/baseline"
 SEED = "train.seed"
-OWN_SEED = re.compile(r",seed=\d+$")  # of a sweep that yields its seeds
+OWN_SEED = re.compile(r",seed=\d+(?=,|$)")  # of a sweep that yields its seeds
 NAME = re.compile(r"[\w(][\w.,=+@() -]{0,159}")  # of a folder
 
 

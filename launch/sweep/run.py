@@ -138,7 +138,8 @@ class _Turn:
                 self._try(key)
 
     def _try(self, key: str) -> None:
-        task, lock = self.plan.tasks[key], claim(self.plan.workdir, key)
+        task = self.plan.tasks[key]
+        lock = claim(self.plan.workdir, task.writes or key)
         try:
             lock.acquire()
         except Busy as busy:

@@ -96,13 +96,30 @@ def test_what_only_the_evaluation_reads_shares_the_training():
     assert found["a"].model.task != found["c"].model.task
 
 
-def test_settings_that_change_no_number_count_only_where_a_point_changes_them():
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"log_every": 7},
+        {"mesh": {"data": 1, "fsdp": 2, "tensor": 1}},
+        {"keep_checkpoints": 1, "keep_also": {"every": 10}},
+    ],
+    ids=str,
+)
+def test_settings_that_change_no_number_count_only_where_a_point_changes_them(change):
+    """Guards against a sweep that trains everything again on another mesh."""
     base = to_dict(parse(verb.VERB, [f"--config={CONFIG}", "--workdir=x"]).run)
-    other = {**base, "train": {**base["train"], "log_every": 7}}
-    points = [("a", {}), ("b", {"model.remat": "full"})]
+    other = {**base, "train": {**base["train"], **change}}
+    points = [("a", {}), ("b", {"model.remat": "full"}), ("c", {"train.mesh.fsdp": 4})]
     before, after = (by_name(planned(points, base=facts)) for facts in (base, other))
     assert before["a"].model.task == after["a"].model.task
-    assert before["a"].model.task != before["b"].model.task
+    assert len({one.model.task for one in before.values()}) == 3
+
+
+@pytest.mark.parametrize("key", ["train.retrieval_check_every", "train.retrieval_alarm_checks", "model.neighbors"])
+def test_what_no_baseline_reads_gives_no_baseline_of_its_own(key):
+    found = by_name(planned([("a", {}), ("b", {key: 1})]))
+    assert found["a"].model.task != found["b"].model.task
+    assert found["a"].baseline.task == found["b"].baseline.task
 
 
 def test_a_share_of_the_database_is_built_beside_the_whole():
@@ -110,6 +127,7 @@ def test_a_share_of_the_database_is_built_beside_the_whole():
     half, whole = plan.points
     assert half.data.directory == whole.data.directory / "subset-0.5" and half.data.task != whole.data.task
     assert half.baseline.task != whole.baseline.task  # training checks that the database is its own
+    assert plan.tasks[half.data.task].writes == plan.tasks[whole.data.task].writes != ""
 
 
 def test_a_retrofit_starts_from_the_baseline_and_is_compared_with_it():

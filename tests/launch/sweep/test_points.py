@@ -126,6 +126,8 @@ def test_a_sweep_that_yields_something_else_is_refused(tmp_path):
 
 
 def test_seeds_that_a_sweep_yields_itself_make_a_group():
-    """Guards against a page that shows the seeds of one model as different models."""
+    """Guards against a page that shows the seeds of one model as different models, also where a grid is added."""
     points = make_points([(f"{name},seed={seed}", {SEED: seed}) for name in ("a", "b=1") for seed in (0, 10)], "", "")
     assert [point.group for point in points] == ["a", "a", "b=1", "b=1"]
+    points = make_points([(f"a,seed={seed}", {SEED: seed}) for seed in (0, 10)], "model.neighbors=1,2", "")
+    assert [point.group for point in points] == ["a,neighbors=1", "a,neighbors=2"] * 2

@@ -120,7 +120,7 @@ def test_a_task_that_another_process_works_on_is_waited_for(tmp_path):
     """Guards against two processes that do one step; the lock of a process that was killed is free."""
     plan = planned(POINTS[:1], tmp_path / "s")
     build = plan.points[0].data.task
-    lock = claim(plan.workdir, build)
+    lock = claim(plan.workdir, plan.tasks[build].writes)
     lock.acquire()
     said, calls, held = [], [], [True]
 
@@ -184,6 +184,31 @@ def test_several_run_at_once_where_asked_and_none_before_what_it_needs(tmp_path)
 
     run_tasks(plan, wanted(plan, [one.task for one in plan.points]), 2, Slow([], {}), lambda line: None)
     assert max(most) == 2
+
+
+def test_shares_of_one_database_are_built_one_after_the_other(tmp_path):
+    """Guards against a build that meets the lock of the other share's and fails."""
+    plan = planned(None, tmp_path / "s", grid="data.database_fraction=0.5,1.0")
+    building, most = set(), []
+
+    class Slow(Process):
+        def __call__(self, plan, task, lock):
+            super().__call__(plan, task, lock)
+            if task.step.verb == "build":
+                building.add(task.key)
+                most.append(len(building))
+            looks = iter([None, None, 0])
+
+            class Later(Ended):
+                def poll(self):
+                    if (code := next(looks)) == 0:
+                        building.discard(task.key)
+                    return code
+
+            return Later(0)
+
+    ended = run_tasks(plan, wanted(plan, [one.task for one in plan.points]), 4, Slow([], {}), lambda line: None)
+    assert most == [1, 1] and not ended.failed and not ended.blocked
 
 
 def test_a_signal_is_handed_on_and_nothing_new_starts(tmp_path):
