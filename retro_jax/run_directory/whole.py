@@ -3,6 +3,7 @@
     RUN/checkpoints/STEP/            a checkpoint; STEP is written as a plain number: 12, not 012
     RUN/checkpoints/STEP.whole.json  size and SHA-256 of each of its files, written after them
     RUN/checkpoints/STEP.broken-N    a damaged one that a new save replaced
+    RUN/checkpoints/STEP.abandoned-N one that the run went back behind, after a spike
     RUN/checkpoints/STEP.pruned      being deleted
 
 A checkpoint is whole when its listing can be read, every listed file has its size and checksum, and what a restore opens
@@ -153,15 +154,28 @@ def describe_faults(faults: Mapping[int, str]) -> str:
     return "; ".join(f"step {step} ({fault})" for step, fault in faults.items())
 
 
+def abandon_after(directory: Path, step: int) -> None:
+    """Renames the checkpoints after `step`: a run that went back to it would resume from them, and lose what it does now."""
+    for later in steps(directory):
+        if later > step:
+            _rename(Path(directory) / str(later), "abandoned")
+
+
+def _rename(path: Path, word: str) -> Path:
+    """Renames a checkpoint and its listing, the listing first: a folder without one is not whole."""
+    aside = free_name(path, word)
+    if whole_path(path).exists():
+        whole_path(path).rename(whole_path(aside))
+    path.rename(aside)
+    return aside
+
+
 def make_way(path: Path) -> None:
     """Makes the folder of the checkpoints and renames what exists at `path`, with its listing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.path.lexists(path):
         return
-    aside = free_name(path, "broken")
-    path.rename(aside)
-    if whole_path(path).exists():
-        whole_path(path).rename(whole_path(aside))
+    aside = _rename(path, "broken")
     print(f"checkpoint: {path} was replaced by a new save; it was renamed to {aside.name}.", file=sys.stderr)
 
 

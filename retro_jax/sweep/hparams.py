@@ -3,6 +3,7 @@
 tensorboard --logdir SWEEP/hparams
 """
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,15 @@ FILE = "events.out.tfevents.sweep"  # TensorBoard knows a file by "tfevents"
 
 
 def write_hparams(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Writes one events file for each point that is done."""
-    for one in outcomes:
-        if one.state == DONE:
-            _write(Path(folder).absolute() / one.name, one)
+    """Writes one events file for each point that is done, and removes those of points that are not, or no more."""
+    done = [one for one in outcomes if one.state == DONE]
+    for one in done:
+        _write(Path(folder).absolute() / one.name, one)
+    for path in Path(folder).glob(f"*/{FILE}"):
+        if path.parent.name not in {one.name for one in done}:
+            path.unlink()
+            with contextlib.suppress(OSError):  # it holds something of a user's
+                path.parent.rmdir()
 
 
 def _write(folder: Path, one: Outcome) -> None:

@@ -58,8 +58,22 @@ class Clock:
             return {"seconds": 0.0}
 
     def restart(self) -> None:
-        """Excludes the time since the last record (a check, compilation) from step times."""
+        """Excludes the time so far (compilation, reading) from step times."""
         self.last, self.waited = time.perf_counter(), 0.0
+
+    def leave_out(self, since: float) -> None:
+        """Takes the time since then out of the step times; steps before it keep theirs."""
+        self.last += time.perf_counter() - since
+
+    def rewind(self, step: int, stalled: float) -> None:
+        """After a return to `step`: the time of the steps behind it goes out in proportion, as after a resume.
+
+        Args:
+          stalled: as in `record`.
+        """
+        self.step_seconds *= min(1.0, step / max(self.step, 1))
+        self.step, self.stalled_before = min(step, self.step), stalled
+        self.restart()
 
     def record(self, step: int, steps: int, stalled: float, ended: float) -> dict[str, float]:
         """Rates over the `steps` since the last record, which ended at `step`.

@@ -39,7 +39,7 @@ from retro_jax.run_directory.checkpoints import Checkpoints
 from retro_jax.run_directory.keeping import Keep
 from retro_jax.run_directory.plain_path import require_path
 from retro_jax.run_directory.restart import note_saved, require_no_progress, tell_others
-from retro_jax.run_directory.whole import steps
+from retro_jax.run_directory.whole import abandon_after, steps
 from retro_jax.train.health import DivergenceError, SpikeError, SpikeLimit
 from retro_jax.train.optimizer import make_optimizer
 from retro_jax.train.profiling import Profile
@@ -273,13 +273,22 @@ class Loop:
                 f"Step {spike.step}: {spike}, after {ROLL_BACKS} returns to step {self.step} with other batches each "
                 f"time. Lower config.train.learning_rate, or raise config.train.spike_factor, in another --workdir."
             )
+        on_first(self.leave_behind)
         self.spikes.left_out = left_out + spike.step - self.step
         print(f"train: {spike}; back to step {self.step}, without the batches up to it.", file=sys.stderr)
         self.saved = self.step
         self.log.rewind(self.step, self.spikes)
         self.iterator.set_state(spike.position)
         self.next_batch()
-        self.log.clock.restart()
+        self.log.clock.rewind(self.step, self.checkpoints.stalled)
+
+    def leave_behind(self) -> None:
+        """Takes the checkpoints after the step that a roll back went to out of the way of the next start."""
+        abandon_after(self.checkpoints.directory, self.step)
+        try:
+            note_saved(self.workdir, self.step)
+        except OSError as error:
+            print(f"train: saved.json is not rewritten ({error.strerror}).", file=sys.stderr)
 
     def check_is_due(self) -> bool:
         every = self.run.train.retrieval_check_every
@@ -288,10 +297,11 @@ class Loop:
     def run_check(self) -> None:
         self.log.settle(0, self.checkpoints.stalled)  # before the check's time passes
         self.watchdog.phase("retrieval check")
+        began = time.perf_counter()
         record = self.check.losses(self.state.params, self.preemption.reached)
         if record is None:
             self.leave()
-        self.log.write_check(self.step, record)
+        self.log.write_check(self.step, record, began)
 
     def close(self) -> None:
         self.profile.close()

@@ -40,7 +40,9 @@ class MetricWriter:
     def rewind(self, step: int) -> None:
         """Removes the records after `step`."""
         _abandon_after(self.path, step)
-        self.records = read_metrics(self.path)
+        left = [record for record in map(json.loads, self.unwritten.splitlines()) if record["step"] <= step]
+        self.unwritten = "".join(json.dumps(record) + "\n" for record in left)
+        self.records = [*read_metrics(self.path), *left]
         self.length = self.path.stat().st_size
         self._close_board()
         self.purge = step + 1

@@ -106,8 +106,12 @@ class StepLog:
             found.setdefault(record["step"], {}).update(numbers)
         return found
 
-    def write_check(self, step: int, record: dict) -> None:
-        """Writes a retrieval check, and logs the alarm when the last ones were all bad."""
+    def write_check(self, step: int, record: dict, began: float) -> None:
+        """Writes a retrieval check, and logs the alarm when the last ones were all bad.
+
+        Args:
+          began: when the check began (time.perf_counter); its time is no step's.
+        """
         if self.first:
             checks = self.train.retrieval_alarm_checks
             alarm = retrieval_alarm([*self.writer.records, record], checks)
@@ -119,7 +123,7 @@ class StepLog:
                     f"({record['validation_loss_random']:.4f}): retrieval does nothing (yet).",
                     file=sys.stderr,
                 )
-        self.clock.restart()
+        self.clock.leave_out(began)
 
     def _save_clock(self) -> None:
         if self.first:

@@ -298,6 +298,34 @@ def test_a_roll_back_finds_its_checkpoint_under_keep(tmp_path, data, monkeypatch
     assert steps(tmp_path / "run" / "checkpoints") == [9]
 
 
+def test_a_run_that_went_back_and_is_stopped_goes_on_from_there(tmp_path, data, monkeypatch, capfd):
+    """Guards against a start from the checkpoint that the run went back behind: it would spike and go back at each start.
+
+    4 is on schedule, 6 is saved on a notice, the spike at 7 leads back to 4, and the next notice comes at 5.
+    """
+    next_batch = Loop.next_batch
+
+    def spiking(loop):
+        next_batch(loop)
+        if loop.read_to["next_index"] == 7:
+            loop.batch = dataclasses.replace(loop.batch, loss_mask=loop.batch.loss_mask / 100)
+
+    monkeypatch.setattr(Loop, "next_batch", spiking)
+    run = small(data, steps=8, checkpoint_every=4, on_spike="roll_back", spike_window=3, spike_factor=2.0)
+    for notice in (6, 5):
+        with monkeypatch.context() as patch:
+            Stop(patch, notice)
+            with pytest.raises(Preempted, match=f"step {notice} of 8 is saved. The same command continues from it"):
+                train(run, tmp_path / "run")
+    assert steps(tmp_path / "run" / "checkpoints") == [4, 5]
+    assert (tmp_path / "run" / "checkpoints" / "6.abandoned-0.whole.json").exists()
+    capfd.readouterr()
+    train(run, tmp_path / "run")
+    said = capfd.readouterr().err
+    assert "from step 5 to 8" in said and "back to step" not in said
+    assert [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 9))
+
+
 @pytest.mark.parametrize("left", [3, None])
 def test_a_roll_back_takes_the_newest_that_is_left_or_stops(tmp_path, data, left):
     """Guards against 'back to step 0' where the scheduled checkpoint is gone: step 4 here, spike at 5."""

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -195,3 +196,7 @@ def test_tensorboard_reads_the_axes_and_metrics(outcomes, tmp_path):
     assert hparams["train.learning_rate"].number_value == 1e-3 and hparams["train.seed"].number_value == 0
     assert hparams["model.retrieval_layers"].string_value == "(2, 4)"
     assert values["bpb"] == pytest.approx(1.68) and "_hparams_/session_end_info" in values
+    lost = [replace(one, state="failed") if number == 0 else one for number, one in enumerate(outcomes[:-1])]
+    write_report(lost, tmp_path, "bpb", "Sweep")
+    left = {path.name for path in (tmp_path / "hparams").iterdir()}
+    assert left == {one.name for one in lost if one.state == "done"}

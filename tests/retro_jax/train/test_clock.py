@@ -40,15 +40,21 @@ class Sum:
         return self.device.now >= self.ends
 
 
+def opened(run, workdir, device, monkeypatch) -> step_log.StepLog:
+    """A log of a run from step 0 by the device's clock."""
+    now = types.SimpleNamespace(perf_counter=lambda: device.now)
+    monkeypatch.setattr(clock, "time", now)
+    monkeypatch.setattr(step_log, "time", now)
+    log = step_log.StepLog(run, workdir, make_mesh(MeshConfig()), 0, SpikeLimit(run.train))
+    monkeypatch.setattr(step_log.jax, "device_get", device.wait)
+    return log
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_every_step_has_its_own_time(at_once, tmp_path, monkeypatch):
     """Guards against the time of one step in the record of another: the last record would show a speed of no machine."""
     device, run = Device(), make_run(steps=4)
-    now = types.SimpleNamespace(perf_counter=lambda: device.now)
-    monkeypatch.setattr(clock, "time", now)
-    monkeypatch.setattr(step_log, "time", now)
-    log = step_log.StepLog(run, tmp_path, make_mesh(MeshConfig()), 0, SpikeLimit(run.train))
-    monkeypatch.setattr(step_log.jax, "device_get", device.wait)
+    log = opened(run, tmp_path, device, monkeypatch)
     for step in range(1, 5):  # as the loop does
         log.add(step, device.dispatch(at_once), (0, 0), None)
         log.settle(0 if step == 4 else 1, 0.0)
@@ -56,3 +62,30 @@ def test_every_step_has_its_own_time(at_once, tmp_path, monkeypatch):
     expected = run.train.batch * run.model.sequence_length / SECONDS
     found = [record["tokens_per_second"] for record in read_metrics(tmp_path / "metrics.jsonl")]
     assert found == pytest.approx([expected] * 4)
+
+
+def test_checks_are_no_steps_time_and_stalls_are_counted_once(tmp_path, monkeypatch):
+    """Guards against a check between two records that takes the steps before it along, and a stall that is taken out twice."""
+    device, run = Device(), make_run(steps=40, log_every=10)
+    log = opened(run, tmp_path, device, monkeypatch)
+    stalled = 0.0
+    for step in range(1, 41):
+        log.add(step, device.dispatch(True), (0, 0), None)
+        if step == 20:  # a save and a check at one step
+            log.settle(0, stalled)
+            device.now += 15.0
+            stalled += 15.0
+        log.settle(1, stalled)
+        if step in (15, 20):
+            log.settle(0, stalled)
+            began = device.now
+            device.now += 50.0
+            log.write_check(step, {}, began)
+    log.settle(0, stalled)
+    speeds = [record["tokens_per_second"] for record in read_metrics(tmp_path / "metrics.jsonl") if "loss" in record]
+    expected = run.train.batch * run.model.sequence_length * 10 / (10 * SECONDS)
+    assert speeds == pytest.approx([expected, expected, expected * 20 / 35, expected])
+    assert log.clock.step_seconds == pytest.approx(40 * SECONDS)
+    log.clock.rewind(20, stalled)
+    assert log.clock.step_seconds == pytest.approx(20 * SECONDS)  # those behind it are done again
+    log.close()

@@ -231,6 +231,27 @@ def test_metrics_that_storage_refuses_are_written_later(tmp_path, monkeypatch, c
     assert [record["loss"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1.0, 2.0, 3.0]
 
 
+def test_refused_metrics_of_steps_that_a_roll_back_repeats_are_dropped(tmp_path, monkeypatch):
+    """Guards against a curve with steps of the path that was left, and one without the step before it."""
+
+    def refuse(writer):
+        raise FULL
+
+    writer = MetricWriter(tmp_path, 0)
+    writer.write(1, {"loss": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricWriter, "_append", refuse)
+        for step in (2, 3, 4):
+            writer.write(step, {"loss": 9.0})
+    writer.rewind(2)
+    assert [record["step"] for record in writer.records] == [1, 2]
+    for step in (3, 4):
+        writer.write(step, {"loss": 3.0})
+    writer.close()
+    found = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(record["step"], record["loss"]) for record in found] == [(1, 1.0), (2, 9.0), (3, 3.0), (4, 3.0)]
+
+
 def test_wandb_gets_the_records_where_a_project_is_named(workdir, monkeypatch):
     seen = {"logs": []}
 
