@@ -53,10 +53,11 @@ def _export(invocation: Invocation) -> None:
     require_writable(to, "--to")
     from data_pipeline.tokens import Tokenizer
     from retro_jax.core.files import read_json
+    from retro_jax.interchange.architectures import architecture_of
     from retro_jax.interchange.exporting import export_model
-    from retro_jax.interchange.importing import RECORD
     from retro_jax.interchange.model_card import model_card
     from retro_jax.run_directory.checkpoints import load_fingerprints, load_params
+    from retro_jax.run_directory.origin import ORIGIN, RECORD, origin_of
 
     directory = model_directory(workdir)
     params, run, step = load_params(directory, values.step)
@@ -71,22 +72,17 @@ def _export(invocation: Invocation) -> None:
     imported = directory / RECORD
     origin = read_json(imported, "Import it again.") if imported.is_file() else {}
     special = {"bos": tokenizer.bos, "eos": tokenizer.eos}
+    architecture = architecture_of(run.model, origin.get("architecture", ""))
+    card = model_card(run, step, directory, workdir, architecture, values.dtype)  # before anything is written
     to.mkdir(parents=True, exist_ok=True)
-    architecture = export_model(
-        to,
-        run.model,
-        params,
-        special,
-        values.dtype,
-        origin.get("architecture", ""),
-        positions=origin.get("max_position_embeddings"),
-    )
+    positions = origin.get("max_position_embeddings")
+    export_model(to, run.model, params, special, values.dtype, architecture, positions=positions)
     _copy_tokenizer(data / "tokenizer", to, special)
-    (to / "README.md").write_text(
-        model_card(run, step, directory, workdir, architecture, values.dtype), encoding="utf-8"
-    )
+    (to / "README.md").write_text(card, encoding="utf-8")
     if origin:
         write_json(to / RECORD, origin)
+    elif start := origin_of(directory):
+        write_json(to / ORIGIN, start)
     print(f"{to} holds step {step} as {architecture} in {values.dtype}.")
 
 

@@ -167,17 +167,17 @@ class SetNeighbors:
         self._documents, self._first = tables.chunks.document_ids, tables.first
         self._view, self._pool, self._copies = view, None, _copies(tables, database)
         manifest = read_manifest(found.directory, STAGE, verify=False)
-        recall = manifest.counts.get("recall")
-        if recall is None:  # the build's own
-            recall = read_manifest(database.data / "index", "index", verify=False).counts["recall"]
+        counted = manifest.counts
+        if "recall" not in counted:  # the build's own; of a share, its index alone counts what is searched
+            counted = counted | read_manifest(database.data / "index", "index", verify=False).counts
         self.facts = {
             **database.facts(),
             "database": str(database.data) if database.data != tables.data else "",
             "share": view.share,
             "neighbors": self.stored,
-            "chunks": manifest.counts["database_chunks"],
+            "chunks": counted["database_chunks"],
             "rerank": database.rerank,
-            "recall": recall,
+            "recall": counted["recall"],
             "left_out_documents": len(view.without),
         }
 

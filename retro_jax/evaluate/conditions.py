@@ -114,9 +114,7 @@ def _oracle(asked: Asked):
 
 
 for _condition in (
-    Condition(
-        "baseline", "a decoder without retrieval, trained on the same tokens", "#7d8590", "2 3", model="baseline"
-    ),
+    Condition("baseline", "a decoder without retrieval", "#7d8590", "2 3", model="baseline"),
     Condition("off", "RETRO with retrieval skipped", "#2b7fc4", "7 4"),
     Condition("on", "RETRO with its neighbors", "#d9622b", neighbors=lambda asked: asked.real),
     Condition("random", "control: as many random database chunks", "#1a9070", "10 3 2 3", _random, control=True),

@@ -45,16 +45,18 @@ def find_results(workdir: Path, made_from: Mapping) -> tuple[dict, list] | None:
 
 
 def database_facts(data: Path) -> dict:
-    """Size and measured recall of the database that the neighbors come from."""
+    """Size and measured recall of the database that the neighbors come from.
+
+    Of a share of a database (config.data.database_fraction) only the chunks are counted anywhere; the sums of all are left out.
+    """
     place = database_of(data)
     chunks, index = (read_manifest(place / stage, stage, verify=False) for stage in ("chunks", "index"))
     train = [splits["train"] for splits in chunks.counts["by_subset"].values() if "train" in splits]
-    kind = index.counts["kind"]
+    kind, fraction = index.counts["kind"], index.config.get("database_fraction", 1.0)
+    whole = {name: sum(split[name] for split in train) for name in ("documents", "tokens", "bytes")}
     return {
-        "chunks": chunks.counts["database_chunks"],
-        "documents": sum(split["documents"] for split in train),
-        "tokens": sum(split["tokens"] for split in train),
-        "bytes": sum(split["bytes"] for split in train),
+        "chunks": index.counts.get("database_chunks", chunks.counts["database_chunks"]),
+        **(whole if fraction == 1 else {"fraction": fraction}),
         "chunk_length": chunks.counts["chunk_length"],
         "index": f"{kind} ({index.counts['why']})" if "why" in index.counts else kind,
         "recall": {key: index.counts["recall"][key] for key in ("k", "value")},
@@ -89,7 +91,7 @@ def model_facts(run: RunConfig, baseline: RunConfig | None, trained: Mapping[str
     }
     if baseline is not None:
         same = baseline.train.batch * trained["baseline"] * baseline.model.sequence_length
-        facts["settings"]["baseline_training_tokens"] = f"{same:,}"
+        facts["settings"]["baseline_training_tokens"] = f"{same:,}" if trained["baseline"] else "of another project"
     return facts
 
 

@@ -13,6 +13,7 @@ from retro_jax.config import DECODER_KIND, ModelConfig, RunConfig, completed, re
 OWN = "RetroJaxForCausalLM"  # every model of ours, with all fields of config.model under "retro_jax"
 CHUNK = 64
 LONGEST = 2048  # tokens of a sequence, if no other length is asked for
+USUAL_WINDOW = 4096  # of transformers' MistralConfig, where config.json has no sliding_window
 FAMILY = {"positions": "rotary", "gated_feed_forward": True, "scaled_embedding": False}
 
 
@@ -149,7 +150,8 @@ def _length(facts: Mapping, where, kind: Architecture, length: int) -> int:
 
 def _limit(facts: Mapping, kind: Architecture) -> tuple[int, str]:
     """(the longest text that the model computes as it was trained, the key of config.json that says so)."""
-    most, window = facts.get("max_position_embeddings", LONGEST), facts.get("sliding_window")
+    most = facts.get("max_position_embeddings", LONGEST)
+    window = facts.get("sliding_window", USUAL_WINDOW if kind.windowed else None)
     sliding = facts.get("use_sliding_window", kind.windowed) or "sliding_attention" in (facts.get("layer_types") or [])
     if sliding and window and window < most:
         return window, "sliding_window"  # up to the window, attention is what it would be without one
@@ -216,6 +218,8 @@ def config_json(
         "rope_theta": model.rotary_theta,
         "rope_scaling": _rope_scaling(model),
         "tie_word_embeddings": model.tied_readout,
+        # A missing key would be a window of transformers' own.
+        **({"sliding_window": None} if ARCHITECTURES[architecture].windowed else {}),
     }
 
 

@@ -160,6 +160,7 @@ class GgufFile:
             "decoder": _LEVEL,
             "model": {
                 "type": "BPE",
+                "ignore_merges": cut == "llama-bpe",  # Llama 3 takes a word that is a token before any merge
                 "vocab": {piece: id for id, piece in enumerate(pieces)},
                 "merges": list(facts["tokenizer.ggml.merges"]),
             },

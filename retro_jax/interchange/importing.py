@@ -21,8 +21,9 @@ from retro_jax.interchange.names import GGUF, HUGGING_FACE, IGNORED, Stored, sto
 from retro_jax.interchange.tensors import Tensor, check_finite, refuse_pointer, shown
 from retro_jax.models.retro import abstract_model
 from retro_jax.parallel.sharding import Mesh, shardings
+from retro_jax.run_directory.origin import origin_of
 
-CONFIG, RECORD = "config.json", "imported.json"
+CONFIG = "config.json"
 READOUT = {"lm_head.weight": "model.embed_tokens.weight", "output.weight": "token_embd.weight"}
 
 
@@ -48,13 +49,14 @@ class Source:
     def facts(self) -> dict:
         """What a model card says about where the model came from; plain JSON."""
         files = sorted({tensor.path for tensor in self.tensors.values()})
+        before = origin_of(self.path) if self.path.is_dir() else {}  # of an export of ours
         return {
             "architecture": self.architecture,
             "dtypes": sorted({tensor.dtype for tensor in self.tensors.values()}),
             "files": {file.name: file_sha256(file) for file in files},
-            "license": str(self.metadata.get("general.license", "")),
+            "license": str(self.metadata.get("general.license") or before.get("license", "")),
             "max_position_embeddings": longest(self.config, self.architecture),
-            "name": str(self.metadata.get("general.name", self.path.name)),
+            "name": str(self.metadata.get("general.name") or before.get("name") or self.path.name),
         }
 
 

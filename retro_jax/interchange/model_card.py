@@ -8,6 +8,7 @@ from retro_jax.core.files import DamagedFile, read_json
 from retro_jax.evaluate.summary import table_text
 from retro_jax.interchange.architectures import OWN, describe
 from retro_jax.models.counts import parameter_totals
+from retro_jax.run_directory.origin import RECORD, origin_of
 
 NOT_SAID = "not recorded"
 
@@ -16,17 +17,18 @@ def model_card(run: RunConfig, step: int, directory: Path, workdir: Path, archit
     """The text of the card.
 
     Args:
-      directory: of the run, with versions.json, seconds.json and, of an import, imported.json.
+      directory: of the run, with versions.json, seconds.json and, of an import, imported.json; of what starts from one, origin.json.
       workdir: with results.json, if the model was evaluated there.
     """
     model = run.model
     counts = parameter_totals(model)
-    imported = _facts(directory / "imported.json")
+    imported, start = _facts(directory / RECORD), run.train.initialize_from
+    origin = origin_of(directory) or (origin_of(Path(start)) if start else {})
     results = _facts(workdir / "results.json")
     lines = [
         "---",
         "library_name: " + ("retro_jax" if architecture == OWN else "transformers"),
-        f"license: {imported.get('license') or 'other'}",
+        f"license: {origin.get('license') or 'other'}",
         "---",
         "",
         f"# {imported.get('name') or directory.name}",
@@ -52,19 +54,15 @@ def model_card(run: RunConfig, step: int, directory: Path, workdir: Path, archit
         "",
         "## Training",
         "",
-        *_table(_training(run, step, directory, imported)),
+        *_table(_training(run, step, directory, imported, origin)),
         "",
         "## Data",
         "",
-        *_data(run, results, imported),
+        *_data(run, results, bool(imported), bool(origin)),
         "",
         "## Results",
         "",
-        *(
-            ["```", table_text(results).rstrip(), "```"]
-            if results.get("sets")
-            else ["Not evaluated in this work directory."]
-        ),
+        *_results(results, step),
         "",
         "## Versions",
         "",
@@ -74,14 +72,16 @@ def model_card(run: RunConfig, step: int, directory: Path, workdir: Path, archit
     return "\n".join(lines)
 
 
-def _training(run: RunConfig, step: int, directory: Path, imported: Mapping) -> dict[str, str]:
-    train = run.train
-    if imported:
-        files = ", ".join(f"{name} (sha256 {sha256[:16]}…)" for name, sha256 in imported["files"].items())
-        return {
-            "imported from": f"{imported['name']}: {imported['architecture']}, {', '.join(imported['dtypes'])}",
-            "files": files,
+def _training(run: RunConfig, step: int, directory: Path, imported: Mapping, origin: Mapping) -> dict[str, str]:
+    train, of_origin = run.train, {}
+    if origin:
+        of_origin = {
+            "imported from" if imported else "decoder imported from": f"{origin['name']}: {origin['architecture']}, "
+            f"{', '.join(origin['dtypes'])}, license {origin.get('license') or NOT_SAID}",
+            "files": ", ".join(f"{name} (sha256 {sha256[:16]}…)" for name, sha256 in origin["files"].items()),
         }
+    if imported:
+        return of_origin
     seconds = _facts(directory / "seconds.json").get("seconds")
     tokens = step * train.batch * run.model.sequence_length
     return {
@@ -89,17 +89,33 @@ def _training(run: RunConfig, step: int, directory: Path, imported: Mapping) -> 
         "tokens": f"{tokens:,}",
         "trained": "encoder and cross-attention alone" if train.trainable == "retrieval" else "all parameters",
         "started from": Path(train.initialize_from).name or "random weights",
+        **of_origin,
         "peak learning rate": f"{train.learning_rate:g}",
         "time": f"{seconds / 3600:,.2f} hours of wall time, all starts" if seconds else NOT_SAID,
     }
 
 
-def _data(run: RunConfig, results: Mapping, imported: Mapping) -> list[str]:
+def _results(results: Mapping, step: int) -> list[str]:
+    """The tables of every set, of this checkpoint alone."""
+    if not results.get("sets"):
+        return ["Not evaluated in this work directory."]
+    steps = results["made_from"]["steps"]
+    if results["settings"].get("retro") or steps.get("retro", steps["baseline"]) != step:
+        evaluated = ", ".join(f"{name} at step {number:,}" for name, number in steps.items())
+        return [f"The results in this work directory are of another checkpoint: {evaluated}."]
+    lines = []
+    for name, found in results["sets"].items():
+        lines += [f"### {name}", "", "```", table_text(found).rstrip(), "```", ""]
+    return lines[:-1]
+
+
+def _data(run: RunConfig, results: Mapping, imported: bool, from_import: bool) -> list[str]:
+    read = "bytes of the database, not trained on" if imported else "bytes trained on"
     if found := results.get("data"):
-        rows = {name: f"{each['license']}; {each['train_bytes']:,} bytes trained on" for name, each in found.items()}
+        rows = {name: f"{each['license']}; {each['train_bytes']:,} {read}" for name, each in found.items()}
     else:
         rows = {name: f"{each.license}; {each.package or each.path}" for name, each in run.data.sources.items()}
-    note = ["What the imported model was trained on is not known here."] if imported else []
+    note = ["What the imported model was trained on is not known here."] if from_import else []
     return [*note, *(_table(rows) if rows else [] if note else [f"Sources: {NOT_SAID}."])]
 
 

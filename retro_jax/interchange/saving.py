@@ -9,11 +9,12 @@ import optax
 
 from retro_jax.config import RunConfig, check
 from retro_jax.core.files import write_json
-from retro_jax.interchange.importing import RECORD, Source, place
+from retro_jax.interchange.importing import Source, place
 from retro_jax.parallel.agreement import on_first
 from retro_jax.parallel.sharding import Mesh, check_sizes, make_mesh, replicated
 from retro_jax.run_directory.checkpoints import Checkpoints
 from retro_jax.run_directory.directory import claim, identity
+from retro_jax.run_directory.origin import RECORD
 from retro_jax.run_directory.whole import steps
 from retro_jax.train.state import TrainState
 

@@ -5,6 +5,7 @@ versions.json  packages, git revision     checkpoints/              checkpoints.
                and data fingerprints      seconds.json              clock.py
 hosts/, stall-*.txt   watchdog.py         saved.json                restart.py
 profile/              a trace, if asked   train.lock                lock.py
+imported.json, origin.json  origin.py
 
 NAME.damaged-N is a damaged file that was replaced; before.restart-N/ holds what `--restart` moved aside.
 """
@@ -25,6 +26,7 @@ from retro_jax.core.files import load_array, write_json
 from retro_jax.core.side_files import read_object, set_aside
 from retro_jax.data.manifests import REPAIR, package_version, read_manifest, require_fingerprint
 from retro_jax.run_directory.identity import differing_fields
+from retro_jax.run_directory.origin import note_origin
 from retro_jax.run_directory.plain_path import require_path
 from retro_jax.run_directory.restart import begin_notes, signs_of_progress
 
@@ -174,6 +176,7 @@ def claim(workdir: Path, run: RunConfig, fingerprints: Mapping[str, str], step: 
     write_json(path, to_dict(run))
     write_json(workdir / "versions.json", versions() | {"fingerprints": dict(fingerprints)})
     begin_notes(workdir, step)
+    note_origin(workdir, run.train.initialize_from)
 
 
 def read_config(run_directory: Path) -> RunConfig:

@@ -100,8 +100,15 @@ def _subtitle(results: Mapping) -> str:
     database, model = results["database"], results["model"]
     return (
         f"{model['parameters']:,} parameters (baseline {_count(model['baseline_parameters'])}); a database of "
-        f"{database['chunks']:,} chunks of {database['documents']:,} documents; sets: {', '.join(results['sets'])}."
+        f"{database['chunks']:,} chunks of {_documents(database)} documents; sets: {', '.join(results['sets'])}."
     )
+
+
+def _documents(database: Mapping) -> str:
+    """How many; of a share they are not counted."""
+    if "documents" in database:
+        return f"{database['documents']:,}"
+    return f"{database['fraction']:.4g} of the build's"
 
 
 def _count(number: int | None) -> str:
@@ -127,7 +134,7 @@ def _facts(results: Mapping) -> list[Table]:
     two = [Column(""), Column("", "fact")]
     index = [
         ("chunks", f"{database['chunks']:,} of {database['chunk_length']} tokens"),
-        ("documents", f"{database['documents']:,}"),
+        ("documents", _documents(database)),
         ("search", database["index"]),
         (f"recall@{recall['k']}", f"{recall['value']:.4f}"),
         ("neighbors read, at most", str(results["settings"]["neighbors"])),

@@ -15,7 +15,8 @@ from tiny_model import random_parameters, tiny
 
 from data_pipeline.tokens import build_tokenizer
 from launch import export
-from retro_jax.config import DataConfig, RunConfig
+from retro_jax.config import DataConfig, RunConfig, TrainConfig
+from retro_jax.core.files import write_json
 from retro_jax.interchange.architectures import OWN, architecture_of
 from retro_jax.interchange.safetensors_files import Written, read_tensors, write_tensors
 from retro_jax.run_directory.checkpoints import Checkpoints, load_params
@@ -30,7 +31,7 @@ def files(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "README.md"}
 
 
-def make_run(workdir, model, step=3):
+def make_run(workdir, model, step=3, **train):
     """A run with one checkpoint of random weights and a byte-level tokenizer."""
     path = write_tokenizer(workdir / "given")
     prints = {
@@ -38,7 +39,7 @@ def make_run(workdir, model, step=3):
             workdir / "data/tokenizer", DataConfig(tokenizer=str(path)), VOCABULARY, workdir
         ).fingerprint
     }
-    run = RunConfig(model=model)
+    run = RunConfig(model=model, train=dataclasses.replace(TrainConfig(), **train))
     params = jax.tree.map(jax.numpy.asarray, random_parameters(model))
     checkpoints = Checkpoints(workdir / "checkpoints", identity(run, prints))
     checkpoints.save(step, TrainState(jax.numpy.int32(step), params, ()), {})
@@ -92,7 +93,9 @@ def test_an_imported_model_is_exported_as_what_it_was(tmp_path):
     assert {name: first[name] for name in first if name != "imported.json"} == {
         name: second[name] for name in second if name != "imported.json"
     }
-    assert json.loads(first["config.json"])["architectures"] == ["MistralForCausalLM"]
+    config = json.loads(first["config.json"])
+    assert config["architectures"] == ["MistralForCausalLM"]
+    assert config["sliding_window"] is None  # where the key is missing, transformers takes 4,096
     card = (tmp_path / "out/README.md").read_text()
     assert "MistralForCausalLM" in card and "model.safetensors (sha256 " in card and "positions=rotary" in card
 
@@ -112,6 +115,27 @@ def test_a_card_says_what_the_run_says(tmp_path):
     ):
         assert words in card
     assert {tensor.dtype for tensor in read_tensors(tmp_path / "out").values()} == {"BF16"}
+
+
+def test_the_card_of_a_retrofit_says_where_its_decoder_comes_from(tmp_path):
+    """Guards against a license that is lost on the way from an import over a retrofit and its export to another import."""
+    origin = {"architecture": "LlamaForCausalLM", "dtypes": ["Q4_1"], "files": {"small.gguf": "0" * 64}}
+    source = tmp_path / "moved later"
+    write_json(
+        source / "imported.json", {**origin, "license": "apache-2.0", "name": "Small", "max_position_embeddings": 8}
+    )
+    make_run(tmp_path / "run", tiny(vocabulary=VOCABULARY), initialize_from=str(source))
+    (source / "imported.json").unlink()
+    assert export.main([f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]) == 0
+    assert import_verb.main([f"--path={tmp_path / 'out'}", f"--workdir={tmp_path / 'back'}"]) == 0
+    assert export.main([f"--workdir={tmp_path / 'back'}", f"--to={tmp_path / 'again'}"]) == 0
+    for place in ("out", "again"):
+        card = (tmp_path / place / "README.md").read_text()
+        assert "license: apache-2.0" in card and "What the imported model was trained on is not known here." in card
+    assert (
+        "| decoder imported from | Small: LlamaForCausalLM, Q4_1, license apache-2.0 |"
+        in (tmp_path / "out/README.md").read_text()
+    )
 
 
 def test_float16_that_cannot_hold_a_number_is_refused(tmp_path, capsys):

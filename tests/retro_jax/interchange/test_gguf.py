@@ -1,6 +1,7 @@
 """GGUF files, written here with the package gguf (`make test-interchange`): names, rotary order, tokenizer, refusals."""
 
 import importlib
+import json
 import re
 
 import numpy as np
@@ -101,6 +102,14 @@ def test_an_import_has_the_tokenizer_of_the_file(tmp_path):
     assert (tokenizer.bos, tokenizer.eos) == (1, 2)
     assert tokenizer.decode(tokenizer.encode(" the \u00e9nd")) == " the \u00e9nd"
     assert len(tokenizer.encode(" the")) == 1
+
+
+def test_llama_3_takes_a_word_that_is_a_token_before_any_merge(tmp_path):
+    """Guards against words of Llama 3 in several tokens: some of its tokens are reached by no merge."""
+    for cut in ("llama-bpe", "gpt-2"):
+        write_gguf(tmp_path / f"{cut}.gguf", weights_of(CONFIG_32), pre=cut)
+        content, _ = open_model(tmp_path / f"{cut}.gguf").tokenizer
+        assert json.loads(content)["model"]["ignore_merges"] == (cut == "llama-bpe")
 
 
 def unread_type(monkeypatch):

@@ -25,6 +25,8 @@ from retro_jax.evaluate.report.page import make_report
 from retro_jax.evaluate.report.passages import longest_run
 from retro_jax.evaluate.report.plots import condition_series, make_plots
 from retro_jax.evaluate.results import find_results, version_facts
+from retro_jax.interchange.architectures import OWN
+from retro_jax.interchange.model_card import model_card
 
 VOID = {"meta", "br"}
 
@@ -58,6 +60,15 @@ def page(root):
 def with_set(results, **changes):
     """The results with other figures of the held-out set."""
     return {**results, "sets": {"held_out": {**results["sets"]["held_out"], **changes}}}
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [(RUN.train.steps, "### held_out\n\n```\nsubset"), (1, "are of another checkpoint: baseline at step")],
+)
+def test_a_model_card_has_the_results_of_its_own_checkpoint(root, step, words):
+    card = model_card(RUN, step, root / "retro", root, OWN, "float32")
+    assert words in card and ("\nall " in card) == (step != 1)
 
 
 def test_results_hold_figures_models_and_seconds(results, held_out):
