@@ -140,6 +140,7 @@ def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> No
       known: damages to redo besides those of the files.
     """
     from data_pipeline.database.check_files import check_stage, inputs_of_database, stages_of
+    from data_pipeline.database.other_build import require_repairable
     from data_pipeline.encoder.dtype import choose_dtype
     from data_pipeline.pipeline import stages
 
@@ -151,6 +152,8 @@ def repair_files(invocation: Invocation, data: Path, known: Sequence = ()) -> No
         damages, made = check_stage(data, stage, fingerprints)
         damages += [damage for damage in known if damage.stage == stage]
         if damages:
+            if stage == "neighbors":
+                require_repairable(data)
             take_out(data, stage, damages)
             directory, make = stages(run, data)[stage]
             make(directory)

@@ -3,7 +3,8 @@
     copies.npy    int64 [P, 2]: the ids, here and there, of documents of one text under two ids; rising
 
 A chunk has no neighbor of its own document. Within a build a text is there once, so the document's id decides. Another
-database (config.data.database) may hold the same text in another subset or under another name, and so under another id.
+database (config.data.database) may hold the same text in another subset or under another name, and so under another id;
+with additions also under several, of which all but one are removed.
 """
 
 from collections.abc import Sequence
@@ -84,10 +85,11 @@ class Copies:
     def __reduce__(self):
         return Copies, (self.directory,)
 
-    def own(self, documents: Int64[np.ndarray, "N"]) -> Int64[np.ndarray, "N 2"]:
-        """The ids that each document of the build may have in the other database: its own, and that of its copy (or -1)."""
-        places = np.minimum(np.searchsorted(self._own, documents), max(0, len(self._own) - 1))
-        copies = np.full(len(documents), PADDING, np.int64)
-        if len(self._own):
-            copies = np.where(self._own[places] == documents, self._there[places], PADDING)
-        return np.stack([documents, copies], axis=1)
+    def own(self, documents: Int64[np.ndarray, "N"]) -> Int64[np.ndarray, "N P"]:
+        """The ids that each document of the build may have in the other database: its own, then those of its copies (or -1)."""
+        first, last = (np.searchsorted(self._own, documents, side) for side in ("left", "right"))
+        places = first[:, None] + np.arange(max(1, int((last - first).max(initial=0))))
+        there = places < last[:, None]
+        copies = np.full(places.shape, PADDING, np.int64)
+        copies[there] = self._there[places[there]]
+        return np.concatenate([documents[:, None], copies], axis=1)

@@ -21,7 +21,7 @@ from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.search.chunk_search import search_chunks
 from data_pipeline.search.neighbors import require_chunks, stage_config
 from data_pipeline.search.recall import sample_rows
-from data_pipeline.stages.run import Manifest, StageError, read_manifest
+from data_pipeline.stages.run import Manifest, StageError, read_manifest, read_plan
 from retro_jax.config import DataConfig
 from retro_jax.data.manifests import DATABASE, database_of, has_other_database
 
@@ -110,6 +110,24 @@ def build_neighbors_of(
     ids, gone = rows_in_view(database, View())
     counts = {"recall": recall, "database_chunks": len(ids) - int(gone.sum())}
     return search_chunks(directory, facts, inputs, table, vectors, compared, counts)
+
+
+def searched_before(data: Path) -> bool:
+    """Whether the database that a build searches has changed since; its neighbors stay valid, but no search finds them again."""
+    if not has_other_database(data):
+        return False
+    plan = read_plan(data / "neighbors")  # is there, too, where the manifest is damaged
+    return plan is not None and plan["config"]["database"] != open_database(data).version
+
+
+def require_repairable(data: Path) -> None:
+    """Raises StageError where damaged neighbors would be replaced by those of another database than the rest."""
+    if searched_before(data):
+        raise StageError(
+            f"{data / 'neighbors'} is damaged, and the database that it was searched in has changed since, so that a new search "
+            f"would find other neighbors than those that models were trained on. Restore the stage from a copy, or build again "
+            f"with another --workdir."
+        )
 
 
 def of_joined(own: Path, other: Path, copies: Path, inputs: Mapping[str, str]) -> dict:

@@ -85,7 +85,7 @@ def searched(
     removed = replace(database.tombstones, documents=database.tombstones.documents | view.without)
     indexes, inputs, recall = [], {}, {}
     for number, directory in enumerate(database.directories):
-        index, fraction = directory / "index", share_of_all(database, view.share)
+        index, fraction = directory / "index", share_of_all(directory, view.share)
         if view.share < 1 and not number:  # additions are small: results outside of the share are dropped
             index, fraction = _share_index(database, fraction, view.share, evaluation), 1.0
         manifest = read_manifest(index, "index", verify=False)
@@ -119,23 +119,23 @@ def open_part(shard: tuple, chunks: Path, first: int, removed: Removed, fraction
     return PlacedSearcher(searcher, np.arange(first, first + shard[-1])) if first else searcher
 
 
-def share_of_all(database: Database, share: float) -> float:
-    """The share of all documents: the database may be one of a share itself, in which smaller ones are nested."""
-    return share * read_manifest(database.data / "index", "index", verify=False).config.get("database_fraction", 1.0)
+def share_of_all(directory: Path, share: float) -> float:
+    """The share of all documents of a build or an addition: the build may be one of a share itself, in which smaller ones are
+    nested; an addition to it is there as a whole."""
+    return share * read_manifest(directory / "index", "index", verify=False).config.get("database_fraction", 1.0)
 
 
 def rows_in_view(database: Database, view: View) -> tuple[Int64[np.ndarray, "K"], Bool[np.ndarray, "K"]]:
     """Chunk ids of the documents of a view in order, removed ones included; and which of them are removed."""
     removed = replace(database.tombstones, documents=database.tombstones.documents | view.without)
     ids, gone = [], []
-    for first, table in zip(database.first[:-1], database.tables, strict=True):
-        ids.append(first + np.arange(table.database_chunks))
-        gone.append(removed.rows(table)[: table.database_chunks])
-    ids, gone = np.concatenate(ids), np.concatenate(gone)
-    if (fraction := share_of_all(database, view.share)) < 1:
-        inside = in_subset(database.document_ids[ids], fraction)
-        ids, gone = ids[inside], gone[inside]
-    return ids, gone
+    for first, table, directory in zip(database.first[:-1], database.tables, database.directories, strict=True):
+        inside = np.ones(table.database_chunks, bool)
+        if (fraction := share_of_all(directory, view.share)) < 1:
+            inside = in_subset(table.document_ids[: table.database_chunks], fraction)
+        ids.append(first + np.flatnonzero(inside))
+        gone.append(removed.rows(table)[: table.database_chunks][inside])
+    return np.concatenate(ids), np.concatenate(gone)
 
 
 def _share_index(database: Database, fraction: float, share: float, evaluation: Path) -> Path:

@@ -15,15 +15,16 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
 from data_pipeline.database.copies import STAGE as COPIES
-from data_pipeline.database.copies import Copies
+from data_pipeline.database.copies import Copies, build_copies
 from data_pipeline.database.database import Database
 from data_pipeline.database.searched import View, open_database, rows_in_view, searched
+from data_pipeline.documents.stage import read_documents_manifest
 from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.evaluation.draws import Pool
 from data_pipeline.evaluation.tables import FOLDER, HELD_OUT, Tables
 from data_pipeline.search.chunk_search import STAGE, search_chunks
 from data_pipeline.search.neighbors import NeighborTable, require_chunks
-from data_pipeline.stages.run import StageError, fingerprint, read_facts, read_manifest, read_plan
+from data_pipeline.stages.run import Manifest, StageError, fingerprint, read_facts, read_manifest, read_plan
 from retro_jax.core.dimensions import PADDING
 from retro_jax.data.manifests import database_of, has_other_database
 
@@ -57,14 +58,14 @@ def neighbor_stages(directory: Path) -> list[Path]:
 
 def find_neighbors_stage(tables: Tables, database: Database, view: View, k: int) -> Found | None:
     """The finished stage with the fewest neighbors, but k or more; for k = 0 the one with the most."""
-    wanted = stage_facts(database, view, k)
+    wanted, copies = stage_facts(database, view, k), _copies_place(tables, database)
     found = []
     if tables.name == HELD_OUT and view == View() and _is_of_build(database, tables.data):
         found.append(Found(tables.data / STAGE, default_k(tables.data), tables.first))
     for path in neighbor_stages(tables.directory):
         facts = read_facts(path)
         same = {**facts.config, "neighbors_stored": k} == wanted
-        if same and facts.inputs["chunks"] == tables.chunks.fingerprint:
+        if same and facts.inputs["chunks"] == tables.chunks.fingerprint and _compared(facts, tables, copies):
             found.append(Found(path, facts.config["neighbors_stored"], 0))
     found = sorted((one for one in found if one.stored >= k), key=lambda one: one.stored)
     return (found[0] if k else found[-1]) if found else None
@@ -76,11 +77,34 @@ def _is_of_build(database: Database, data: Path) -> bool:
     return database.version == manifest.config.get("database", manifest.fingerprint[:16])
 
 
-def _copies(tables: Tables, database: Database) -> Copies | None:
-    """Of the build's held-out documents in the other database that it searches."""
+def _copies_place(tables: Tables, database: Database) -> Path | None:
+    """The stage of the build's held-out documents in the other database that it searches: that of the build, or one for a
+    database that has gained documents since. None where the set has no documents there."""
     if tables.name != HELD_OUT or not has_other_database(tables.data):
         return None
-    return Copies(tables.data / COPIES) if database.data.resolve() == database_of(tables.data) else None
+    if database.data.resolve() != database_of(tables.data):
+        return None
+    compared = set(read_manifest(tables.data / COPIES, COPIES, verify=False).inputs.values())
+    now = {read_documents_manifest(directory / "documents").fingerprint for directory in database.directories}
+    return tables.data / (COPIES if now <= compared else f"{FOLDER}/.{COPIES}-of-{database.version}")
+
+
+def _copies(tables: Tables, database: Database) -> Copies | None:
+    """The stage, made if it is missing."""
+    place = _copies_place(tables, database)
+    if place is not None and not (place / "manifest.json").exists():
+        build_copies(place, tables.data / "documents", database.data)
+    return None if place is None else Copies(place)
+
+
+def _compared(facts: Manifest, tables: Tables, copies: Path | None) -> bool:
+    """Whether neighbors were searched with these copies left out; stages of earlier versions took those of the build."""
+    if copies is None:
+        return True
+    if not (copies / "manifest.json").exists():
+        return False
+    build = read_manifest(tables.data / COPIES, COPIES, verify=False).fingerprint
+    return facts.inputs.get(COPIES, build) == read_manifest(copies, COPIES, verify=False).fingerprint
 
 
 def make_neighbors(tables: Tables, database: Database, view: View, k: int) -> Found:
@@ -95,11 +119,12 @@ def make_neighbors(tables: Tables, database: Database, view: View, k: int) -> Fo
     k = k or default_k(tables.data)
     if (found := find_neighbors_stage(tables, database, view, k)) is not None:
         return found
-    evaluation = tables.data / FOLDER
-    compared, inputs, recall = searched(database, view, evaluation, _copies(tables, database))
+    evaluation, copies = tables.data / FOLDER, _copies(tables, database)
+    compared, inputs, recall = searched(database, view, evaluation, copies)
     vectors = EmbeddingTable(tables.embeddings)
     require_chunks(tables.chunks, vectors, tables.base / "chunks", tables.embeddings)
     inputs = {"chunks": tables.chunks.fingerprint, "embeddings": vectors.fingerprint, **inputs}
+    inputs |= {COPIES: copies.fingerprint} if copies else {}
     facts = stage_facts(database, view, k)
     directory = _place(tables, facts, own=database.data == tables.data)
     counts = {"recall": recall, "database_chunks": len(rows_in_view(database, view)[0])}

@@ -16,6 +16,7 @@ from data_pipeline.database import changes
 from data_pipeline.database.changes import make_addition
 from data_pipeline.database.database import Database, KeptSearcher
 from data_pipeline.database.provenance import Provenance
+from data_pipeline.database.searched import View, rows_in_view
 from data_pipeline.documents.stage import DocumentTable
 from data_pipeline.encoder.stage import EmbeddingTable, open_encoder
 from data_pipeline.search.chunk_search import find_neighbors
@@ -25,6 +26,7 @@ from data_pipeline.stages.run import StageError, read_manifest
 from launch import build, database
 from launch.__main__ import main
 from launch.command.arguments import parse
+from retro_jax.evaluate.results import database_facts
 
 # Settings that an addition has values of its own for; without held-out documents nothing is near one.
 ITS_OWN = {"data.validation_fraction", "data.near_duplicate_jaccard", "data.embedding_dtype"}
@@ -125,7 +127,9 @@ def test_a_share_of_the_database_has_changes_of_its_own(root, tmp_path, capsys):
     assert now.facts()["additions"] == 1 and not (work / "data" / "additions").exists()
     added = ChunkTable(share / "additions/00000/chunks")
     assert len(read_manifest(share / "additions/00000/index", "index").config["ranges"]) == 1
-    assert len(now) == read_manifest(share / "index", "index").counts["database_chunks"] + len(added)
+    searched = read_manifest(share / "index", "index").counts["database_chunks"]
+    assert len(now) == searched + len(added) == len(rows_in_view(now, View())[0])
+    assert database_facts(share)["chunks"] == searched and "documents" not in database_facts(share)
     assert {name: content for name, content in contents(work).items() if "additions" not in name} == before
     flip(next(share.glob("neighbors/*.ids.npy")))
     assert database.main(["verify", f"--workdir={work}"]) == 2

@@ -14,6 +14,7 @@ import pytest
 from file_contents import contents
 from joined_set import pile, write_records
 from test_join import OtherProcess
+from test_verify import flip
 
 from data_pipeline.chunks import ChunkTable, cut
 from data_pipeline.database.changes import add, remove
@@ -235,7 +236,7 @@ def test_held_out_text_is_scored_with_the_neighbors_of_the_build(root, b):
     assert not (drawn[:, :, None] == own[:, None]).any()
 
 
-def test_a_set_is_joined_and_a_changed_database_is_searched_again(root, run_b, b, tmp_path):
+def test_a_set_is_joined_and_a_changed_database_is_searched_again(root, run_b, b, tmp_path, capsys):
     """An addition needs no other files; its text is read in the model's tokens too."""
     a = tmp_path / "a" / "data"
     shutil.copytree(root / "a" / "data", a)
@@ -270,6 +271,58 @@ def test_a_set_is_joined_and_a_changed_database_is_searched_again(root, run_b, b
     assert before.fingerprint != after.fingerprint
     with pytest.raises(StageError, match="held_out.*retro join"):
         open_set(data, "held_out").neighbors()
+    shards = contents(data / "joined")
+    assert verb.main(["verify", f"--workdir={tmp_path / 'b'}"]) == 0  # what was found in the earlier version stays
+    flip(next((data / "neighbors").glob("*.ids.npy")))
+    capsys.readouterr()
+    assert verb.main(["verify", "--repair", f"--workdir={tmp_path / 'b'}"]) == 2
+    assert "the database that it was searched in has changed since" in capsys.readouterr().err
+    assert contents(data / "joined") == shards
+
+
+def own_text(data, database, rows, owners, ids) -> int:
+    """How many neighbors are of the text of the document that they are neighbors of."""
+    text = {document.id: document.text for document in DocumentTable(data / "documents").read()}
+    there = {id: database.document(id).text for id in np.unique(ids[ids >= 0]).tolist()}
+    return sum(there[id] == text[owners[row]] for row in rows for id in ids[row].tolist() if id >= 0)
+
+
+def test_a_copy_that_came_with_an_addition_is_no_neighbor(root, run_b, b, tmp_path):
+    """Guards against held-out text that finds itself: its text is added to the database after the build."""
+    a, data = tmp_path / "a" / "data", tmp_path / "b" / "data"
+    shutil.copytree(root / "a" / "data", a)
+    shutil.copytree(b, data, symlinks=True)
+    moved = replace(run_b, data=replace(run_b.data, database=str(a)))
+    build(moved, tmp_path / "b")
+    there = {document.text for document in DocumentTable(a / "documents").read()}
+    held = [one for one in DocumentTable(data / "documents").read() if one.split != "train" and one.text not in there]
+    (tmp_path / "new").mkdir()
+    for number, document in enumerate(held):
+        (tmp_path / "new" / f"{number}.txt").write_text(document.text, newline="")
+    add(a, moved, {"valley": SourceConfig(path=str(tmp_path / "new"))}, encoder_directory(moved.data))
+    found, database = join_neighbors(data, "held_out"), Database(a)
+    mine = open_set(data, "held_out")
+    rows = np.arange(mine.edges[-1])
+    owners = np.repeat(mine.document_ids, np.diff(mine.edges))
+    assert held and own_text(data, database, rows, owners, found.find(rows)[0]) == 0
+    drawn = found.draw(rows, np.full(len(rows), 40), 40)
+    assert own_text(data, database, rows, owners, drawn) == 0
+    assert open_set(data, "held_out").neighbors().fingerprint == found.fingerprint
+
+
+def test_every_copy_of_a_text_is_left_out(root, run_a, run_b, tmp_path):
+    """Guards against the one copy of an addition that is removed at once, in place of the one that is searched."""
+    a, data = tmp_path / "a" / "data", tmp_path / "b" / "data"
+    shutil.copytree(root / "a" / "data", a)
+    (tmp_path / "new").mkdir()
+    for number in range(8):
+        shutil.copy(root / "text" / f"{number:03d}.txt", tmp_path / "new" / f"again{number}.txt")
+    moved = replace(run_b, data=replace(run_b.data, database=str(a)))
+    add(a, moved, {"valley": SourceConfig(path=str(tmp_path / "new"))}, encoder_directory(moved.data))
+    build(moved, tmp_path / "b")
+    table, found = ChunkTable(data / "chunks"), NeighborTable(data / "neighbors")
+    owners = np.asarray(table.document_ids[:])
+    assert own_text(data, Database(a), range(len(table)), owners, np.asarray(found.ids[:])) == 0
 
 
 def test_a_set_is_compared_with_the_documents_of_the_other_database(root, run_b, b, tmp_path):
