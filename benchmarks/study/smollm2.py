@@ -114,7 +114,7 @@ def setting(study: Study, seed: int) -> list[str]:
     limits = ", ".join(f"{name} {one.max_train_bytes:,}" for name, one in run.data.sources.items())
     return [
         f"The source is {files} ({', '.join(origin['dtypes'])}; license {origin['license']}), {frozen:,} parameters, frozen.",
-        f"Encoder and cross-attention, {total - frozen:,} parameters in layers {', '.join(map(str, model.retrieval_layers))},",
+        f"Encoder and cross-attention ({total - frozen:,} parameters; layers {', '.join(map(str, model.retrieval_layers))})",
         f"train for {train.steps} steps of {train.batch} sequences of {model.sequence_length} tokens in chunks of "
         f"{model.chunk_length}, {train.steps * train.batch * model.sequence_length:,} tokens,",
         f"with k = {model.neighbors}, learning rate {train.learning_rate:g} and {model.compute_dtype} products. Training text and "
@@ -127,7 +127,10 @@ def setting(study: Study, seed: int) -> list[str]:
 def same_bits(study: Study, seed: int) -> str:
     bits = study.point(POINT, seed).bits
     equal, count = int(np.sum(bits["baseline"] == bits["off"])), len(bits["off"])
-    return f"Off has the source's bits in {equal} of {count} documents, compared in every digit."
+    return (
+        f"Off has the source's bits in {equal} of {count} documents, compared in every digit. Empty runs the cross-attention on no\n"
+        "neighbors, in another program: what differs from Off is rounding."
+    )
 
 
 def cell(study: Study, other: str, subset: str) -> str:
