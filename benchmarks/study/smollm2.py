@@ -111,14 +111,14 @@ def setting(study: Study, seed: int) -> list[str]:
     origin = read_json(directory / "baseline" / "imported.json", REMEDY)
     total, frozen = (parameter_totals(one.model)["total"] for one in (run, source))
     train, model, files = run.train, run.model, ", ".join(f"`{name}`" for name in origin["files"])
-    limits = ", ".join(f"{name} {one.max_train_bytes:,}" for name, one in run.data.sources.items())
+    sizes = ", ".join(f"{name} {facts['train_bytes']:,}" for name, facts in results["data"].items())
     return [
         f"The source is {files} ({', '.join(origin['dtypes'])}; license {origin['license']}), {frozen:,} parameters, frozen.",
         f"Encoder and cross-attention ({total - frozen:,} parameters; layers {', '.join(map(str, model.retrieval_layers))})",
         f"train for {train.steps} steps of {train.batch} sequences of {model.sequence_length} tokens in chunks of "
         f"{model.chunk_length}, {train.steps * train.batch * model.sequence_length:,} tokens,",
         f"with k = {model.neighbors}, learning rate {train.learning_rate:g} and {model.compute_dtype} products. Training text and "
-        f"database, in bytes: {limits}.",
+        f"database, in bytes: {sizes}.",
         f"Training took {results['seconds']['train retro'] / 60:.0f} minutes on {results['versions']['devices']}, the "
         f"evaluation {results['seconds']['evaluate'] / 60:.0f}.",
     ]

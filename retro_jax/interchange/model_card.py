@@ -115,7 +115,7 @@ def _data(run: RunConfig, results: Mapping, imported: bool, from_import: bool) -
         rows = {name: f"{each['license']}; {each['train_bytes']:,} {read}" for name, each in found.items()}
     else:
         rows = {name: f"{each.license}; {each.package or each.path}" for name, each in run.data.sources.items()}
-    note = ["What the imported model was trained on is not known here."] if from_import else []
+    note = ["What the imported model was trained on is not known here.", ""] if from_import else []
     return [*note, *(_table(rows) if rows else [] if note else [f"Sources: {NOT_SAID}."])]
 
 

@@ -27,6 +27,7 @@ def swept(tmp_path):
         name: {"documents": count, "bytes": count * CHUNKS * BYTES} for name, count in (("legal", 40), ("wiki", 20))
     }
     results["sets"] = {"held_out": {"subsets": facts}}
+    results["data"] = {"legal": {"train_bytes": 1_234_567}}
     results |= {"seconds": {"train retro": 600.0, "evaluate": 120.0}, "versions": {"devices": "1 x cpu"}}
     write_json(point / "results.json", results)
     write_json(point / "retro" / "config.json", to_dict(RunConfig()))
@@ -54,6 +55,7 @@ def test_gain_and_adaptation_are_told_apart(swept):
     )
     assert float(high[0]) == pytest.approx(-0.3, abs=0.02) and float(low[0]) == pytest.approx(-0.1, abs=0.02)
     assert not middle  # no chunk has such an overlap
+    assert "in bytes: legal 1,234,567." in text
     assert "| 50 | 2.0000 | 2.5000 | 2.2500 |" in text
     assert "<svg" in plot(Study(swept))
 
