@@ -127,5 +127,8 @@ def test_an_imported_model_gets_retrieval_around_its_frozen_decoder(tmp_path):
     assert (run.train.trainable, run.train.initialize_from) == ("retrieval", str(tmp_path))
     assert (run.train.batch, run.train.steps) == (256, 23_438)
     assert run_config("imported", f"{tmp_path},smoke").train.steps == 20
-    with pytest.raises(ValueError, match="takes a run directory, RUN or RUN,smoke"):
+    laptop = run_config("imported", f"{tmp_path},laptop")
+    assert (laptop.train.batch, laptop.train.steps, laptop.model.sequence_length) == (4, 600, 256)
+    assert laptop.evaluate.baseline == str(tmp_path) and set(laptop.data.sources) == {"wiki", "legal"}
+    with pytest.raises(ValueError, match="takes a run directory, RUN, RUN,laptop or RUN,smoke"):
         run_config("imported", "")
