@@ -134,6 +134,8 @@ def sample_run(run: RunConfig, sizes: Mapping[str, float], wanted: float, folder
         database_fraction=1.0,
         index_shards=0,
         index_shards_visited=0,
+        index_leaves=0,  # what suits the corpus is too many for a sample
+        index_leaves_searched=0,
     )
     return replace(run, data=data, model=replace(run.model, vocabulary=vocabulary))
 

@@ -56,7 +56,7 @@ def measure(run: RunConfig, tokens: float = 0) -> tuple[Rates, float]:
         short = planning.sample_run(run, sizes, wanted, folder / "text", run.data.tokenizer)
         text, _ = _make(short, until="chunks")
         model = run.data.tokenizer or str(model_file(Path(short.data.directory)))
-        keys = text.keys * (tokens / text.tokens if tokens else total / text.text_bytes)
+        keys = text.keys * (tokens / text.tokens if tokens else total / text.text_bytes) * run.data.database_fraction
         below = run.data.exact_below if keys < run.data.exact_below else 0  # the search that the full corpus will have
         run = replace(run, model=short.model, data=replace(run.data, exact_below=below))
         samples = []

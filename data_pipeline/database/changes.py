@@ -120,10 +120,11 @@ def make_addition(data: Path, directory: Path, encoder: Path) -> dict[str, int]:
     config = replace(config, embedding_dtype=stored["embedding_dtype"], encoder_dtype=stored["compute_dtype"])
     # All of it, even if small; in the shards of the build's index where that is routed.
     config = replace(config, database_fraction=1.0, index_shards=0, index_shards_visited=0)
+    config = replace(config, index_leaves=0, index_leaves_searched=0)  # those of the build may be too many
     earlier = [path for path in addition_directories(data) if path < directory]  # a later copy is dropped for this one
     others = [path / "documents" for path in (data, *earlier)]
     at = {stage: directory / stage for stage in made_with_additions()}
-    count = build_documents(at["documents"], config).counts["documents"]
+    count = build_documents(at["documents"], config, others=others).counts["documents"]
     copies = _copies(at["documents"], others)
     if copies:
         before = read_removed(data)

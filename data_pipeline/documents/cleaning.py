@@ -6,7 +6,7 @@ dropped.jsonl   what cleaning took from the training split, and why
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ def select(
     sources: Mapping[str, SourceConfig],
     counts: Mapping,
     temporary: Path,
+    known: Callable[[frozenset[int]], Mapping[int, str]] | None = None,
 ) -> dict:
     """Writes both files into `temporary`.
 
@@ -41,6 +42,7 @@ def select(
       units, stems: where units were read to, and their names in order.
       jaccard: near duplicates from this index on; 0 is off.
       counts: of reading, "read", "licenses" and "dropped" by subset.
+      known: gives the SHA-256 of documents, by id, that the database holds already.
 
     Returns:
       Counts by subset, and of near duplicates.
@@ -52,6 +54,8 @@ def select(
     check_ids(spill.facts, spill.describe)
     selection = Selection(spill.facts, sources)
     selection.drop_copies()
+    if known is not None:
+        selection.drop_known(known(frozenset(spill.facts["id"].tolist())))
     selection.drop_over_budget(validation=True)
     selection.drop_titles()
     near = _clean(selection, spill, jaccard, temporary)

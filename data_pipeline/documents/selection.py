@@ -55,6 +55,12 @@ class Selection:
         again = (digest[order[1:]] == digest[order[:-1]]).all(axis=1)
         self.drop(order[1:][again], "duplicate")
 
+    def drop_known(self, digests: Mapping[int, str]) -> None:
+        """Drops documents of one id and text with one that the database holds: SHA-256 by id."""
+        for row, id in enumerate(self.facts["id"].tolist()):
+            if id in digests and self.facts["digest"][row].tobytes() == bytes.fromhex(digests[id])[:16]:
+                self.drop([row], "duplicate")
+
     def drop_titles(self) -> None:
         """Drops training documents with the title of an evaluation article."""
         rows = self.rows(validation=False)

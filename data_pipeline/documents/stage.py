@@ -72,11 +72,14 @@ def _bits(content: bytes, person: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8, person=person).digest(), "big")
 
 
-def build_documents(directory: Path, config: DataConfig, *, to_train: bool = False) -> Manifest:
+def build_documents(
+    directory: Path, config: DataConfig, *, to_train: bool = False, others: Sequence[Path] = ()
+) -> Manifest:
     """Reads all sources of the config into `directory`.
 
     Args:
       to_train: raise an error for text that leaves nothing for the training split, before the stage is written.
+      others: finished stages of the same database; a document of one id and text with one of theirs is a duplicate.
 
     Raises:
       StageError: input that cannot be read as the config says, no document left, or two documents of one id.
@@ -86,7 +89,7 @@ def build_documents(directory: Path, config: DataConfig, *, to_train: bool = Fal
     listings = {name: list_source(name, source) for name, source in sources.items()}
     inputs = {f"source {name}": source_digest(name, source, listings[name]) for name, source in sources.items()}
     work = directory / ".read" / fingerprint([facts, inputs])[:16]
-    shards = partial(_parts, config, sources, listings, facts, inputs, work, to_train)
+    shards = partial(_parts, config, sources, listings, facts, inputs, work, to_train, others)
     files = {name: listing.counts() for name, listing in listings.items() if listing}
     manifest = run_stage(directory, STAGE, facts, inputs, shards, counts={"source_files": files} if files else {})
     shutil.rmtree(directory / ".read", ignore_errors=True)  # our own intermediate files
@@ -112,6 +115,7 @@ def _parts(
     inputs: dict,
     work: Path,
     to_train: bool,
+    others: Sequence[Path],
 ) -> list[Shard]:
     """Reads the missing units and selects documents; returns the shards that write the parts."""
     units = []
@@ -125,7 +129,13 @@ def _parts(
             units.append(Shard(stem, SpillWriter.files(stem), make))
     counts = run_stage(work / "units", "read", facts, inputs, units, unit="unit").counts
     make = partial(
-        select, work / "units", [unit.name for unit in units], config.near_duplicate_jaccard, sources, counts
+        select,
+        work / "units",
+        [unit.name for unit in units],
+        config.near_duplicate_jaccard,
+        sources,
+        counts,
+        known=partial(_known, others) if others else None,
     )
     found = run_stage(work / "kept", "cleaning", facts, inputs, [Shard("kept", [PLACES, DROPPED], make)]).counts
     if to_train and not any(subset["train"]["documents"] for subset in found["subsets"].values()):
@@ -260,6 +270,12 @@ def read_records(lines: Sequence[tuple[Path, int, int]]) -> Iterator[dict]:
 
 def read_documents_manifest(directory: Path) -> Manifest:
     return read_manifest(directory, STAGE)
+
+
+def _known(others: Sequence[Path], ids: frozenset[int]) -> dict[int, str]:
+    """The SHA-256 of the text of those `ids` that other stages hold."""
+    records = (record for other in others for record in DocumentTable(other).records())
+    return {record["id"]: record["sha256"] for record in records if record["id"] in ids}
 
 
 def _read_unit(

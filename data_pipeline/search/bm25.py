@@ -2,10 +2,11 @@
 
     frequencies-00000.npy  int64 [V], in how many database chunks of a shard each token occurs
 
-The words are tokens. The index proposes candidates by distance and these alone are scored, so no inverted index is kept;
+The words are tokens; BOS and EOS are none. The index proposes candidates by distance and these alone are scored, so no inverted index is kept;
 of equal scores the nearer is first. The stored distances are those of the embeddings.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from jaxtyping import Float32, Float64, Int, Int64
 
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.stages.engine import Shard
-from data_pipeline.stages.run import REPAIR, Manifest, read_manifest, run_stage
+from data_pipeline.stages.run import REPAIR, Manifest, read_manifest, read_plan, run_stage
 from retro_jax.core.dimensions import PADDING, check_ids
 from retro_jax.core.files import load_array
 
@@ -23,9 +24,17 @@ SATURATION, LENGTH = 1.2, 0.75  # k1 and b of BM25, the usual ones
 ROWS_AT_ONCE = 65_536
 
 
-def build_lexical(directory: Path, chunks: Path, vocabulary: int) -> Manifest:
-    """Counts in how many database chunks each token occurs, and the tokens in all."""
-    table = ChunkTable(chunks)
+def build_lexical(directory: Path, chunks: Path, vocabulary: int, special: Sequence[int]) -> Manifest:
+    """Counts in how many database chunks each token occurs, and the tokens in all.
+
+    Args:
+      special: tokens without weight, BOS and EOS. First chunks alone have the one and last chunks the other, so as rare words they
+        would draw these to each other. A stage that was begun by a version which weighed them keeps its ranking.
+    """
+    table, begun = ChunkTable(chunks), read_plan(directory)
+    config = {"vocabulary": vocabulary}
+    if begun is None or "special" in begun["config"]:
+        config["special"] = sorted(set(special))
     shards, start = [], 0
     for number, rows in enumerate(table.shard_rows):
         stop = min(start + rows, table.database_chunks)
@@ -33,7 +42,7 @@ def build_lexical(directory: Path, chunks: Path, vocabulary: int) -> Manifest:
             name = f"frequencies-{number:05d}"
             shards.append(Shard(name, [f"{name}.npy"], partial(_count, name, table, start, stop, vocabulary)))
         start += rows
-    return run_stage(directory, STAGE, {"vocabulary": vocabulary}, {"chunks": table.fingerprint}, shards)
+    return run_stage(directory, STAGE, config, {"chunks": table.fingerprint}, shards)
 
 
 def _count(name: str, table: ChunkTable, start: int, stop: int, vocabulary: int, temporary: Path) -> dict:
@@ -63,6 +72,7 @@ class Lexical:
         chunks = manifest.counts["chunks"]
         self._average = manifest.counts["tokens"] / chunks
         self._weights = np.log(1 + (chunks - frequencies + 0.5) / (frequencies + 0.5))
+        self._weights[manifest.config.get("special", [])] = 0.0
 
     def __reduce__(self):
         """Pickles as its path."""

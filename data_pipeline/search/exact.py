@@ -91,6 +91,8 @@ class PlacedSearcher:
     ) -> tuple[Int64[np.ndarray, "N K"], Float32[np.ndarray, "N K"]]:
         """See `Searcher.search`."""
         found, distances = self._searcher.search(queries, k)
+        if not len(self._ids):  # an index shard that no key of a small addition went to
+            return found, distances
         there = found != PADDING
         return np.where(there, self._ids[np.where(there, found, 0)], PADDING), distances
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from data_pipeline.search.exact import Searcher, merge_rows, reference_distances
 from retro_jax.core.dimensions import PADDING
 
-ROUNDING = 1e-5  # of the float32 distances against the float64 ones
+ROUNDING = 1e-5  # of the float32 distances against the float64 ones, relative above 1: vectors need not have length 1
 
 
 class QuerySample:
@@ -61,8 +61,9 @@ class QuerySample:
         ids, distances = found
         k = max(1, int(np.isfinite(self.truth).sum(1).min()))
         other = (ids != PADDING) & (ids != self.rows[:, None])
+        farthest = self.truth[:, k - 1 : k]
         return (
-            other & (distances <= self.truth[:, k - 1 : k] + ROUNDING),
+            other & (distances <= farthest + ROUNDING * np.maximum(1.0, farthest)),
             k,
             max(1, int(np.isfinite(self.truth[:, :k]).sum())),
         )

@@ -173,15 +173,19 @@ def _choose(found: Found, endings: tuple[str, ...] | None, chosen: bool) -> None
             reason = "caches of the datasets library"
         elif endings is not None and not plain.lower().endswith(endings):
             reason = ending(plain) or NO_ENDING
-        elif name in found.links and found.links[name] in found.nodes:
-            reason = "links to files of the same source"
         if reason:
             del found.files[name]
             found.leave_out(reason, file.bytes)
             if reason in TFDS:
                 found.tfds.add(str(PurePosixPath(name).parent))
-        elif name in found.links:
-            found.nodes.add(found.links[name])
+    taken = {found.nodes[name] for name in found.files if name in found.nodes}
+    for name, file in sorted(found.files.items()):
+        if (node := found.links.get(name)) is None:
+            continue
+        if node in taken:  # by the file itself, or by another link
+            del found.files[name]
+            found.leave_out("links to files of the same source", file.bytes)
+        taken.add(node)
 
 
 def _check_name(name: str, shown: str) -> None:

@@ -25,7 +25,7 @@ class Found:
     def __init__(self):
         self.files: dict[str, SourceFile] = {}
         self.links: dict[str, tuple[int, int]] = {}  # name -> (device, inode) of files that a link led to
-        self.nodes: set[tuple[int, int]] = set()  # of files that none did
+        self.nodes: dict[str, tuple[int, int]] = {}  # the same of files that none did
         self.broken: dict[str, str] = {}  # name of a link -> its target
         self.tfds: set[str] = set()  # folders of TFDS data sets
         self.left_out: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -39,7 +39,7 @@ class Found:
         if linked:
             self.links[file.name] = _node(facts)
         else:
-            self.nodes.add(_node(facts))
+            self.nodes[file.name] = _node(facts)
 
     def leave_out(self, reason: str, size: int = 0) -> None:
         self.left_out[reason][0] += 1

@@ -133,8 +133,10 @@ def _copies(directory: Path, run: RunConfig, at: Places) -> Manifest:
 
 def _lexical(directory: Path, run: RunConfig, at: Places) -> Manifest:
     from data_pipeline.search.bm25 import build_lexical
+    from data_pipeline.tokens import Tokenizer
 
-    return build_lexical(directory, at["chunks"], run.model.vocabulary)
+    tokenizer = Tokenizer(at["tokenizer"])
+    return build_lexical(directory, at["chunks"], run.model.vocabulary, (tokenizer.bos, tokenizer.eos))
 
 
 def _is_ranked(run: RunConfig) -> bool:
@@ -186,7 +188,12 @@ def _neighbors(directory: Path, run: RunConfig, at: Places) -> Manifest:
 def _known_of_neighbors(run: RunConfig, directory: Path):
     from data_pipeline.search.neighbors import stage_config
 
-    return stage_config(run.data), {}
+    facts = stage_config(run.data)
+    if run.data.database:
+        from data_pipeline.database.database import Database
+
+        facts["database"] = Database(Path(run.data.database)).version
+    return facts, {}
 
 
 def _joined(directory: Path, run: RunConfig, at: Places) -> Manifest:

@@ -18,7 +18,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -89,10 +90,11 @@ def run_stage(
             plan["shards"] = [shard.name for group in (*before, shards) for shard in group]
         if read_plan(directory) != plan:
             write_json(directory / "plan.json", plan, seal=True)  # only now: input and settings have been checked
-        parts = [part for group in before for part in make_missing(directory, group[0].name, group)]
-        parts += make_missing(directory, stage, shards, unit=unit, prepare=prepare, at_once=at_once)
-        if last is not None:
-            parts += make_missing(directory, last.name, [last], engine=InProcess())
+        with _counting(directory, started):
+            parts = [part for group in before for part in make_missing(directory, group[0].name, group)]
+            parts += make_missing(directory, stage, shards, unit=unit, prepare=prepare, at_once=at_once)
+            if last is not None:
+                parts += make_missing(directory, last.name, [last], engine=InProcess())
     except OSError as error:
         short_write = error.errno is None and "requested and" in str(error)  # NumPy's message; it sets no errno
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not short_write:
@@ -106,8 +108,7 @@ def run_stage(
             total[key] = add_counts(total.get(key), value)
     files = [file for part in parts for file in part["files"]]
     versions = {name: package_version(name) for name in PACKAGES}
-    earlier = (read_seconds(directory) or 0.0) if (directory / "seconds.json").exists() else 0.0
-    write_json(directory / "seconds.json", {"seconds": earlier + time.monotonic() - started})
+    _add_seconds(directory, time.monotonic() - started)
     facts = {
         **{k: plan[k] for k in ("stage", "config", "inputs")},
         "versions": versions,
@@ -116,6 +117,23 @@ def run_stage(
     }
     write_json(directory / "manifest.json", facts, seal=True)
     return read_manifest(directory, stage, verify=False)
+
+
+@contextmanager
+def _counting(directory: Path, started: float) -> Iterator[None]:
+    """Keeps the time of work that is interrupted; its finished shards stay too."""
+    try:
+        yield
+    except BaseException:
+        if something_made(directory):
+            with suppress(OSError):
+                _add_seconds(directory, time.monotonic() - started)
+        raise
+
+
+def _add_seconds(directory: Path, seconds: float) -> None:
+    earlier = (read_seconds(directory) or 0.0) if (directory / "seconds.json").exists() else 0.0
+    write_json(directory / "seconds.json", {"seconds": earlier + seconds})
 
 
 def make_missing(

@@ -15,7 +15,7 @@ from data_pipeline.search.stage import build_index
 from data_pipeline.stages import known
 from launch.build import main
 from launch.plan import make_plan
-from retro_jax.config import DataConfig, RunConfig
+from retro_jax.config import DataConfig, RunConfig, SourceConfig
 
 STAGES = tuple(name for name, stage in known.STAGES.items() if stage.wanted(RunConfig()))
 LATE = STAGES[STAGES.index("embeddings") :]
@@ -116,6 +116,20 @@ def test_a_plan_says_what_it_cannot_take(tmp_path, capsys):
     other = replace(RunConfig(), data=replace(DataConfig(), database="elsewhere/data"))
     with pytest.raises(ValueError, match="database of their own, but config.data.database=elsewhere/data is set"):
         make_plan(other, 0.0, 1, "")
+
+
+def test_a_sample_takes_no_setting_that_only_the_corpus_can_have(tmp_path):
+    """Guards against the leaves of millions of keys over a sample of a thousand."""
+    made_up_text.write_folder(tmp_path / "text", documents=4)
+    data = DataConfig(sources={"own": SourceConfig(path=str(tmp_path / "text"))}, index_leaves=2_000, index_shards=9)
+    data = replace(data, index_leaves_searched=100, database_fraction=0.5)
+    sample = planning.sample_run(replace(RunConfig(), data=data), {"own": 1.0}, 1e3, tmp_path / "sample", "given").data
+    assert (sample.index_leaves, sample.index_leaves_searched, sample.index_shards, sample.database_fraction) == (
+        0,
+        0,
+        0,
+        1,
+    )
 
 
 def test_what_a_key_takes_is_measured_in_scann(tmp_path, monkeypatch):

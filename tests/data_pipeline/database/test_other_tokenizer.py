@@ -432,3 +432,14 @@ def test_neighbors_by_words_need_the_same_tokenizer(root, run_a, run_b):
 def test_a_build_does_not_lose_its_database(root, run_b, b):
     with pytest.raises(StageError, match="searches the database .*; give config.data.database, or build into another"):
         build(replace(run_b, data=replace(run_b.data, database="")), b.parent)
+
+
+def test_a_refused_database_changes_nothing(root, run_a, tmp_path):
+    """Guards against a finished build that searches another database from then on."""
+    made_up_text.write_folder(tmp_path / "text", documents=8, seed=6)
+    run = joined_set.make_build(tmp_path / "c", sources={"own": SourceConfig(path=str(tmp_path / "text"))})
+    before = contents(tmp_path / "c" / "data")
+    with pytest.raises(StageError, match="another config"):
+        build(replace(run, data=replace(run.data, database=str(root / "a" / "data"))), tmp_path / "c")
+    assert contents(tmp_path / "c" / "data") == before and not (tmp_path / "c" / "data" / "database").exists()
+    build(run, tmp_path / "c")

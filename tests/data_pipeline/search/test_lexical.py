@@ -1,5 +1,6 @@
 """BM25 of token ids against the formula in a loop, and reranking of candidates."""
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from made_up_vectors import write_chunks
 from data_pipeline.chunks import ChunkTable
 from data_pipeline.search.bm25 import Lexical, build_lexical
 from data_pipeline.stages.run import Shard, run_stage
+from retro_jax.core.files import write_json
 
 ROWS = [[1, 5, 5, 7], [5, 6, -1, -1], [1, 8, 9, 9], [6, 6, 6, -1], [1, 5, 9, 2]]  # the last is held out
 DATABASE = 4
@@ -30,7 +32,7 @@ def root(tmp_path_factory):
 
     counts = {"subsets": ["farm"], "chunk_length": 4, "database_chunks": DATABASE, "chunks": 5}
     run_stage(root / "chunks", "chunks", {}, {}, [shard(0, slice(0, 3)), shard(1, slice(3, 5))], counts=counts)
-    build_lexical(root / "lexical", root / "chunks", 10)
+    build_lexical(root / "lexical", root / "chunks", 10, ())
     return root
 
 
@@ -57,7 +59,7 @@ def test_scores_are_those_of_the_formula(root):
 
 def test_tokens_beyond_the_vocabulary_are_named(root, tmp_path):
     with pytest.raises(ValueError, match="Tokens of the chunks for frequencies-00000, .*: 9 is not a valid id"):
-        build_lexical(tmp_path / "lexical", root / "chunks", 8)
+        build_lexical(tmp_path / "lexical", root / "chunks", 8, ())
     words, tokens = Lexical(root / "lexical"), ChunkTable(root / "chunks").tokens
     with pytest.raises(ValueError, match="Tokens of a query for .*: 10 is not a valid id"):
         words.rerank(np.array([[1, 10]]), np.zeros((1, 2), int), np.zeros((1, 2)), tokens, 1)
@@ -77,6 +79,22 @@ def test_candidates_that_share_rare_words_come_first(root):
 def test_the_statistics_do_not_depend_on_the_shards(tmp_path):
     for rows in (7, 50):
         write_chunks(tmp_path / f"chunks-{rows}", np.repeat(np.arange(10), 5), 41, rows)
-        build_lexical(tmp_path / f"lexical-{rows}", tmp_path / f"chunks-{rows}", 600)
+        build_lexical(tmp_path / f"lexical-{rows}", tmp_path / f"chunks-{rows}", 600, ())
     few, many = (Lexical(tmp_path / f"lexical-{rows}") for rows in (50, 7))
     assert np.array_equal(few._weights, many._weights) and few._average == many._average == 4
+
+
+def test_bos_and_eos_are_no_words(root, tmp_path):
+    """Guards against first chunks that draw each other by their BOS; a stage of an earlier version keeps its ranking."""
+    build_lexical(tmp_path / "lexical", root / "chunks", 10, (1, 2))
+    words, before = Lexical(tmp_path / "lexical"), Lexical(root / "lexical")
+    assert words._weights[[1, 2]].tolist() == [0.0, 0.0] and np.array_equal(words._weights[3:], before._weights[3:])
+    query, chunks = np.array([1, 5, 9, 2]), np.array(ROWS)
+    np.testing.assert_array_equal(words.scores(query, chunks), words.scores(np.array([5, 9, -1, -1]), chunks))
+    plan = tmp_path / "lexical" / "plan.json"
+    facts = json.loads(plan.read_text())
+    del facts["sha256"], facts["config"]["special"]
+    write_json(plan, facts, seal=True)
+    (tmp_path / "lexical" / "manifest.json").unlink()
+    build_lexical(tmp_path / "lexical", root / "chunks", 10, (1, 2))
+    assert np.array_equal(Lexical(tmp_path / "lexical")._weights, before._weights)

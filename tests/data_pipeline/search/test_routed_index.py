@@ -247,6 +247,18 @@ def test_added_keys_go_to_the_shards_of_the_build(root, tmp_path):
     assert "routing" not in exact.counts and "router" not in exact.inputs
 
 
+def test_an_addition_smaller_than_the_shards_is_searched(root, tmp_path):
+    """Guards against an index error where a shard of the build gets no key of an addition."""
+    added = clustered(402, clusters=60, seed=0)[400:]
+    chunks = write_chunks(tmp_path / "chunks", np.arange(2) + 5000, 2, 100)
+    write_embeddings(tmp_path / "embeddings", added, 2, chunks.fingerprint)
+    config = dataclasses.replace(CONFIG, index_shards=0)
+    build_index(tmp_path / "index", config, tmp_path / "embeddings", like=root / "index")
+    assert any(not len(np.load(path)) for path in (tmp_path / "index").glob("index-*/ids.npy"))
+    found, distances = open_searcher(tmp_path / "index", tmp_path / "embeddings").search(added, 3)
+    assert found[:, 0].tolist() == [0, 1] and (found[:, 2] == -1).all() and np.isinf(distances[:, 2]).all()
+
+
 def test_a_key_in_a_wrong_shard_is_damage(root, tmp_path):
     shutil.copytree(root, tmp_path / "data")
     data, table = tmp_path / "data", ChunkTable(root / "chunks")

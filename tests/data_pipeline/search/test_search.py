@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_vectors import clustered
 
 import data_pipeline.search.exact as search
 from data_pipeline.search.exact import ExactSearcher, paired_distances, reference_distances
+from data_pipeline.search.recall import QuerySample
 
 
 def plain(queries, keys, k):
@@ -102,3 +104,13 @@ def test_reference_distances_leave_out_the_query():
 def test_wrong_queries(queries, k, message):
     with pytest.raises(ValueError, match=message):
         ExactSearcher(np.zeros((4, 2), np.float32)).search(queries, k)
+
+
+@pytest.mark.parametrize("scale", [1 / 30, 1.0, 30.0])
+def test_exact_search_has_a_recall_of_one_whatever_the_length_of_the_vectors(scale):
+    """Guards against rounding that grows with the distances and is counted as misses: then every index looks too bad."""
+    vectors = 28 * scale * clustered(600, clusters=30)
+    for k in (1, 4, 10):
+        sample = QuerySample(vectors, k, 100)
+        sample.compare(np.arange(len(vectors)), vectors)
+        assert sample.recall(ExactSearcher(vectors)) == 1.0

@@ -248,3 +248,16 @@ def test_a_saved_data_set_that_is_not_whole_is_refused(tmp_path):
 def test_the_summary_of_counts():
     counts = {"read": {".txt": [1200, 3_000_000]}, "left_out": {".csv": [2, 10]}}
     assert describe_counts(counts) == "1,200 .txt (3.0 MB); left out: 2 .csv"
+
+
+def test_links_to_files_that_are_not_read_are_read(tmp_path):
+    """Guards against text that is nowhere in the database: in a cache of Hugging Face every file to read is such a link."""
+    put(tmp_path, "hub/blobs/0deadbeef", "hub/blobs/1deadbeef", "mixed/a.txt", "mixed/b.bak")
+    (tmp_path / "hub" / "snapshots").mkdir()
+    for number in range(2):
+        (tmp_path / "hub" / "snapshots" / f"{number}.txt").symlink_to(f"../blobs/{number}deadbeef")
+    (tmp_path / "hub" / "snapshots" / "again.txt").symlink_to("../blobs/1deadbeef")
+    names, left_out = listed(tmp_path / "hub")
+    assert names == ["snapshots/0.txt", "snapshots/1.txt"] and left_out["links to files of the same source"] == 1
+    (tmp_path / "mixed" / "b.txt").symlink_to("b.bak")
+    assert listed(tmp_path / "mixed")[0] == ["a.txt", "b.txt"]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import made_up_text
@@ -19,6 +20,7 @@ from data_pipeline.stages.run import (
     atomic_path,
     file_sha256,
     read_manifest,
+    read_seconds,
     require_fingerprint,
     run_stage,
 )
@@ -336,3 +338,25 @@ def test_a_stage_checks_the_stages_it_reads(tmp_path):
             build_chunks(tmp_path / "new", settings, 8, tmp_path / "documents", tmp_path / "tokenizer")
         (tmp_path / name).write_bytes(content)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_time_before_an_interruption_counts(tmp_path, monkeypatch):
+    """Guards against a build of ten hours that says one."""
+    now, stopped = [0.0], [True]
+    monkeypatch.setattr("data_pipeline.stages.run.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+
+    def make(name):
+        def work(folder):
+            now[0] += 100.0
+            if name == "two" and stopped:
+                raise KeyboardInterrupt
+            (folder / name).write_text(name)
+            return {}
+
+        return Shard(name, [name], work)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path / "s", "s", {}, {}, [make("one"), make("two")])
+    stopped.clear()
+    run_stage(tmp_path / "s", "s", {}, {}, [make("one"), make("two")])
+    assert read_seconds(tmp_path / "s") == 300.0
