@@ -12,7 +12,7 @@ from retro_jax.data.manifests import require_fingerprint
 from retro_jax.evaluate.scorers import Scorer
 from retro_jax.models.kernels.known import check_attention
 from retro_jax.models.placement import ONE_DEVICE
-from retro_jax.parallel.sharding import check_batch, make_mesh
+from retro_jax.parallel.sharding import check_batch, check_model_sizes, make_mesh
 from retro_jax.run_directory.checkpoints import load_fingerprints, load_params, read_config
 from retro_jax.run_directory.directory import QUESTIONS, fingerprints
 from retro_jax.run_directory.places import model_directory
@@ -42,6 +42,7 @@ class Models:
         self.main = "retro" if "retro" in self.runs else "baseline"
         self.model = _model(run, self.trained[self.main], self.runs[self.main], self.main)
         self.mesh = make_mesh(run.train.mesh)
+        check_model_sizes(self.model, self.mesh)
         check_batch(run.evaluate.batch, self.mesh, "config.evaluate.batch")
         self._scorers: dict[tuple[str, bool], Scorer] = {}
         self._params: dict[str, dict] = {}

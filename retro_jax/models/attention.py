@@ -78,12 +78,11 @@ class Attention(nnx.Module):
         with positions from its own start.
         """
         heads = self.content_bias.shape[0]
-        dtype = asking.dtype
         queries = split_heads(linear(asking, self.query[...]), heads)
         positioned = hasattr(self, "position")
         outputs = attend(
-            queries + self.content_bias[...].astype(dtype)[:, None, None],
-            queries + self.position_bias[...].astype(dtype)[:, None, None] if positioned else None,
+            with_bias(queries, self.content_bias[...]),
+            with_bias(queries, self.position_bias[...]) if positioned else None,
             split_heads(linear(memory, self.key[...]), heads),
             split_heads(linear(memory, self.value[...]), heads),
             split_heads(linear(positions.sinusoids, self.position[...])[None], heads)[:, 0] if positioned else None,
@@ -91,7 +90,9 @@ class Attention(nnx.Module):
             positions.distances,
         )
         update = linear(merge_heads(outputs), self.output[...])
-        return update * jnp.tanh(self.update_gate[...]).astype(dtype) if hasattr(self, "update_gate") else update
+        if not hasattr(self, "update_gate"):
+            return update
+        return (update.astype(jnp.float32) * jnp.tanh(self.update_gate[...])).astype(asking.dtype)  # as in `with_bias`
 
 
 class RotaryAttention(nnx.Module):
@@ -149,7 +150,12 @@ class RotaryAttention(nnx.Module):
         projected = split_heads(linear(x, getattr(self, name)[...]), heads)
         if not hasattr(self, f"{name}_bias"):
             return projected
-        return projected + getattr(self, f"{name}_bias")[...].astype(x.dtype)[:, None, None]
+        return with_bias(projected, getattr(self, f"{name}_bias")[...])
+
+
+def with_bias(x: Float[Array, "H N I S"], bias: Float[Array, "H S"]) -> Float[Array, "H N I S"]:
+    """Adds a bias in float32: its gradient is a sum over all rows, which in bfloat16 stops growing."""
+    return (x.astype(jnp.float32) + bias[:, None, None]).astype(x.dtype)
 
 
 def split_heads(x: Float[Array, "N I HS"], heads: int) -> Float[Array, "H N I S"]:

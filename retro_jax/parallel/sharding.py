@@ -9,6 +9,7 @@ A parameter's sharding follows from its name: `LEAVES` gives each name its logic
 mesh axis. A stack of layers has one axis more in front, which is never cut.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -76,6 +77,8 @@ def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes, kinds = tuple(mesh_sizes(config, len(devices)).values()), (AxisType.Auto,) * 3
+    if (placed := over_slices(sizes, devices)) is not None:
+        return Mesh(placed, AXES, axis_types=kinds)
     try:
         return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
     except NotImplementedError:  # a size is not a product of the torus' sides: an axis then shares a side with another
@@ -84,10 +87,45 @@ def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
         )
 
 
-def check_sizes(run: RunConfig, mesh: Mesh | Mapping[str, int]) -> None:
-    """Raises ValueError where a size of model or batch cannot be cut as the mesh (or the sizes of its axes) asks."""
+def over_slices(sizes: Sequence[int], devices: Sequence) -> np.ndarray | None:
+    """The devices of several slices (of TPUs; of GPUs every host is one) by axis, the outer axes over the network between them.
+    None for one slice.
+
+    Raises:
+      ValueError: the axes cannot be cut so that each slice holds whole parts.
+    """
+    left = len({getattr(device, "slice_index", 0) for device in devices})
+    if left == 1:
+        return None
+    across = []
+    for size in sizes:
+        across.append(math.gcd(size, left))
+        left //= across[-1]
+    if left > 1:
+        asked = ", ".join(f"config.train.mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise ValueError(
+            f"The mesh ({asked}) cannot be cut over {len(devices)} devices in {left * math.prod(across)} slices or hosts; make "
+            f"config.train.mesh.data a multiple of their number."
+        )
+    inside = [size // part for size, part in zip(sizes, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+
+
+def check_processes(mesh: Mesh) -> None:
+    """Raises ValueError where devices of several processes work on the same sequences: each process reads sequences of its own."""
+    for group in mesh.devices.reshape(-1, mesh.shape["tensor"]):
+        processes = sorted({device.process_index for device in group})
+        if len(processes) > 1:
+            raise ValueError(
+                f"config.train.mesh.tensor={mesh.shape['tensor']} cuts heads over devices of the processes "
+                f"{', '.join(map(str, processes))}, but each process reads sequences of its own. Take a divisor that stays within a "
+                f"process, and more config.train.mesh.fsdp."
+            )
+
+
+def check_model_sizes(model: ModelConfig, mesh: Mesh | Mapping[str, int]) -> None:
+    """Raises ValueError where a size of the model cannot be cut as the mesh (or the sizes of its axes) asks."""
     sizes = getattr(mesh, "shape", mesh)
-    model, train = run.model, run.train
     cuts = [
         ("fsdp", model.width, "config.model.width"),
         ("tensor", model.heads, "config.model.heads"),
@@ -107,6 +145,12 @@ def check_sizes(run: RunConfig, mesh: Mesh | Mapping[str, int]) -> None:
                 f"The mesh axis '{axis}' cuts {where} into equal parts, but {size} is not a multiple of "
                 f"{sizes[axis]}; change {where} or take a divisor of {size} for config.train.mesh.{axis}."
             )
+
+
+def check_sizes(run: RunConfig, mesh: Mesh | Mapping[str, int]) -> None:
+    """Raises ValueError where a size of model or batch cannot be cut as the mesh (or the sizes of its axes) asks."""
+    sizes, train = getattr(mesh, "shape", mesh), run.train
+    check_model_sizes(run.model, mesh)
     parts = sizes["data"] * sizes["fsdp"] * train.accumulation
     if train.batch % parts:
         raise ValueError(

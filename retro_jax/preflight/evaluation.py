@@ -6,7 +6,7 @@ from dataclasses import replace
 from retro_jax.config import RunConfig
 from retro_jax.models.counts import parameter_totals
 from retro_jax.models.retro import abstract_model
-from retro_jax.parallel.sharding import check_batch, mesh_sizes
+from retro_jax.parallel.sharding import check_batch, check_model_sizes, mesh_sizes
 from retro_jax.preflight.compile import GIB, check_compiler, compile_step
 from retro_jax.preflight.estimate import activation_bytes, held
 from retro_jax.presets.recipes import recipe_for
@@ -29,6 +29,7 @@ def preflight_evaluation(
             f"the recipe for {recipe.size} on {topology.name} is applied: mesh {mesh.data} x {mesh.fsdp} x {mesh.tensor}"
         )
     sizes = mesh_sizes(run.train.mesh, topology.devices)
+    check_model_sizes(run.model, sizes)
     check_batch(run.evaluate.batch, sizes, "config.evaluate.batch")
     if compiling:
         check_compiler(topology)

@@ -25,8 +25,12 @@ class Remedy:
         return {"change": self.name, "flags": self.flags, "memory_gib": self.gib, "fits": self.gib <= limit}
 
 
-def remedies(run: RunConfig, topology: Topology) -> list[Remedy]:
-    """Tries each change alone, then combinations; sorted by the number of changes, then by memory."""
+def remedies(run: RunConfig, topology: Topology, given: RunConfig | None = None) -> list[Remedy]:
+    """Tries each change alone, then combinations; sorted by the number of changes, then by memory.
+
+    Args:
+      given: the config that a user adds the flags to, where a recipe was applied to it: with flags none is.
+    """
     devices = topology.devices
     kinds = {name: list(change(run, devices)) for name, change in CHANGES.items()}
     found = []
@@ -39,7 +43,7 @@ def remedies(run: RunConfig, topology: Topology) -> list[Remedy]:
                     break
             if changed is not None and changed != run:
                 gib = memory_gib(changed, mesh_sizes(changed.train.mesh, devices), topology.chip)["total"]
-                found.append(Remedy(" + ".join(names), _flags(run, changed), changed, gib))
+                found.append(Remedy(" + ".join(names), _flags(given or run, changed), changed, gib))
     return found
 
 

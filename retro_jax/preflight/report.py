@@ -36,7 +36,7 @@ def preflight(
     Raises:
       ValueError: sizes that the mesh cannot cut, or no compiler for the topology.
     """
-    recipe = recipe_for(run, topology) if recipes else None
+    given, recipe = run, recipe_for(run, topology) if recipes else None
     if recipe is not None:
         run = recipe.apply(run)
         say(f"the recipe for {recipe.size} on {topology.name} is applied: {_choices(run)}")
@@ -79,7 +79,7 @@ def preflight(
             report["bytes_a_device"] |= {"memory": moved, "by": "compiler", "parts": compiled.memory_bytes}
             report |= _times(roofline(run, topology, sizes, moved))
     if not report["fits"]:
-        report["remedies"] = _tried(run, topology, compiling, say)
+        report["remedies"] = _tried(run, given, topology, compiling, say)
     return report
 
 
@@ -117,9 +117,9 @@ def _compiled(found: Compiled, estimate: dict) -> dict:
     }
 
 
-def _tried(run: RunConfig, topology: Topology, compiling: bool, say) -> list[dict]:
+def _tried(run: RunConfig, given: RunConfig, topology: Topology, compiling: bool, say) -> list[dict]:
     """The changes that were tried: all by the estimate, the first that fit by the compiler too."""
-    found = remedies(run, topology)
+    found = remedies(run, topology, given)
     rows = {remedy.name: remedy.row(topology.memory_gib) for remedy in found}
     singles = [row for name, row in rows.items() if " + " not in name]
     fitting = [remedy for remedy in found if rows[remedy.name]["fits"]][:COMPILED_REMEDIES]

@@ -14,6 +14,8 @@ from retro_jax.parallel.sharding import (
     Mesh,
     batch_sharding,
     check_batch,
+    check_model_sizes,
+    check_processes,
     check_sizes,
     make_mesh,
     replicated,
@@ -49,6 +51,7 @@ def abstract_step(run: RunConfig, devices):
     """
     mesh = make_mesh(run.train.mesh, devices)
     check_sizes(run, mesh)
+    check_processes(mesh)
     optimizer = make_optimizer(run.train)
     step = make_train_step(run, optimizer, mesh, np.ones(run.model.vocabulary, np.int32))
     return step, (abstract_state(run, optimizer, mesh), abstract_batch(run, mesh))
@@ -62,6 +65,7 @@ def abstract_evaluation(run: RunConfig, devices):
       ValueError: sizes that the mesh of `run` cannot cut on so many devices.
     """
     model, mesh = run.model, make_mesh(run.train.mesh, devices)
+    check_model_sizes(model, mesh)
     check_batch(run.evaluate.batch, mesh, "config.evaluate.batch")
     _, shapes = abstract_model(model)
     params = jax.tree.map(

@@ -32,7 +32,7 @@ from retro_jax.parallel.agreement import on_first
 from retro_jax.parallel.on_mesh import OnMesh
 from retro_jax.parallel.preemption import LostHost, Preempted, Preemption
 from retro_jax.parallel.roll_call import lost_host
-from retro_jax.parallel.sharding import check_sizes, describe, make_mesh, place_batch
+from retro_jax.parallel.sharding import check_processes, check_sizes, describe, make_mesh, place_batch
 from retro_jax.parallel.watchdog import Watchdog
 from retro_jax.run_directory import directory as run_directory
 from retro_jax.run_directory.checkpoints import Checkpoints
@@ -123,6 +123,7 @@ class Inputs:
         require_path(workdir, "--workdir")
         self.mesh = make_mesh(run.train.mesh)
         check_sizes(run, self.mesh)
+        check_processes(self.mesh)
         Keep(run)
         placement = OnMesh(self.mesh)
         check_attention(run.model, placement.platform, placement.chip)

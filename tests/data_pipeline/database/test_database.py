@@ -233,7 +233,9 @@ def test_what_is_added_counts_at_once_and_changes_no_id(root, work, capsys, monk
     with recorded() as recorder:
         build_documents = changes.build_documents  # the first that reads the settings that an addition has changed
         monkeypatch.setattr(
-            changes, "build_documents", lambda at, config: build_documents(at, recorder.watch(config, "data."))
+            changes,
+            "build_documents",
+            lambda at, config, **more: build_documents(at, recorder.watch(config, "data."), **more),
         )
         assert database.main(["add", f"--workdir={work}", source]) == 0
     assert_reads("database add", recorder.keys - ITS_OWN, besides=OF_RECORDS)

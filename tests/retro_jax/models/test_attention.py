@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from retro_jax.models.attention import Attention
+from retro_jax.models.attention import Attention, with_bias
 from retro_jax.models.kernels.known import Attend, Mask
 from retro_jax.models.kernels.slow import attend_slowly
 from retro_jax.models.kernels.xla import attend
@@ -190,3 +190,27 @@ def test_attention_without_keys_adds_nothing():
     update = attention(asking, memory, Mask(mask), table, Attend("xla", "read"))
     assert np.asarray(update[0]).any()
     assert not np.asarray(update[1:]).any()
+
+
+def test_gates_and_biases_are_summed_in_float32():
+    """Guards against gradients that are sums over all rows in bfloat16, which stop growing."""
+    length, width, heads = 64, 32, 2
+    mask = Mask(jnp.ones((64, length, length), bool), None, None)
+
+    def gradient(dtype):
+        table = position_table(causal_distances(length), width, dtype)
+        attention = Attention(width, width, heads, 16, 1.0, nnx.Rngs(0), gate=True)
+        attention.update_gate[...] = jnp.float32(0.5)
+        graph, params = nnx.split(attention)
+        x = jax.random.normal(jax.random.key(1), (64, length, width), dtype)
+
+        def loss(params):
+            update = nnx.merge(graph, params)(x, x, mask, table, Attend("xla", "self"))
+            return jnp.abs(update.astype(jnp.float32)).sum()
+
+        return float(nnx.to_pure_dict(jax.grad(loss)(params))["update_gate"])
+
+    assert gradient(jnp.bfloat16) == pytest.approx(gradient(jnp.float32), rel=0.03)
+    rows = jnp.zeros((heads, 64, 1024, 4), jnp.bfloat16)
+    found = jax.grad(lambda bias: with_bias(rows, bias).astype(jnp.float32).sum())(jnp.zeros((heads, 4)))
+    np.testing.assert_array_equal(found, np.full((heads, 4), 64 * 1024.0))

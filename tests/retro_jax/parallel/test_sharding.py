@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,15 @@ from training_fixture import MODEL, T, make_run
 from retro_jax.config import MeshConfig
 from retro_jax.data.batches import Batch
 from retro_jax.models.retro import abstract_model
-from retro_jax.parallel.sharding import check_sizes, make_mesh, parameter_specs, place_batch, shardings
+from retro_jax.parallel.sharding import (
+    check_processes,
+    check_sizes,
+    make_mesh,
+    over_slices,
+    parameter_specs,
+    place_batch,
+    shardings,
+)
 from retro_jax.train.optimizer import make_optimizer
 from retro_jax.train.state import abstract_state, create_state, initial_params
 from retro_jax.train.step import make_train_step
@@ -202,3 +211,38 @@ def test_sizes_that_do_not_divide(mesh, model, train, message):
     run = make_run(dataclasses.replace(MODEL, **model), mesh=mesh, **train)
     with pytest.raises(ValueError, match=message):
         check_sizes(run, make_mesh(mesh))
+
+
+def hosts_of_gpus(count, each):
+    """Made-up GPUs: each host is a slice of its own."""
+    return [
+        types.SimpleNamespace(
+            id=number, process_index=number // each, slice_index=number // each, platform="gpu", device_kind="H100"
+        )
+        for number in range(count)
+    ]
+
+
+def test_hosts_of_gpus_are_joined_by_the_outer_axes():
+    """Guards against a mesh that jax does not make over several hosts of GPUs, and one whose weights cross the network."""
+    placed = over_slices((8, 8, 1), hosts_of_gpus(64, 8))
+    assert placed.shape == (8, 8, 1) and {device.id for device in placed.flat} == set(range(64))
+    assert all(len({device.slice_index for device in row.flat}) == 1 for row in placed)
+    wide = over_slices((1, 16, 1), hosts_of_gpus(16, 8))
+    assert [device.slice_index for device in wide.flat] == [0] * 8 + [1] * 8
+    assert over_slices((8, 1, 1), hosts_of_gpus(8, 8)) is None
+    with pytest.raises(
+        ValueError, match="cannot be cut over 24 devices in 3 slices or hosts; make config.train.mesh.data"
+    ):
+        over_slices((1, 8, 1), hosts_of_gpus(24, 8))
+
+
+def test_heads_are_not_cut_over_processes():
+    """Guards against heads that see the sequences of another process: each reads its own."""
+    there = np.array(hosts_of_gpus(8, 4)).reshape(2, 1, 4)
+    check_processes(types.SimpleNamespace(devices=there, shape={"data": 2, "fsdp": 1, "tensor": 4}))
+    across = types.SimpleNamespace(devices=there.reshape(1, 1, 8), shape={"data": 1, "fsdp": 1, "tensor": 8})
+    with pytest.raises(
+        ValueError, match="config.train.mesh.tensor=8 cuts heads over devices of the processes 0, 1, but each"
+    ):
+        check_processes(across)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec as P
 from test_sharding import EIGHT
 from training_fixture import BASELINE, MODEL, make_run
 
@@ -13,6 +14,7 @@ from retro_jax.config import EncoderConfig, MeshConfig, ModelConfig
 from retro_jax.interchange.architectures import FAMILY
 from retro_jax.models.counts import executed_flops, parameter_totals
 from retro_jax.models.retro import abstract_model
+from retro_jax.parallel.sharding import make_mesh
 from retro_jax.preflight import hlo
 from retro_jax.preflight.compile import parse_out_of_memory
 from retro_jax.preflight.estimate import memory_gib, roofline, traffic_bytes
@@ -179,3 +181,16 @@ def test_an_out_of_memory_message_gives_its_gigabytes():
     message = "the total memory required for HLO temporaries (73.74G) exceeds available HBM (15.75G)."
     assert parse_out_of_memory(f"RESOURCE_EXHAUSTED: Ran out of memory on HBM, {message}") == (73.74, 15.75)
     assert parse_out_of_memory("INTERNAL: something else") is None
+
+
+def test_what_runs_on_each_device_counts_for_all():
+    """Guards against a kernel within shard_map whose part of one device is divided by the devices again."""
+
+    def product(a, b):
+        return a @ b
+
+    whole = jax.make_jaxpr(product)(jnp.ones((8, 16)), jnp.ones((16, 4)))
+    mesh = make_mesh(MeshConfig(data=8))
+    cut = jax.shard_map(product, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    parts = jax.make_jaxpr(cut)(jnp.ones((8, 16)), jnp.ones((16, 4)))
+    assert hlo.traced_flops(parts.jaxpr) == hlo.traced_flops(whole.jaxpr) == 2 * 8 * 16 * 4

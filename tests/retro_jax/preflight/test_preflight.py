@@ -55,6 +55,16 @@ def test_what_does_not_fit_names_what_makes_it_fit(capsys):
     assert again["fits"] and again["memory_gib"]["total"] == fitting[0]["memory_gib"]
 
 
+def test_the_flags_of_a_remedy_are_of_the_config_given(capsys):
+    """Guards against flags that leave the recipe out, which was applied before: the run would not fit by far."""
+    config = ("--config=configs/retro.py:172m", "--topology=v5e:4x4", "--no-compile", "--config.model.neighbors=16")
+    found = report(capsys, *config)
+    assert found["recipe"] and not found["fits"]
+    for row in [row for row in found["remedies"] if row["fits"]][:2]:
+        again = report(capsys, *config, *row["flags"].split())
+        assert again["recipe"] is None and again["memory_gib"]["total"] == pytest.approx(row["memory_gib"])
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -145,6 +155,9 @@ def test_evaluation_keeps_no_moments_and_names_a_batch_that_does_not_cut(capsys)
     training = report(capsys, *arguments)
     assert main([*arguments, "--step=evaluate"]) == 2
     assert "config.evaluate.batch=16 is not a multiple of that; take " in capsys.readouterr().err
+    small = ("--config=configs/retro.py:172m,smoke", "--topology=v5e:2x4", "--no-compile", "--step=evaluate")
+    assert main([*small, "--config.train.mesh.tensor=8"]) == 2
+    assert "cuts config.model.heads into equal parts, but 4 is not a multiple of 8" in capsys.readouterr().err
     batch = training["mesh"]["data"] * training["mesh"]["fsdp"]
     found = report(capsys, *arguments, "--step=evaluate", f"--config.evaluate.batch={batch}")
     assert found["fits"] and found["memory_gib"]["parameters"] == training["memory_gib"]["parameters"]

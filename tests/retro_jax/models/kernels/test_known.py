@@ -191,3 +191,18 @@ def test_names_that_are_not_known_or_there_twice(added):
         added(Implementation("xla", by_ids))
     with pytest.raises(ValueError, match="of the kinds self, read, encoder, conditioning, but 'mine' has 'cross'"):
         added(Implementation("mine", by_ids, kinds=("cross",)))
+
+
+def test_an_implementation_without_positions_serves_a_rotary_decoder(added):
+    """Guards against a first run that asks for position logits, which a rotary decoder never has."""
+    rotary = dataclasses.replace(TINY, positions="rotary", retrieval_layers=())
+
+    def without(content_queries, position_queries, keys, values, positions, mask, distances):
+        assert position_queries is None and positions is None
+        return by_ids(content_queries, None, keys, values, None, mask, distances)
+
+    added(Implementation("no positions", without, ("self",)))
+    added(Implementation("twice", lambda *given: 2 * without(*given), ("self",)))
+    try_self_attention(dataclasses.replace(rotary, attention="no positions"))
+    with pytest.raises(ValueError, match="config.model.attention=twice computes other values than xla"):
+        try_self_attention(dataclasses.replace(rotary, attention="twice"))
