@@ -152,7 +152,7 @@ def _cost_of(one: Planned) -> dict[str, float | None]:
         "seconds": read_seconds(one.model.directory) if there else None,
         "tokens": tokens,
         "parameters": parameter_counts(run.model)["total"],
-        "flops": flops_per_token(run.model) * tokens,
+        "flops": flops_per_token(run.model, run.train.trainable) * tokens,
     }
 
 

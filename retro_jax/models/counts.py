@@ -142,16 +142,48 @@ def parameter_totals(model: ModelConfig) -> dict[str, int]:
     return {**counts, "total": kernels + small + embeddings}
 
 
-def flops_per_token(model: ModelConfig) -> float:
+@dataclass(frozen=True)
+class Frozen:
+    """What a step leaves out around a frozen decoder (config.train.trainable="retrieval"), in forward passes of each part.
+
+    No weight of the decoder has a gradient, and no layer has a backward pass before the first that reads neighbors: behind its
+    self-attention the stream depends on weights that train.
+    """
+
+    kernels: float  # of self-attention
+    scores: float
+    distances: float  # of scores: products with the position table, which is constant
+    feed_forward: float
+    readout: float = 1.0
+    tables: float = 2.0
+
+    @staticmethod
+    def around(model: ModelConfig) -> "Frozen":
+        behind = (model.layers - model.retrieval_layers[0]) / model.layers
+        feed_forward = behind + 1 / model.layers
+        return Frozen(2 - behind, 2 - 2 * behind, 2 - behind, 2 - feed_forward)
+
+
+def flops_per_token(model: ModelConfig, trainable: str = "all") -> float:
     """Floating-point operations of one training step per decoder token: forward, and twice that backward.
 
     Counted are the products of the model as published: kernels, scores and weighted sums over whole rows (causal or
     not), one product more per score for its relative position. Not counted: what remat or the blockwise loss compute
     twice, softmax, norms, lookups, and the position kernels, which act on distances and not on tokens.
+
+    Args:
+      trainable: config.train.trainable; what a frozen decoder does without is left out.
     """
-    layers = sum(kind.kernel_flops() + kind.published_score_flops() for kind in attentions(model).values())
-    layers += sum(one.flops() for one in feed_forwards(model).values())
-    return 3 * (layers / model.sequence_length + 2 * model.width * model.vocabulary)
+    kinds, fed = attentions(model), feed_forwards(model)
+    layers = 3 * sum(kind.kernel_flops() + kind.published_score_flops() for kind in kinds.values())
+    layers += 3 * sum(one.flops() for one in fed.values())
+    readout = 2 * model.width * model.vocabulary
+    if trainable == "all":
+        return layers / model.sequence_length + 3 * readout
+    left = Frozen.around(model)
+    layers -= left.kernels * kinds["self"].kernel_flops() + left.scores * kinds["self"].published_score_flops()
+    layers -= left.feed_forward * fed["self"].flops()
+    return layers / model.sequence_length + (3 - left.readout) * readout
 
 
 def executed_flops(run: RunConfig, attention: str = "xla") -> float:
@@ -159,7 +191,8 @@ def executed_flops(run: RunConfig, attention: str = "xla") -> float:
 
     `attention` computes the decoder's self-attention: "flash" skips tiles above the diagonal, computes the logits again in
     its backward pass, and is not run again by remat. The logits of a tile's positions count over all its distances.
-    Each of `accumulation` parts computes its position tables again; the first reading layer's attention too is counted.
+    Each of `accumulation` parts computes its position tables again; the first reading layer's attention too is counted. Around a
+    frozen decoder the count is within a few hundredths.
     """
     model, tokens = run.model, run.model.sequence_length
     kinds, fed = attentions(model), feed_forwards(model)
@@ -185,4 +218,23 @@ def executed_flops(run: RunConfig, attention: str = "xla") -> float:
         kernel = tile_flops(run.train.batch, tokens, kinds["self"].inner) * model.layers
         kernel *= FORWARD_PRODUCTS + BACKWARD_PRODUCTS
     again = {"none": 0.0, "dots": scores, "full": layers + tables - run.train.batch * spared}[model.remat]
-    return 3 * (layers + tables) + kernel + again + (4 if in_blocks else 3) * readout
+    total = 3 * (layers + tables) + kernel + again + (4 if in_blocks else 3) * readout
+    if run.train.trainable == "all":
+        return total
+    return total - _left_out(run, kinds["self"], fed["self"], readout, attention == "flash")
+
+
+def _left_out(run: RunConfig, own: Attended, fed: Fed, readout: float, kernel: bool) -> float:
+    """What a frozen decoder does without in one step; of the flash kernel, which computes all of its gradients, nothing."""
+    left, layers = Frozen.around(run.model), run.model.layers
+    distances = 2 * own.layers * own.inner * own.rows * own.distances
+    scores = 0 if kernel else own.score_flops() - distances
+    distances = 0 if kernel else distances
+    found = left.kernels * own.kernel_flops() + left.scores * scores + left.distances * distances
+    found += left.feed_forward * fed.flops()
+    if run.model.remat != "none":  # layers without a backward pass are not run again
+        before = run.model.retrieval_layers[0] / layers
+        found += before * (scores + distances)
+        if run.model.remat == "full":
+            found += before * own.kernel_flops() + (before - 1 / layers) * fed.flops() * (1 - 1 / fed.kernels)
+    return run.train.batch * found + run.train.accumulation * left.tables * own.table_flops() + left.readout * readout

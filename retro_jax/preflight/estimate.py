@@ -110,6 +110,7 @@ def traffic_bytes(run: RunConfig, sizes: dict[str, int], chip: Chip | None = Non
     model, tensor = run.model, sizes["tensor"]
     params = abstract_model(model)[1]
     held_here = held(params, sizes)
+    trained = held(split_trainable(params, run.train.trainable)[0], sizes)  # the rest is read alone
     whole = held_here * sizes["fsdp"]
     sequences = run.train.batch / (sizes["data"] * sizes["fsdp"])
     heads = {"encoder": model.encoder.heads, "conditioning": model.encoder.heads}
@@ -125,21 +126,22 @@ def traffic_bytes(run: RunConfig, sizes: dict[str, int], chip: Chip | None = Non
     streams += sum(kind.layers * kind.rows * kind.width for kind in encoders)
     logits = model.sequence_length * model.vocabulary
     activations = 4 * (scores + passes.logits * logits) / tensor + 2 * passes.streams * streams
-    return 28 * held_here + run.train.accumulation * 14 * whole + sequences * activations
+    return 24 * trained + 4 * held_here + run.train.accumulation * 14 * whole + sequences * activations
 
 
 def exchanged_bytes(run: RunConfig, sizes: dict[str, int]) -> dict[str, dict[str, float]]:
     """Mesh axis -> kind of collective -> bytes that one device sends in a step."""
     model, (data, fsdp, tensor) = run.model, (sizes[axis] for axis in AXES)
-    own, parts = held(abstract_model(model)[1], sizes), run.train.accumulation
+    params, parts = abstract_model(model)[1], run.train.accumulation
+    own, trained = held(params, sizes), held(split_trainable(params, run.train.trainable)[0], sizes)
     gathers = 2 if model.remat == "none" else 3
     turns = 6 if model.remat == "full" else 4
     streams = turns * model.layers * run.train.batch / (data * fsdp) * model.sequence_length * model.width * 2
     return {
-        "data": {"all-reduce": parts * 2 * 4 * own * (data - 1) / data},
+        "data": {"all-reduce": parts * 2 * 4 * trained * (data - 1) / data},
         "fsdp": {
             "all-gather": parts * gathers * 2 * own * (fsdp - 1),
-            "reduce-scatter": parts * 4 * own * (fsdp - 1),
+            "reduce-scatter": parts * 4 * trained * (fsdp - 1),
         },
         "tensor": {"all-reduce": 2 * streams * (tensor - 1) / tensor},
     }
@@ -179,6 +181,6 @@ def roofline(
         span *= sizes[axis]
         interconnect += sum(kinds.values()) / topology.link_bandwidth(span)
     seconds = max(compute, memory, interconnect)
-    useful = flops_per_token(run.model) * tokens / (seconds * topology.devices * chip.peak_flops)
+    useful = flops_per_token(run.model, run.train.trainable) * tokens / (seconds * topology.devices * chip.peak_flops)
     hours = seconds * run.train.steps * topology.devices / 3600
     return Roofline(compute, memory, interconnect, tokens / seconds, useful, hours)

@@ -59,7 +59,7 @@ def preflight(
         "parameters": parameter_totals(run.model),
         "memory_gib": {**estimate, "limit": topology.memory_gib, "by": "estimate"},
         "flops": {
-            "model": flops_per_token(run.model) * run.train.batch * run.model.sequence_length,
+            "model": flops_per_token(run.model, run.train.trainable) * run.train.batch * run.model.sequence_length,
             "executed": executed_flops(run, attention_on(run, topology.chip)),
         },
         "bytes_a_device": {

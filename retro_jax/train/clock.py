@@ -34,7 +34,7 @@ class Clock:
     """
 
     def __init__(self, run: RunConfig, mesh: Mesh, workdir: Path, step: int = 0):
-        self.flops = flops_per_token(run.model)
+        self.flops = flops_per_token(run.model, run.train.trainable)
         self.tokens_a_step = run.train.batch * run.model.sequence_length
         self.peak = (run.train.peak_flops or measured_peak(run.model.compute_dtype)) * mesh.devices.size
         self.path = Path(workdir) / "seconds.json"

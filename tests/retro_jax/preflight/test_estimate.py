@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.interpreters import partial_eval
 from jax.sharding import PartitionSpec as P
 from test_sharding import EIGHT
 from training_fixture import BASELINE, MODEL, make_run
 
 from retro_jax.config import EncoderConfig, MeshConfig, ModelConfig
 from retro_jax.interchange.architectures import FAMILY
-from retro_jax.models.counts import executed_flops, parameter_totals
+from retro_jax.models.counts import executed_flops, flops_per_token, parameter_totals
 from retro_jax.models.retro import abstract_model
 from retro_jax.parallel.sharding import make_mesh
 from retro_jax.preflight import hlo
@@ -43,6 +44,19 @@ def test_counted_flops_are_those_of_the_traced_step(model, change, accumulation)
     """Exact to the last product: remat, blocks, position tables and loops included."""
     run = make_run(dataclasses.replace(model, **change), accumulation=accumulation, mesh=MeshConfig(1, 1, 1))
     assert hlo.traced_flops(traced(run).jaxpr.jaxpr) == executed_flops(run)
+
+
+@pytest.mark.parametrize("change", [{}, {"remat": "full", "scan": True}, {"positions": "rotary"}], ids=str)
+def test_counted_flops_of_a_retrofit_are_nearly_those_of_the_traced_step(change):
+    """Guards against weight gradients of a frozen decoder, and a backward pass below the first layer that reads neighbors."""
+    deep = dataclasses.replace(MODEL, layers=6, retrieval_layers=(3, 6), **change)
+    run = make_run(deep, trainable="retrieval", mesh=MeshConfig(1, 1, 1))
+    jaxpr = traced(run).jaxpr.jaxpr
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    assert executed_flops(run) == pytest.approx(hlo.traced_flops(used), rel=0.03)
+    everything = make_run(deep, mesh=MeshConfig(1, 1, 1))
+    assert executed_flops(run) < 0.9 * executed_flops(everything)
+    assert flops_per_token(deep, "retrieval") < 0.9 * flops_per_token(deep)
 
 
 def test_traced_flops_agree_with_the_compiler_where_it_sees_every_loop():
