@@ -103,7 +103,10 @@ python_program() {
 cost_note() {
   [[ -n ${FLAG[topology]-} ]] || return 0
   local retro
-  retro=$(retro_program)
+  retro=$(retro_program 2>/dev/null) || {
+    say "cost note: none, retro is not installed here"
+    return 0
+  }
   python3 "$ROOT/launch/hosts/cost.py" "${FLAG[topology]}" "${FLAG[price-per-chip-hour]-}" "$retro" "${TRAIN[@]}" >&2 ||
     say "cost note: none, launch/hosts/cost.py failed"
 }

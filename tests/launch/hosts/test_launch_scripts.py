@@ -1,14 +1,16 @@
 """All launch scripts: help, --dry-run, flags, the cost note, shellcheck."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from launch_fixture import ROOT, SCRIPTS, launch, stand_in
+from launch_fixture import ROOT, SCRIPTS, launch, program, stand_in
 
 from launch.hosts.cost import note
 
@@ -105,6 +107,21 @@ def test_the_cost_note_comes_before_the_launch(tmp_path):
     result = launch("slurm", "start", *flags, retro=stand_in(tmp_path), RETRO_PREFLIGHT=str(report))
     assert result.returncode == 0 and "sbatch" in result.stdout
     assert "cost note: none, for retro preflight gave no estimate" in result.stderr
+
+
+@pytest.mark.parametrize("script", ["gke", "tpu_vm"])
+def test_a_launch_needs_no_retro_for_its_cost_note(script, tmp_path):
+    """Guards against a launch from a machine that only submits, which ended without a command: retro runs elsewhere."""
+    hosts = tmp_path / "launch" / "hosts"
+    shutil.copytree(ROOT / "launch" / "hosts", hosts)
+    tools = program(tmp_path / "tools" / "python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n').parent
+    flags = [*WHERE[script], "--config=x.py", "--topology=v5p:2x2x2", "--dry-run"]
+    variables = {name: value for name, value in os.environ.items() if name != "RETRO"}
+    variables |= {"PATH": f"{tools}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    words = [hosts / f"{script}.sh", "start", *flags]
+    result = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr.startswith("cost note: none, retro is not installed here\n")
+    assert "--config=x.py" in result.stdout
 
 
 def test_the_cost_note_leaves_out_what_preflight_leaves_out():
