@@ -32,7 +32,7 @@ class RetrievalCheck:
         self.pairs = [
             (_placed(batch, mesh), _placed(random_neighbors(batch, seed), mesh)) for seed, batch in enumerate(batches)
         ]
-        self.loss = make_loss_step(run.model, mesh)
+        self.loss = make_loss_step(run.model, mesh, run.train.accumulation)  # where a step fits, a check fits
 
     @staticmethod
     def when_due(run: RunConfig, joined: Path, mesh: Mesh) -> "RetrievalCheck | None":

@@ -119,10 +119,21 @@ def gradient_norms(grads: dict) -> dict[str, Array]:
     return {"grad_norm": jnp.sqrt(sum(sums.values())), **norms}
 
 
-def make_loss_step(config: ModelConfig, mesh: Mesh) -> Callable:
-    """Compiled (params, batch, neighbor_tokens or None) -> (nats, counted targets), both summed over the batch."""
+def make_loss_step(config: ModelConfig, mesh: Mesh, parts: int = 1) -> Callable:
+    """Compiled (params, batch, neighbor_tokens or None) -> (nats, counted targets), both summed over the batch.
+
+    Args:
+      parts: as config.train.accumulation: so many micro-batches one after the other, in the memory of one.
+    """
 
     def loss(params, batch, neighbor_tokens):
         return batch_nll(config, params, batch, neighbor_tokens, mesh).sum(), batch.loss_mask.sum()
 
-    return jax.jit(loss)
+    def in_parts(params, batch, neighbor_tokens):
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, loss(params, *part)), None
+
+        cut = jax.tree.map(lambda array: _micro_batches(array, parts), (batch, neighbor_tokens))
+        return jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), cut)[0]
+
+    return jax.jit(loss if parts == 1 else in_parts)
