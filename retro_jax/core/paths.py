@@ -1,11 +1,15 @@
-"""Expands the paths that users write (`~`, `file://`) and refuses URLs where a local path is needed."""
+"""Expands the paths that users write (`~`, `file://`), refuses URLs where a local path is needed, and names
+files after what data holds."""
 
 import os
 import re
 import urllib.parse
 from pathlib import Path
 
+from retro_jax.core.files import digest
+
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_()-][A-Za-z0-9._() -]{0,99}")  # as "Pile-CC" and "Wikipedia (en)"
 
 
 def is_url(value: str) -> bool:
@@ -84,6 +88,14 @@ def require_writable(folder: Path, where: str) -> None:
 def _beside(url: str) -> str:
     """The folder that an earlier version made when it took the URL for a local path; empty if there is none."""
     return str(Path(url)) if os.path.lexists(Path(url)) else ""
+
+
+def file_name(name: str) -> str:
+    """A name that comes from data as the name of one file: itself where it is plain, else its plain characters and a digest."""
+    if PLAIN_NAME.fullmatch(name):
+        return name
+    plain = re.sub(r"[^A-Za-z0-9_()-]+", "-", name)[:80].strip("-")
+    return f"{plain}-{digest(name)[:8]}".lstrip("-")
 
 
 def special(value: str) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 
 from retro_jax.config import RunConfig, to_dict
 from retro_jax.core.files import file_sha256, read_json, write_json
+from retro_jax.core.paths import file_name
 from retro_jax.evaluate import protocols
 from retro_jax.evaluate import results as facts
 from retro_jax.evaluate.conditions import CONDITIONS, Condition, variants
@@ -232,7 +233,7 @@ class Evaluation:
         write_exports(results, self.workdir)
         plots = make_plots(results, facts.run_metrics(self.models.runs))
         for name, plot in plots.items():
-            write_text(self.workdir / "plots" / f"{name}.svg", plot)
+            write_text(self.workdir / "plots" / f"{file_name(name)}.svg", plot)
         title = f"RETRO report: {self.workdir.name}"
         write_text(self.workdir / "report.html", make_report(results, passages, plots, title))
         return results

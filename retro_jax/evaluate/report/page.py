@@ -34,7 +34,7 @@ def make_report(
     """The page as HTML.
 
     Args:
-      plots: of `make_plots`, by file stem.
+      plots: of `make_plots`, by name.
     """
     return render(
         "report.html",

@@ -12,7 +12,7 @@ _MARKERS = [name for name in MARKERS if name]
 
 
 def make_plots(results: Mapping, metrics: Mapping[str, Sequence[Mapping]]) -> dict[str, str]:
-    """The SVGs by file stem: "training" and "check", and those of each set with its name as prefix ("held_out-gains").
+    """The SVGs by name: "training" and "check", and those of each set with its name as prefix ("held_out-gains").
 
     Args:
       metrics: records of metrics.jsonl by run, "retro" and "baseline".

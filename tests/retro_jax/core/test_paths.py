@@ -12,7 +12,7 @@ from launch.command import config_files, run
 from launch.database import read_ids
 from retro_jax.config import DataConfig, EvaluateConfig, RunConfig, TrainConfig
 from retro_jax.config.local_paths import LOCAL_KEYS, with_local_paths
-from retro_jax.core.paths import local_path
+from retro_jax.core.paths import file_name, local_path
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +111,15 @@ def test_a_workdir_that_is_no_folder_is_named(capsys):
     ):
         assert build.main([config, f"--workdir={workdir}"]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["Pile-CC", "Wikipedia (en)", "math.AG", "x" * 100])
+def test_a_plain_name_is_the_name_of_its_file(name):
+    assert file_name(name) == name
+
+
+def test_other_names_become_names_of_files_of_their_own():
+    names = ["a/b", "a-b", "a\\b", "..", "../../x", ".hidden", "", "a\n", "x" * 101, "x" * 300, "長", "短", "\ud800"]
+    made = [file_name(name) for name in names]
+    assert len(set(made)) == len(made) and made[1] == "a-b"
+    assert all(len(name) <= 100 and name.isascii() and not set(name) & set("/\\\n") and name[0] != "." for name in made)

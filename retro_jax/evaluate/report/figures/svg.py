@@ -7,8 +7,11 @@ global settings are restored afterwards, and a user's matplotlibrc has no effect
 import io
 import re
 import warnings
+from bisect import bisect
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
+from unicodedata import east_asian_width
 from xml.etree import ElementTree
 
 INK = "#010203"  # replaced by currentColor
@@ -91,9 +94,10 @@ def figure(title: str, draw: Callable[[Any, Notes], None], *, height: float = HE
 
 
 def label(text: str, longest: int = LONGEST) -> str:
-    """A text as one line of valid XML: no control characters, cut to `longest` characters."""
+    """A text as one line of valid XML: no control characters, cut to the room of `longest` letters; 長 takes that of two."""
     line = " ".join(_xml(text).split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+    ends = list(accumulate(2 if east_asian_width(character) in "WF" else 1 for character in line))
+    return line if not ends or ends[-1] <= longest else line[: bisect(ends, longest - 1)] + "…"
 
 
 def _xml(text: str) -> str:

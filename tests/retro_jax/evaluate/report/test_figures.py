@@ -106,6 +106,7 @@ def test_a_legend_stays_inside_of_the_figure():
 
 def test_a_label_is_cut_and_is_one_line():
     assert label("a\n b\tc") == "a b c" and label("x" * 50) == "x" * 39 + "…" and label("\x07") == "\ufffd"
+    assert label("長" * 30) == "長" * 19 + "…"  # twice as wide
 
 
 def test_the_page_decides_ink_and_fonts_and_nothing_refers_outside():

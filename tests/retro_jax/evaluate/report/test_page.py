@@ -6,6 +6,7 @@ import html.parser
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from recording import assert_reads, recorded
 from data_pipeline.documents.stage import DocumentTable
 from launch.evaluate import evaluate_directory
 from launch.evaluate import main as evaluate_main
+from retro_jax.core.files import SEAL, write_json
 from retro_jax.evaluate.conditions import CONDITIONS, Condition
 from retro_jax.evaluate.conditions import register as register_condition
 from retro_jax.evaluate.evaluation import Evaluation
@@ -269,6 +271,20 @@ def test_many_subsets_keep_a_readable_histogram(results, held_out):
     assert drawn.count('class="bar"') == 6 * 9 and "6 largest subsets" in drawn
     assert ">s3<" in drawn and ">s2<" not in drawn
     assert "largest" not in make_plots(results, {})["held_out-overlap"]
+
+
+def test_subsets_of_any_name_are_plotted_into_one_folder(results, held_out, tmp_path):
+    """Guards against a report that fails after all scoring, or files outside of plots/: names of subsets come from data."""
+    names = ("a/b", "../../../x", "長" * 100, "Wikipedia (en)")
+    of_all, curves = held_out["all"], held_out["leakage"]["all"]
+    changed = with_set(results, subsets=dict.fromkeys(names, of_all), leakage=dict.fromkeys([*names, "all"], curves))
+    work = tmp_path / "a" / "b" / "c" / "work"
+    write_json(work / "results.json", {key: value for key, value in changed.items() if key != SEAL})
+    write_json(work / "passages.json", [])
+    Evaluation.report(SimpleNamespace(workdir=work, models=SimpleNamespace(runs={})))
+    plots = [path for path in tmp_path.rglob("*") if path.suffix == ".svg"]
+    assert len(plots) == len(make_plots(changed, {})) and {path.parent for path in plots} == {work / "plots"}
+    assert (work / "plots" / "held_out-leakage-Wikipedia (en).svg").exists() and (work / "report.html").exists()
 
 
 def test_a_condition_has_one_color_dash_and_marker_in_every_plot():
