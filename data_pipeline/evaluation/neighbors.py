@@ -127,9 +127,16 @@ def make_neighbors(tables: Tables, database: Database, view: View, k: int) -> Fo
     inputs |= {COPIES: copies.fingerprint} if copies else {}
     facts = stage_facts(database, view, k)
     directory = _place(tables, facts, own=database.data == tables.data)
-    counts = {"recall": recall, "database_chunks": len(rows_in_view(database, view)[0])}
+    counts = {"recall": recall, "database_chunks": count_searched(database, view)["chunks"]}
     search_chunks(directory, facts, inputs, tables.chunks, vectors, compared, counts, start=tables.first)
     return Found(directory, k, 0)
+
+
+def count_searched(database: Database, view: View) -> dict[str, int]:
+    """{"chunks", "documents"} that a search of a view may return."""
+    ids, gone = rows_in_view(database, view)
+    kept = ids[~gone]
+    return {"chunks": len(kept), "documents": len(np.unique(database.document_ids[kept]))}
 
 
 def _place(tables: Tables, facts: Mapping, own: bool) -> Path:
@@ -193,14 +200,17 @@ class SetNeighbors:
         self._view, self._pool, self._copies = view, None, _copies(tables, database)
         manifest = read_manifest(found.directory, STAGE, verify=False)
         counted = manifest.counts
-        if "recall" not in counted:  # the build's own; of a share, its index alone counts what is searched
+        if "recall" not in counted:  # the build's own; its index counts what is searched
             counted = counted | read_manifest(database.data / "index", "index", verify=False).counts
+        changes, size = database.facts(), {"chunks": counted["database_chunks"]}
+        if view != View() or changes["additions"] or changes["removed_documents"]:
+            size = count_searched(database, view)
         self.facts = {
-            **database.facts(),
+            **changes,
+            **size,
             "database": str(database.data) if database.data != tables.data else "",
             "share": view.share,
             "neighbors": self.stored,
-            "chunks": counted["database_chunks"],
             "rerank": database.rerank,
             "recall": counted["recall"],
             "left_out_documents": len(view.without),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import made_up_text
 import numpy as np
@@ -57,6 +58,11 @@ def check_controls(before, after):
     assert before["database"]["version"] != after["database"]["version"]
 
 
+def searched(results):
+    """Chunks and documents of the database, as the report shows them."""
+    return Counter({name: results["database"][name] for name in ("chunks", "documents")})
+
+
 def trained_files(work):
     """The files of the runs and of the shards that training reads."""
     folders = (work / "retro", work / "baseline", work / "data" / "joined")
@@ -86,6 +92,10 @@ def test_what_was_removed_is_in_no_figure_and_no_sample(work, evaluate, capsys):
     assert not np.isin(table.document_ids[drawn], gone).any(), "random neighbors are of what is left too"
     assert np.array_equal(source.value(ids), table.value(ids))
     assert not shown & {names[id] for id in gone} and after["database"]["removed_documents"] == 4
+    chunks = int(np.isin(table.document_ids[: table.database_chunks], gone).sum())
+    assert searched(before) - searched(after) == {"chunks": chunks, "documents": 4}, (
+        "the counts are of what is searched"
+    )
     check_controls(before, after)
     capsys.readouterr()
     assert sample.main(asked) == 0
@@ -111,6 +121,7 @@ def test_what_was_added_is_in_the_figures_and_in_samples(work, evaluate, capsys)
     assert added[mine, 0].mean() > 0.9 and not ((ids >= table.database_chunks) & ~added).any()
     new = ChunkTable(work / "data" / "additions" / "00000" / "chunks")
     assert np.array_equal(source.value(ids[added]), new.value(ids[added] - len(table)))
+    assert searched(after) - searched(before) == {"chunks": new.database_chunks, "documents": 1}
     check_controls(before, after)
     capsys.readouterr()
     assert sample.main([f"--workdir={work}", f"--prompt={held_out.text[:300]}"]) == 0
