@@ -174,18 +174,20 @@ class Evaluation:
         return summaries, passages
 
     def _summary(self, task: Task, text, scored) -> dict:
-        settings, keep = self.run.evaluate, None
-        left_out = {}
+        settings, keep, left_out = self.run.evaluate, None, []
+        counts = {}
         if settings.contaminated:
             gone = task.text.contaminated(settings.contaminated)
-            keep, left_out = ~gone, {"contaminated_documents": int(gone.sum()), "of": len(gone)}
+            keep, left_out = ~gone, np.flatnonzero(gone).tolist()
+            counts = {"contaminated_documents": len(left_out), "of": len(gone)}
         if task.without:
-            left_out["documents_not_searched"] = len(task.without)
+            counts["documents_not_searched"] = len(task.without)
         totals = add_up(text, scored, task.text.subset_names, keep)
         return {
             "protocol": task.text.protocol,
             "overlap": task.overlap,
-            "facts": {**task.text.facts, **left_out},
+            "facts": {**task.text.facts, **counts},
+            "left_out": left_out,  # numbers of documents that are scored and do not count
             "databases": {one.name: dict(task.source(one).facts) for one in self.conditions if one.neighbors},
             **summarize(totals, resamples=settings.bootstrap, seed=settings.seed),
         }

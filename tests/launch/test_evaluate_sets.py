@@ -56,6 +56,7 @@ def test_contaminated_documents_and_their_sources_are_left_out(work):
     whole = evaluate(work, "--config.evaluate.sets=('mixed',)")["sets"]["mixed"]
     clean = evaluate(work, "--config.evaluate.sets=('mixed',)", "--config.evaluate.contaminated=0.8")["sets"]["mixed"]
     assert clean["all"]["documents"] == 2 and clean["facts"]["contaminated_documents"] == 2
+    assert len(clean["left_out"]) == 2 and whole["left_out"] == []
     assert clean["all"]["overlap"] < whole["all"]["overlap"]
     searched = evaluate(work, "--config.evaluate.sets=('mixed',)", "--config.evaluate.clean_database=0.8")["sets"][
         "mixed"

@@ -91,18 +91,24 @@ def _values(found: Mapping, subset: str, metric: str) -> dict:
 
 
 def _difference(first: Evaluated, other: Evaluated, name: str) -> dict | None:
-    """On of `other` minus On of `first` in bits per byte, over the documents of a set; None where the texts differ."""
+    """On of `other` minus On of `first` in bits per byte, over the documents that count in both figures; None where the
+    texts differ, or the documents that were left out."""
     one, two = _on(first, name), _on(other, name)
-    if one is None or two is None or not np.array_equal(one[0], two[0]) or not np.array_equal(one[1], two[1]):
+    if one is None or two is None or not all(map(np.array_equal, one[:3], two[:3])):
         return None
-    return paired_difference(two[2] - one[2], one[1], RESAMPLES, 0)
+    _, sizes, left_out, bits = one
+    kept = np.delete(np.arange(len(sizes)), left_out)
+    return paired_difference((two[3] - bits)[kept], sizes[kept], RESAMPLES, 0)
 
 
-def _on(run: Evaluated, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(ids, bytes, bits under On) of the documents of a set; None where scores are missing."""
-    places = run.results["made_from"]["scores"][name]
+def _on(run: Evaluated, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """(ids, bytes, numbers left out, bits under On) of the documents of a set; None where scores are missing, or where it
+    is not known what an earlier version left out."""
+    places, found = run.results["made_from"]["scores"][name], run.results["sets"][name]
     if "on" not in places:
         return None  # a baseline alone
+    if "left_out" not in found and run.results["settings"]["contaminated"]:
+        return None
     folders = {kind: run.workdir / "scores" / name / places[kind] for kind in ("text", "on")}
     parts = len(list(folders["text"].glob("part-*.parquet")))
     try:
@@ -115,6 +121,7 @@ def _on(run: Evaluated, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] 
     return (
         np.concatenate([part["id"] for part in text]),
         np.concatenate([part["bytes"] for part in text]),
+        np.array(found.get("left_out", ()), np.int64),
         np.concatenate([part["bits"] for part in on]),
     )
 
@@ -134,7 +141,7 @@ def tables(found: Mapping) -> dict[str, list[Table]]:
         pages[name] = [Table(f"{metric.name}: {metric.meaning}.", columns, rows)]
         if of_set["differences"]:
             gaps = [
-                Row([Cell(run), gap_cell(gap) if gap else Cell("-", note="different text, or scores missing")])
+                Row([Cell(run), gap_cell(gap) if gap else Cell("-", note="different documents, or scores missing")])
                 for run, gap in of_set["differences"].items()
             ]
             first = next(iter(next(iter(of_set["values"].values()))))

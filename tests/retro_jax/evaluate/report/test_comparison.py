@@ -9,6 +9,7 @@ from evaluation_fixture import build, save_runs
 
 from launch.compare import main
 from launch.evaluate import main as evaluate_main
+from retro_jax.evaluate.report.comparison import Evaluated, _difference, _on
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,31 @@ def test_other_text_has_no_paired_difference(runs, tmp_path, capsys):
     shutil.rmtree(other / "scores")
     assert main([str(runs[0]), str(other), f"--output={tmp_path / 'out'}"]) == 0
     assert "scores missing" in capsys.readouterr().out
+
+
+def evaluated(run, left_out=None, contaminated=0.8):
+    """A run as if some documents had been contaminated; left_out None: by a version that did not say which."""
+    found = json.loads((run / "results.json").read_text())
+    found["settings"]["contaminated"] = contaminated
+    del found["sets"]["held_out"]["left_out"]
+    found["sets"]["held_out"] |= {} if left_out is None else {"left_out": left_out}
+    return Evaluated(run.name, run, found)
+
+
+def test_paired_differences_are_over_the_documents_that_count(runs):
+    """Guards against a difference beside two figures that it is not the difference of."""
+    gone, totals = [0, 3], []
+    for run in runs:
+        _, sizes, _, bits = _on(evaluated(run, gone), "held_out")
+        kept = [number for number in range(len(sizes)) if number not in gone]
+        assert len(kept) == len(sizes) - 2 > 1
+        totals.append(sum(bits[kept]) / sum(sizes[kept]))
+    clean, one, two = _difference(*(evaluated(run, gone) for run in runs), "held_out"), *runs
+    assert clean["mean"] == pytest.approx(totals[1] - totals[0], rel=1e-9)
+    whole = _difference(evaluated(one, [], 0.0), evaluated(two, None, 0.0), "held_out")
+    assert whole["mean"] != clean["mean"], "an earlier version's results, of all documents"
+    assert _difference(evaluated(one, gone), evaluated(two, [0]), "held_out") is None
+    assert _difference(evaluated(one, gone), evaluated(two), "held_out") is None
 
 
 def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys):
