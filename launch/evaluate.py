@@ -45,6 +45,7 @@ def evaluate_directory(run, workdir) -> str:
 
     from data_pipeline.evaluation.questions.stored import open_question_sets
     from data_pipeline.evaluation.sets import open_sets
+    from retro_jax.config import check_evaluate
     from retro_jax.core.lock import lock_directory
     from retro_jax.evaluate.evaluation import evaluate
     from retro_jax.evaluate.questions.summary import table_text as question_text
@@ -53,6 +54,7 @@ def evaluate_directory(run, workdir) -> str:
     from retro_jax.parallel.preemption import Preemption
     from retro_jax.run_directory.directory import data_directory
 
+    check_evaluate(run.evaluate)
     first = jax.process_index() == 0
     lock = lock_directory(workdir, "evaluate")
     on_first(lock.acquire)

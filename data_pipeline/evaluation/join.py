@@ -112,12 +112,18 @@ def join_neighbors(
 
 
 def check_asked(data: Path, k: int, share: float, database: str, threshold: float = 0.0) -> None:
-    """Raises ValueError for k, share or threshold out of range, StageError for a database that does not match."""
+    """Raises ValueError for k, share or threshold out of range, or a threshold with another database, StageError for a
+    database that does not match."""
     if k < 0:
         raise ValueError(f"k counts neighbors and cannot be {k}; take 1 or more, or 0 for as many as the build stored.")
     View(share)
     if threshold:
         check_threshold(threshold)
+    if threshold and database:
+        raise ValueError(
+            f"--without={threshold:g} leaves out training documents of the build's own database; those of "
+            f"--database={database} were never compared with the set, so copies would stay in it. Give one of the two."
+        )
     if database:
         open_database(Path(data), database)
 

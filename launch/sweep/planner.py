@@ -22,7 +22,7 @@ from launch.command.steps import OF_RETRIEVAL, Step, config_flag, of_baseline
 from launch.sweep.digests import LETTERS, OF_LINKS, of_build, of_evaluation, of_training
 from launch.sweep.plan import Data, Model, Plan, Planned, Task
 from launch.sweep.points import POINT, Point, changed, referred, resolved
-from retro_jax.config import RunConfig, at_run_time, resolve
+from retro_jax.config import RunConfig, at_run_time, check_evaluate, resolve
 from retro_jax.core.files import digest, read_json
 from retro_jax.data.manifests import read_manifest
 from retro_jax.run_directory.whole import steps, whole_path
@@ -58,6 +58,7 @@ class Planner:
         self._open: list[tuple[str, str]] = []
 
     def planned(self, name: str) -> Planned:
+        check_evaluate(self.run(name).evaluate)
         model = self.model(name)
         baseline = self.baseline(name) if model.retrieves else None
         data = self.data(name)

@@ -9,7 +9,7 @@ generate. Read `settings` for what a declaration is, and `run` for the conversio
 """
 
 from retro_jax.config.data import DataConfig, SourceConfig, check_data
-from retro_jax.config.evaluate import EvaluateConfig
+from retro_jax.config.evaluate import EvaluateConfig, check_evaluate
 from retro_jax.config.generate import SampleConfig
 from retro_jax.config.model import (
     ABLATIONS,
@@ -51,6 +51,7 @@ __all__ = [
     "at_run_time",
     "check",
     "check_data",
+    "check_evaluate",
     "check_model",
     "check_ranges",
     "check_schedule",

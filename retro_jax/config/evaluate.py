@@ -44,3 +44,14 @@ class EvaluateConfig:
         between(0, 1),
         "Training documents that hold this share of the 13-grams of a document of the set are not searched; 0: all are.",
     )
+
+
+def check_evaluate(evaluate: EvaluateConfig) -> None:
+    """Raises ValueError where documents would be left out of a database that was never compared with the sets."""
+    if evaluate.clean_database and evaluate.tried_databases:
+        raise ValueError(
+            f"config.evaluate.clean_database={evaluate.clean_database:g} leaves out training documents of the build's own "
+            f"database; those in config.evaluate.tried_databases={evaluate.tried_databases} were never compared with the sets, "
+            f"so copies would stay in them. Evaluate twice: with config.evaluate.clean_database=0, and with "
+            f"config.evaluate.tried_databases=()."
+        )

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from retro_jax.config import RunConfig, to_dict
+from retro_jax.config import RunConfig, check_evaluate, to_dict
 from retro_jax.core.files import file_sha256, read_json, write_json
 from retro_jax.core.paths import file_name
 from retro_jax.evaluate import protocols
@@ -76,6 +76,7 @@ class Evaluation:
     def __init__(
         self, run: RunConfig, workdir: Path, sets: Mapping[str, TextSet], questions: Mapping[str, QuestionSet]
     ):
+        check_evaluate(run.evaluate)
         self.run, self.workdir = run, Path(workdir)
         self.data = data_directory(run, self.workdir)
         self.models = Models(run, self.workdir, self.data)

@@ -73,6 +73,10 @@ def test_a_set_is_joined_and_named_again_without_its_path(root, capsys):
         (["--set=held_out", "--neighbors=-2"], "k counts neighbors and cannot be -2"),
         (["--set=held_out", "--address=a:1"], "are of --engine=ray"),
         (["--set=held_out", "--database=/nowhere"], "/nowhere"),
+        (
+            ["--set=held_out", "--without=0.5", "--database=/nowhere"],
+            "--database=/nowhere were never compared with the set",
+        ),
         (["--set=held_out", "--config.data.sources.x.path=y"], "is of another source than --set=held_out"),
     ],
 )

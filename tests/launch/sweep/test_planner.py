@@ -207,6 +207,11 @@ def test_references_that_lead_nowhere_are_refused_by_name(swept, message):
         planned(swept)
 
 
+def test_what_no_evaluation_takes_is_refused_before_anything_is_trained():
+    with pytest.raises(ValueError, match="were never compared with the sets"):
+        planned([("a", {"evaluate.clean_database": 0.8, "evaluate.tried_databases": ("x/data",)})])
+
+
 def test_the_axes_are_the_keys_that_vary():
     plan = planned([("a", {"model.neighbors": 1, "train.batch": 8}), ("b", {"train.batch": 8})], seeds="0,1")
     assert plan.axes() == {"model.neighbors": [1, 1, 2, 2]}

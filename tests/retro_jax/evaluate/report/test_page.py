@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from evaluation_fixture import RUN, build, save_runs
+from file_contents import contents
 from recording import assert_reads, recorded
 
 from data_pipeline.documents.stage import DocumentTable
@@ -346,6 +347,19 @@ def test_evaluation_without_neighbors_is_refused(root, capsys):
     assert "config.model.layers (there 2, here 3)" in capsys.readouterr().err
     assert evaluate_main([f"--workdir={root}", "--config.model.neighbors=4"]) == 2
     assert "The stage 'embeddings' in" in capsys.readouterr().err, "more than the 3 stored are searched again"
+
+
+def test_a_tried_database_cannot_be_cleaned(root, capsys):
+    """Guards against a figure of a clean database that still holds copies: a tried one was never compared with the set."""
+    before = contents(root)
+    both = ["--config.evaluate.clean_database=0.8", "--config.evaluate.tried_databases=('x/data',)"]
+    assert evaluate_main([f"--workdir={root}", *both]) == 2
+    message = capsys.readouterr().err
+    assert "config.evaluate.clean_database=0.8" in message and "config.evaluate.tried_databases=('x/data',)" in message
+    assert "were never compared with the sets" in message and "Evaluate twice" in message and contents(root) == before
+    settings = dataclasses.replace(RUN.evaluate, clean_database=0.8, tried_databases=("x/data",))
+    with pytest.raises(ValueError, match="were never compared with the sets"):
+        Evaluation(dataclasses.replace(RUN, evaluate=settings), root, {}, {})
 
 
 def test_a_model_of_another_database_is_refused(root, monkeypatch, capsys):
