@@ -3,14 +3,18 @@
 from pathlib import Path
 
 from data_pipeline.stages.run import StageError
-from retro_jax.core.lock import FileLock
+from retro_jax.core.lock import Busy, FileLock
+
+
+class BusyBuild(StageError, Busy):
+    """Another process builds there."""
 
 
 class BuildLock(FileLock):
-    """`with BuildLock(directory): ...` raises StageError where another process, on any machine that shares the storage
-    and its locks, builds there already."""
+    """`with BuildLock(directory): ...` raises BusyBuild where another process, on any machine that shares the storage and its
+    locks, builds there already, and StageError where the lock cannot be written."""
 
-    error = busy = StageError
+    error, busy = StageError, BusyBuild
 
     def __init__(self, directory: Path):
         self.directory = Path(directory).absolute()

@@ -19,7 +19,13 @@ TRIES, PAUSE = 20, 0.01  # of what another process may be in the middle of, and 
 
 
 class Busy(ValueError):
-    """Another process has the lock."""
+    """Another process has the lock.
+
+    Attributes:
+      holder: that process.
+    """
+
+    holder = "another process"
 
 
 class FileLock:
@@ -92,7 +98,7 @@ class FileLock:
                     raise
                 time.sleep(PAUSE)
 
-    def _refusal(self) -> ValueError:
+    def _refusal(self) -> Busy:
         with self._file as file:
             for _ in range(TRIES):
                 file.seek(0)
@@ -100,9 +106,10 @@ class FileLock:
                 if process:
                     break
                 time.sleep(PAUSE)  # the holder has locked the file and not yet written into it
-        return self.busy(
-            f"{self._rule}, but process {process or '?'} on {host or 'another machine'} is doing so now. {self._remedy}"
-        )
+        holder = f"process {process or '?'} on {host or 'another machine'}"
+        busy = self.busy(f"{self._rule}, but {holder} is doing so now. {self._remedy}")
+        busy.holder = holder
+        return busy
 
     def fileno(self) -> int:
         """The locked file. A process that inherits it keeps the lock until it ends, even if this one is killed."""
