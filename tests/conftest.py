@@ -19,6 +19,7 @@ if DEVICES not in os.environ.get("XLA_FLAGS", ""):  # a worker has it from the p
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests import fixtures, and a few one another, by name: their folders mirror the source and are no packages.
 sys.path += sorted({str(path.parent) for path in HERE.rglob("*.py")})
+sys.path.append(str(HERE.parent / "benchmarks" / "study"))  # its modules import one another in the same way
 
 from compilation_cache import close_session, open_session  # noqa: E402
 from cpu_seconds import function, pytest_runtest_protocol, slow_tests  # noqa: E402, F401

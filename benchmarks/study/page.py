@@ -3,11 +3,10 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from cells import interval, value
 from checks import FAILED, OPEN, REPRODUCED, RULE, WAITING, Checked, Claim, run_check, verdict
 from claims import CLAIMS, NOVEL, RECURS, bits, minus
-from points import Missing, Study
+from points import Missing, Study, overlap_between
 from quantities import estimate
 
 from retro_jax.evaluate.conditions import CONDITIONS
@@ -123,10 +122,7 @@ def _overlap(study: Study) -> str:
     rows = []
     first = study.point("default", study.seeds("default")[0])
     for low, high in zip((-1.0, *ALPHAS[:-1]), ALPHAS, strict=True):
-
-        def inside(overlap, low=low, high=high):
-            return (overlap > low + 1e-9) & (overlap <= high + 1e-9)
-
+        inside = overlap_between(low, high)
         share = first.chunk_bytes[inside(first.overlap)].sum() / first.chunk_bytes.sum()
         values = {name: bits("default", name, "", inside) for name in ("baseline", "off", "on")}
         means = [f"{estimate(value(study)).mean:.4f}" if share else "-" for value in values.values()]
@@ -179,10 +175,7 @@ def _overlap_series(study: Study) -> list[Series]:
     for number, (name, other) in enumerate((("Off - On", "off"), ("baseline - On", "baseline"))):
         points, band = [], []
         for low, high in zip((-1.0, *ALPHAS[:-1]), ALPHAS, strict=True):
-
-            def inside(overlap: np.ndarray, low=low, high=high) -> np.ndarray:
-                return (overlap > low + 1e-9) & (overlap <= high + 1e-9)
-
+            inside = overlap_between(low, high)
             first = study.point("default", study.seeds("default")[0])
             if not first.chunk_bytes[inside(first.overlap)].sum():
                 continue

@@ -18,6 +18,11 @@ NAME = re.compile(r"(?P<point>.+),seed=(?P<seed>\d+)")
 REMEDY = "Run `make study` again."
 
 
+def overlap_between(low: float, high: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Which chunks count (`Study.bits`): those with an overlap r(C) above `low` and up to `high`."""
+    return lambda overlap: (overlap > low + 1e-9) & (overlap <= high + 1e-9)
+
+
 class Missing(ValueError):
     """What a check needs and the study does not have yet."""
 

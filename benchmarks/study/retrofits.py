@@ -8,7 +8,8 @@ RUN is the work directory of the sweep. With a part of the points finished the p
 import argparse
 from pathlib import Path
 
-from cells import interval, value
+from cells import difference as shown
+from cells import value
 from points import Missing, Study
 from quantities import estimate
 
@@ -97,8 +98,7 @@ def difference(study: Study, what: str, one: tuple[str, str], other: tuple[str, 
         except Missing as missing:
             cells.append(f"missing: {missing}")
             continue
-        holds = "" if found.low > 0 or found.high < 0 or found.low == found.high else ", not shown"
-        cells.append(interval(found) + holds)
+        cells.append(shown(found))
     return f"| {what} | {' | '.join(cells)} |"
 
 

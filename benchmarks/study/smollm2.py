@@ -9,12 +9,13 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from cells import interval, value
-from points import SET, Missing, Study
-from quantities import Estimate, Expression, estimate
+from cells import difference, value
+from points import SET, Missing, Study, overlap_between
+from quantities import Expression, estimate
 
 from retro_jax.config.file import read_config_file
 from retro_jax.core.files import read_json
+from retro_jax.evaluate.conditions import CONDITIONS
 from retro_jax.evaluate.report.figures.charts import Series, lines
 from retro_jax.models.counts import parameter_totals
 from retro_jax.train.metrics import read_metrics
@@ -22,7 +23,7 @@ from retro_jax.train.metrics import read_metrics
 POINT = "frozen"
 PLOT = "retrofit_smollm2.svg"
 # (its name here, the evaluation's)
-CONDITIONS = (
+SHOWN = (
     ("source", "baseline"),
     *((name, name) for name in ("off", "on", "random", "shuffled", "empty", "oracle")),
 )
@@ -33,7 +34,7 @@ DIFFERENCES = (
     ("On less an empty database", "empty"),
 )
 OVERLAPS = ((-1.0, 0.125), (0.125, 0.5), (0.5, 1.0))  # of chunks, above the first number and up to the second
-CURVE = (("On", "on", "#d9622b"), ("Off", "off", "#2b7fc4"), ("random neighbors", "random", "#1a9070"))
+CURVE = {"on": "On", "off": "Off", "random": "random neighbors"}  # conditions of the checks of training
 REMEDY = "Run `make retrofit-smollm2` again."
 
 
@@ -57,11 +58,11 @@ def page(study: Study) -> str:
             "",
             "Held-out documents; lower is better. `legal` recurs in other documents, `wiki` hardly does.",
             "",
-            f"| subset | documents | bytes | {' | '.join(name for name, _ in CONDITIONS)} |",
-            f"|---|{'---|' * (2 + len(CONDITIONS))}",
+            f"| subset | documents | bytes | {' | '.join(name for name, _ in SHOWN)} |",
+            f"|---|{'---|' * (2 + len(SHOWN))}",
             *(
                 f"| {subset} | {facts['documents']} | {facts['bytes']:,} | "
-                f"{' | '.join(value(study, POINT, condition, subset) for _, condition in CONDITIONS)} |"
+                f"{' | '.join(value(study, POINT, condition, subset) for _, condition in SHOWN)} |"
                 for subset, facts in subsets.items()
             ),
             "",
@@ -95,7 +96,7 @@ def page(study: Study) -> str:
             "| step | On | Off | random neighbors |",
             "|---|---|---|---|",
             *(
-                f"| {record['step']} | {' | '.join(f'{record[key(kind)]:.4f}' for _, kind, _ in CURVE)} |"
+                f"| {record['step']} | {' | '.join(f'{record[key(kind)]:.4f}' for kind in CURVE)} |"
                 for record in checks(study, seed)
             ),
             "",
@@ -134,12 +135,11 @@ def same_bits(study: Study, seed: int) -> str:
 
 
 def cell(study: Study, other: str, subset: str) -> str:
-    return words_of(estimate(study.bits(POINT, "on", subset) - study.bits(POINT, other, subset)))
+    return difference(estimate(study.bits(POINT, "on", subset) - study.bits(POINT, other, subset)))
 
 
 def row_of_overlap(study: Study, seed: int, low: float, high: float) -> str:
-    def inside(overlap: np.ndarray) -> np.ndarray:
-        return (overlap > low + 1e-9) & (overlap <= high + 1e-9)
+    inside = overlap_between(low, high)
 
     def less(other: str) -> Expression:
         return study.bits(POINT, "on", "", inside) - study.bits(POINT, other, "", inside)
@@ -148,12 +148,7 @@ def row_of_overlap(study: Study, seed: int, low: float, high: float) -> str:
     point = study.point(POINT, seed)
     if not point.chunk_bytes[inside(point.overlap)].sum():
         return f"| {name} | no chunks | no chunks |"
-    return f"| {name} | {' | '.join(words_of(estimate(less(other))) for other in ('baseline', 'random'))} |"
-
-
-def words_of(found: Estimate) -> str:
-    shown = found.low > 0 or found.high < 0
-    return interval(found) + ("" if shown else ", not shown")
+    return f"| {name} | {' | '.join(difference(estimate(less(other))) for other in ('baseline', 'random'))} |"
 
 
 def key(kind: str) -> str:
@@ -170,7 +165,8 @@ def plot(study: Study) -> str:
     (seed,) = study.seeds(POINT)
     records = checks(study, seed)
     series = [
-        Series(name, [(record["step"], record[key(kind)]) for record in records], color) for name, kind, color in CURVE
+        Series(name, [(record["step"], record[key(kind)]) for record in records], CONDITIONS[kind].color)
+        for kind, name in CURVE.items()
     ]
     return lines("Held-out loss of SmolLM2-135M", series, "step", "nats a token")
 

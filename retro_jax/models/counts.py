@@ -154,8 +154,6 @@ class Frozen:
     scores: float
     distances: float  # of scores: products with the position table, which is constant
     feed_forward: float
-    readout: float = 1.0
-    tables: float = 2.0
 
     @staticmethod
     def around(model: ModelConfig) -> "Frozen":
@@ -183,7 +181,7 @@ def flops_per_token(model: ModelConfig, trainable: str = "all") -> float:
     left = Frozen.around(model)
     layers -= left.kernels * kinds["self"].kernel_flops() + left.scores * kinds["self"].published_score_flops()
     layers -= left.feed_forward * fed["self"].flops()
-    return layers / model.sequence_length + (3 - left.readout) * readout
+    return layers / model.sequence_length + 2 * readout
 
 
 def executed_flops(run: RunConfig, attention: str = "xla") -> float:
@@ -237,4 +235,4 @@ def _left_out(run: RunConfig, own: Attended, fed: Fed, readout: float, kernel: b
         found += before * (scores + distances)
         if run.model.remat == "full":
             found += before * own.kernel_flops() + (before - 1 / layers) * fed.flops() * (1 - 1 / fed.kernels)
-    return run.train.batch * found + run.train.accumulation * left.tables * own.table_flops() + left.readout * readout
+    return run.train.batch * found + run.train.accumulation * 2 * own.table_flops() + readout

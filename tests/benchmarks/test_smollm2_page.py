@@ -3,19 +3,14 @@
 import dataclasses
 import json
 import re
-import sys
 
 import pytest
-from places import ROOT
+from points import Missing, Study
+from smollm2 import page, plot
 from test_study import BYTES, CHUNKS, write_point
 
-sys.path.insert(0, str(ROOT / "benchmarks" / "study"))
-
-from points import Missing, Study  # noqa: E402
-from smollm2 import page, plot  # noqa: E402
-
-from retro_jax.config import ModelConfig, RunConfig, to_dict  # noqa: E402
-from retro_jax.core.files import write_json  # noqa: E402
+from retro_jax.config import ModelConfig, RunConfig, to_dict
+from retro_jax.core.files import write_json
 
 
 @pytest.fixture

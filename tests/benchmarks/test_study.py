@@ -2,25 +2,20 @@
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from places import ROOT
+from checks import FAILED, FAILS, HOLDS, OPEN, REPRODUCED, UNDECIDED, WAITING, _state, run_check, verdict
+from claims import CLAIMS
+from page import page, plots
+from points import Study
+from probe import repeated_runs
+from quantities import Estimate, Expression, Ratio, estimate
 
-sys.path.insert(0, str(ROOT / "benchmarks" / "study"))
-
-from checks import FAILED, FAILS, HOLDS, OPEN, REPRODUCED, UNDECIDED, WAITING, _state, run_check, verdict  # noqa: E402
-from claims import CLAIMS  # noqa: E402
-from page import page, plots  # noqa: E402
-from points import Study  # noqa: E402
-from probe import repeated_runs  # noqa: E402
-from quantities import Estimate, Expression, Ratio, estimate  # noqa: E402
-
-from retro_jax.core.files import write_json  # noqa: E402
-from retro_jax.evaluate.scores import write_table  # noqa: E402
-from retro_jax.presets.ablations import TABLE_13  # noqa: E402
+from retro_jax.core.files import write_json
+from retro_jax.evaluate.scores import write_table
+from retro_jax.presets.ablations import TABLE_13
 
 DOCUMENTS, CHUNKS, BYTES = 60, 4, 50  # made-up documents, chunks of each, and bytes of a chunk
 NOISE = 0.002  # bits per byte, of a seed and of a document

@@ -276,16 +276,21 @@ class Stop:
         return self.loop is not None and self.loop.step == self.step
 
 
-def test_a_roll_back_finds_its_checkpoint_under_keep(tmp_path, data, monkeypatch, capfd):
-    """Guards against a roll back to step 0 after an unscheduled save: 6 by schedule, 7 on a notice, spike at 8."""
+def spike_at(monkeypatch, step):
+    """Makes the batch of a step one with a hundred times the gradient."""
     next_batch = Loop.next_batch
 
     def spiking(loop):
         next_batch(loop)
-        if loop.read_to["next_index"] == 8:
+        if loop.read_to["next_index"] == step:
             loop.batch = dataclasses.replace(loop.batch, loss_mask=loop.batch.loss_mask / 100)
 
     monkeypatch.setattr(Loop, "next_batch", spiking)
+
+
+def test_a_roll_back_finds_its_checkpoint_under_keep(tmp_path, data, monkeypatch, capfd):
+    """Guards against a roll back to step 0 after an unscheduled save: 6 by schedule, 7 on a notice, spike at 8."""
+    spike_at(monkeypatch, 8)
     spikes = {"on_spike": "roll_back", "spike_window": 3, "spike_factor": 2.0}
     run = small(data, steps=9, checkpoint_every=3, keep_checkpoints=1, **spikes)
     with monkeypatch.context() as patch:
@@ -303,14 +308,7 @@ def test_a_run_that_went_back_and_is_stopped_goes_on_from_there(tmp_path, data, 
 
     4 is on schedule, 6 is saved on a notice, the spike at 7 leads back to 4, and the next notice comes at 5.
     """
-    next_batch = Loop.next_batch
-
-    def spiking(loop):
-        next_batch(loop)
-        if loop.read_to["next_index"] == 7:
-            loop.batch = dataclasses.replace(loop.batch, loss_mask=loop.batch.loss_mask / 100)
-
-    monkeypatch.setattr(Loop, "next_batch", spiking)
+    spike_at(monkeypatch, 7)
     run = small(data, steps=8, checkpoint_every=4, on_spike="roll_back", spike_window=3, spike_factor=2.0)
     for notice in (6, 5):
         with monkeypatch.context() as patch:
