@@ -2,6 +2,7 @@
 
 import types
 
+import numpy as np
 import pytest
 from training_fixture import make_run
 
@@ -89,3 +90,17 @@ def test_checks_are_no_steps_time_and_stalls_are_counted_once(tmp_path, monkeypa
     log.clock.rewind(20, stalled)
     assert log.clock.step_seconds == pytest.approx(20 * SECONDS)  # those behind it are done again
     log.close()
+
+
+@pytest.mark.parametrize(("platform", "rows"), [("cpu", 1_024), ("gpu", 8_192), ("tpu", 8_192)])
+def test_the_peak_of_an_accelerator_is_that_of_large_matrices(monkeypatch, platform, rows):
+    """Guards against an MFU of several hundred percent: a small product does not fill an accelerator."""
+    shapes = []
+
+    def ones(shape, dtype):
+        shapes.append(shape)
+        return np.ones((8, 8), dtype)
+
+    monkeypatch.setattr(clock.jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(clock.jnp, "ones", ones)
+    assert clock.measured_peak("float32") > 0 and shapes == [(rows, rows)]
