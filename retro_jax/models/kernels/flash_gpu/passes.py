@@ -59,7 +59,8 @@ def _run(tiling, kernel, name, arrays, shapes, scratches):
         + [pl.BlockSpec((None, None, *own[2:]), lambda p, i: (p, i, 0, 0))] * scratches,
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (*shapes, *[own] * scratches)],
         interpret=tiling.interpret,
-        # One stage: with more, Triton loads a scratch for the next tile before this one has written it.
+        # One stage: with three an H200 gave wrong gradients. A scratch is written and read again within a tile, and
+        # loads that are moved to an earlier tile miss what was written.
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
         name=name,
     )(*arrays)
