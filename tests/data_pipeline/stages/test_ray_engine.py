@@ -164,13 +164,19 @@ def test_a_shard_that_kills_its_process_each_time_is_named(tmp_path, nodes, monk
     def make(folder):
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def survive(folder):
+        np.save(folder / "survivor.npy", np.zeros(1))
+        return {}
+
     monkeypatch.setattr(ray_engine, "_run", ray_engine._run.options(max_retries=1))
     monkeypatch.setattr(ray_engine, "RETRIES", 1)
     with (
         engine(tmp_path, nodes),
         pytest.raises(StageError, match="Shard s0 was lost 2 times .* memory"),
     ):
-        run_stage(tmp_path / "s", "made-up", {}, {}, [Shard("s0", ["0"], make), Shard("s0b", ["0b"], make)])
+        run_stage(
+            tmp_path / "s", "made-up", {}, {}, [Shard("s0", ["0"], make), Shard("survivor", ["survivor.npy"], survive)]
+        )
 
 
 def test_one_actor_holds_one_index_shard(tmp_path, nodes):
