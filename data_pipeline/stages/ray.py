@@ -196,6 +196,8 @@ def _check_nodes(lock: BuildLock) -> None:
         try:
             found = ray.get(look, timeout=LOOK)
         except (ray.exceptions.RayError, ImportError) as error:
+            if node["NodeID"] not in {one["NodeID"] for one in _nodes()}:
+                continue  # lost since it was asked, or just before: Ray lists a dead node until it misses heartbeats
             raise StageError(
                 f"Node {name} cannot run this program ({str(error).strip().splitlines()[-1]}). Install the same retro_jax "
                 f"with its [build] and [ray] extras there, or take the node out of the cluster."

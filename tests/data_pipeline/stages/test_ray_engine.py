@@ -89,18 +89,26 @@ def test_a_set_joined_on_a_cluster_has_the_same_bytes(root, nodes):
     assert (root / "there" / "data" / "evaluation" / "farm2" / "contamination" / "manifest.json").exists()
 
 
-def after(path, action):
-    """Runs it in a thread as soon as a path that fits the pattern exists."""
+@contextmanager
+def after(folder, pattern, action):
+    """Runs it in a thread as soon as a path that fits the pattern exists; fails if the block ended and none was seen."""
+    ended, seen = threading.Event(), threading.Event()
 
     def wait():
-        folder, pattern = path
         while not any(folder.glob(pattern)):
-            time.sleep(0.02)
+            if ended.wait(0.002):
+                return
+        seen.set()
         action()
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    assert seen.is_set(), f"{folder / pattern} was there too briefly to be seen"
 
 
 def at_work():
@@ -126,9 +134,8 @@ def test_workers_killed_in_the_middle(root, nodes, moment):
             os.kill(process, signal.SIGKILL)
             killed.append(process)
 
-    thread = after((root / name / "data", moment), kill)
-    assert build(root, nodes, name) == 0
-    thread.join()
+    with after(root / name / "data", moment, kill):
+        assert build(root, nodes, name) == 0
     assert killed and contents(root / name) == contents(root / "whole")
 
 
@@ -139,9 +146,8 @@ def test_a_node_removed_in_the_middle(root, nodes, stage):
     def remove():
         nodes.cluster.remove_node(nodes.workers.pop(), allow_graceful=False)
 
-    thread = after((root / name / "data", f"{stage}/.parts/*"), remove)
-    assert build(root, nodes, name) == 0
-    thread.join()
+    with after(root / name / "data", f"{stage}/.parts/*", remove):
+        assert build(root, nodes, name) == 0
     nodes.workers.append(nodes.add())
     assert contents(root / name) == contents(root / "whole")
 
@@ -158,6 +164,20 @@ def test_a_mistake_in_a_shard_is_the_same_error_as_here(tmp_path, nodes):
 
     with engine(tmp_path, nodes), pytest.raises(StageError, match="^The text is upside down"):
         run_stage(tmp_path / "s", "made-up", {}, {}, [Shard(f"s{n}", [f"{n}"], make) for n in range(2)])
+
+
+def test_a_node_that_is_lost_while_it_is_asked_stops_nothing(tmp_path, nodes, monkeypatch):
+    """Guards against a build that is refused because Ray still lists a node that has just died."""
+    listed, lost = ray_engine._nodes, [[{"NodeID": "0f" * 28, "NodeManagerAddress": "lost"}]]
+    monkeypatch.setattr(ray_engine, "_nodes", lambda: listed() + (lost.pop() if lost else []))
+
+    def make(folder):
+        np.save(folder / "made.npy", np.zeros(1))
+        return {}
+
+    with engine(tmp_path, nodes):
+        run_stage(tmp_path / "s", "made-up", {}, {}, [Shard("s0", ["made.npy"], make)])
+    assert not lost and (tmp_path / "s" / "made.npy").exists()
 
 
 def test_a_shard_that_kills_its_process_each_time_is_named(tmp_path, nodes, monkeypatch):
