@@ -6,7 +6,7 @@
 The 172M model on a schedule of 300,000 steps of 256 sequences (157B tokens), with one baseline for all rows (`no_retrieval`).
 Rows and the paper's figures: retro_jax/presets/ablations.py.
 Hardware: as configs/retro.py:172m. By the roofline of `--plan`, a lower bound: 5,220 chip-hours on v5p:2x2x4 (357 for the
-default, by `retro preflight`), 6,809 on h100:64.
+default, by `retro preflight`), 4,883 on h100:64.
 Expected, C4 bits per byte: .822 for the default, .950 with N alone, .895 with F alone, .987 without retrieval, .858 and .847 with 1
 and 4 neighbors in training, .821 to .860 for the rest. Not reproduced here at this size; docs/measured/study.md has a small form.
 """

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from retro_jax.config import ModelConfig, RunConfig
-from retro_jax.models.kernels.flash import BACKWARD_PRODUCTS, FORWARD_PRODUCTS, tile_flops
+from retro_jax.models.kernels import flash, flash_gpu
 
 # Kind of attention or feed-forward -> the part of the model that its kernels belong to.
 PARTS = {
@@ -18,6 +18,8 @@ PARTS = {
     "encoder": "encoder",
     "conditioning": "encoder_cross_attention",
 }
+# FLOPs of a layer's both passes by the kernels, which keep no scores and which remat does not run again.
+KERNEL_FLOPS = {"flash": flash.flops, "flash_gpu": flash_gpu.flops}
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def flops_per_token(model: ModelConfig, trainable: str = "all") -> float:
 def executed_flops(run: RunConfig, attention: str = "xla") -> float:
     """Floating-point operations of the products of one step over all devices, remat and blockwise loss included.
 
-    `attention` computes the decoder's self-attention: "flash" skips tiles above the diagonal, computes the logits again in
+    `attention` computes the decoder's self-attention: a kernel skips tiles above the diagonal, computes the logits again in
     its backward pass, and is not run again by remat. The logits of a tile's positions count over all its distances.
     Each of `accumulation` parts computes its position tables again; the first reading layer's attention too is counted. Around a
     frozen decoder the count is within a few hundredths.
@@ -210,20 +212,19 @@ def executed_flops(run: RunConfig, attention: str = "xla") -> float:
     readout = run.train.batch * 2 * tokens * model.width * entries
     scores = run.train.batch * sum(kind.score_flops() for kind in kinds.values())
     kernel = 0
-    if attention == "flash":
+    if attention in KERNEL_FLOPS:
         own = run.train.batch * kinds["self"].score_flops()
         layers, scores = layers - own, scores - own
-        kernel = tile_flops(run.train.batch, tokens, kinds["self"].inner) * model.layers
-        kernel *= FORWARD_PRODUCTS + BACKWARD_PRODUCTS
+        kernel = KERNEL_FLOPS[attention](run.train.batch, tokens, kinds["self"].inner) * model.layers
     again = {"none": 0.0, "dots": scores, "full": layers + tables - run.train.batch * spared}[model.remat]
     total = 3 * (layers + tables) + kernel + again + (4 if in_blocks else 3) * readout
     if run.train.trainable == "all":
         return total
-    return total - _left_out(run, kinds["self"], fed["self"], readout, attention == "flash")
+    return total - _left_out(run, kinds["self"], fed["self"], readout, attention in KERNEL_FLOPS)
 
 
 def _left_out(run: RunConfig, own: Attended, fed: Fed, readout: float, kernel: bool) -> float:
-    """What a frozen decoder does without in one step; of the flash kernel, which computes all of its gradients, nothing."""
+    """What a frozen decoder does without in one step; of a kernel, which computes all of its gradients, nothing."""
     left, layers = Frozen.around(run.model), run.model.layers
     distances = 2 * own.layers * own.inner * own.rows * own.distances
     scores = 0 if kernel else own.score_flops() - distances

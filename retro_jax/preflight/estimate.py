@@ -13,7 +13,8 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from retro_jax.config import RunConfig
-from retro_jax.models.counts import attentions, executed_flops, flops_per_token
+from retro_jax.models.counts import KERNEL_FLOPS, attentions, executed_flops, flops_per_token
+from retro_jax.models.kernels.flash_gpu import LOGITS_BYTES
 from retro_jax.models.kernels.known import FALLBACK, self_attention
 from retro_jax.models.retro import abstract_model
 from retro_jax.parallel.sharding import AXES, parameter_specs
@@ -81,13 +82,16 @@ def activation_bytes(run: RunConfig, sizes: dict[str, int], chip: Chip | None) -
         for name, kind in kinds.items()
     }
     layer = (stream * 6 + wide * 2) * dtype  # what a layer keeps beside its scores
+    every = (stream * 14 + wide * 12) * dtype  # the same without remat, fitted to what an H100's compiler keeps
     outputs = 0.0  # of a kernel, kept in float32 whatever remat is
-    if attention_on(run, chip) == "flash":
+    own = (ROTARY_LIVE_SCORES if model.positions == "rotary" else live_scores) * 4 * scores["self"]
+    if (kernel := attention_on(run, chip)) in KERNEL_FLOPS:
+        # A GPU's holds the gradients of some heads' logits, by key and by distance, and copies of them.
+        own = 4 * min(scores["self"] * dtype, LOGITS_BYTES) if kernel == "flash_gpu" else 0.0
         scores["self"], outputs = 0.0, rows * model.sequence_length * kinds["self"].inner / tensor * 4
-    kept = {"full": stream * dtype, "dots": layer, "none": layer + scores["self"] * dtype}[model.remat]
+    kept = {"full": stream * dtype, "dots": layer, "none": every + scores["self"] * dtype}[model.remat]
     kept = (kept + outputs) * model.layers
-    live_own = ROTARY_LIVE_SCORES if model.positions == "rotary" else live_scores
-    work = {"self": live_own * 4 * scores["self"], "feed_forward": wide * 12, "loss": _loss_bytes(run, rows, tensor)}
+    work = {"self": own, "feed_forward": wide * 12, "loss": _loss_bytes(run, rows, tensor)}
     if "read" in kinds:
         retrieved = rows * kinds["encoder"].rows
         kept += retrieved * encoder.width * dtype * (encoder.layers + 2)
@@ -114,9 +118,9 @@ def traffic_bytes(run: RunConfig, sizes: dict[str, int], chip: Chip | None = Non
     whole = held_here * sizes["fsdp"]
     sequences = run.train.batch / (sizes["data"] * sizes["fsdp"])
     heads = {"encoder": model.encoder.heads, "conditioning": model.encoder.heads}
-    kernel = attention_on(run, chip) == "flash"
+    kernel = {"flash": 0, "flash_gpu": 4}.get(attention_on(run, chip))  # a GPU's: gradients of logits, at 2 bytes
     passes = TPU_PASSES if chip and chip.platform == "tpu" else OTHER_PASSES
-    own = 0 if kernel else passes.rotary_scores if model.positions == "rotary" else passes.scores
+    own = kernel if kernel is not None else passes.rotary_scores if model.positions == "rotary" else passes.scores
     scores = sum(
         kind.layers * kind.scores(heads.get(name, model.heads)) * (own if name == "self" else passes.scores)
         for name, kind in attentions(model).items()

@@ -55,27 +55,34 @@ def _known(*recipes: Recipe) -> dict[tuple[str, str], Recipe]:
 
 
 V4 = {"v4:2x2x4": (1, 16, 1)}
-SIXTEEN = {"v5e:4x4": (1, 16, 1), "v5p:2x2x4": (1, 16, 1)}
-SIXTY_FOUR = {"v5e:8x8": (1, 64, 1), "v5p:4x4x4": (1, 64, 1)}
-LARGE = {"v5e:16x16": (2, 64, 2), "v5p:8x8x4": (4, 64, 1)}
-GPUS = {"h100:8": (1, 8, 1), "h100:64": (8, 8, 1), "a100:8": (1, 8, 1), "a100:64": (8, 8, 1)}
+SIXTEEN = {"v5e:4x4": (1, 16, 1), "v5p:2x2x4": (1, 16, 1), "v6e:4x4": (1, 16, 1)}
+SIXTY_FOUR = {"v5e:8x8": (1, 64, 1), "v5p:4x4x4": (1, 64, 1), "v6e:8x8": (1, 64, 1)}
+LARGE = {"v5e:16x16": (2, 64, 2), "v5p:8x8x4": (4, 64, 1), "v6e:16x16": (4, 64, 1)}
+A100 = {"a100:8": (1, 8, 1), "a100:64": (8, 8, 1)}
+GPUS = {"h100:8": (1, 8, 1), "h100:64": (8, 8, 1), **A100}
 
-# TPUs whose self-attention is the kernel, which leaves no scores in memory: data parallel where parameters and moments fit,
+# TPUs and H100s whose self-attention is a kernel, which leaves no scores in memory: data parallel where parameters and moments fit,
 # several sequences a micro-batch, and matmuls kept for the backward pass.
 RECIPES = _known(
     *_recipes("172m", 256, V4),
     *_recipes("172m", 256, {"v5e:4x4": (16, 1, 1)}, 1, "dots"),
     *_recipes("172m", 256, {"v5p:2x2x4": (16, 1, 1)}, 4, "dots"),
+    *_recipes("172m", 256, {"v6e:4x4": (16, 1, 1)}, 4, "dots"),
     *_recipes("425m", 256, V4),
     *_recipes("425m", 256, {"v5e:4x4": (1, 16, 1)}, 1, "dots"),
     *_recipes("425m", 256, {"v5p:2x2x4": (16, 1, 1)}, 4, "dots"),
+    *_recipes("425m", 256, {"v6e:4x4": (1, 16, 1)}, 4, "dots"),
     *_recipes("1b5", 256, {"v4:4x4x4": (1, 64, 1)}),
     *_recipes("1b5", 256, {"v5e:8x8": (1, 64, 1)}, 1, "dots"),
     *_recipes("1b5", 256, {"v5p:4x4x4": (64, 1, 1)}, 4, "dots"),
+    *_recipes("1b5", 256, {"v6e:8x8": (1, 64, 1)}, 4, "dots"),
     *_recipes("7b5", 1024, {"v4:8x8x4": (4, 64, 1)}),
     *_recipes("7b5", 1024, {"v5e:16x16": (4, 64, 1)}, 1),
     *_recipes("7b5", 1024, {"v5p:8x8x4": (4, 64, 1)}, 2, "dots"),
-    *_recipes("172m", 256, GPUS, 4),
+    *_recipes("7b5", 1024, {"v6e:16x16": (4, 64, 1)}, 2, "dots"),
+    *_recipes("172m", 256, {"h100:8": (1, 8, 1)}, 16, "dots"),
+    *_recipes("172m", 256, {"h100:64": (8, 8, 1)}, 4, "dots"),
+    *_recipes("172m", 256, A100, 4),
     *_recipes("425m", 256, GPUS, 4),
     *_recipes("1b5", 256, GPUS, 4),
     *_recipes("7b5", 1024, GPUS, 2),
@@ -83,6 +90,7 @@ RECIPES = _known(
 # The same with config.model.attention="xla": one sequence at a time, whose scores decide the memory.
 XLA_RECIPES = _known(
     *_recipes("172m", 256, SIXTEEN),
+    *_recipes("172m", 256, GPUS, 4),
     *_recipes("425m", 256, SIXTEEN),
     *_recipes("1b5", 256, SIXTY_FOUR),
     *_recipes("7b5", 1024, LARGE),

@@ -30,7 +30,8 @@ class Chip:
     link_bandwidth: float  # bytes out of the device over all its links, one way
     compiles: bool = True  # whether a compiler for it works without it
     live_scores: int = (
-        LIVE_SCORES  # fitted to the compiler's figures in docs/measured/scaling.md; within a quarter for most sizes
+        LIVE_SCORES  # fitted to the compiler's figures in docs/measured/scaling.md; within a quarter for most sizes. Of GPUs to
+        # five programs of 172m compiled on an H100 (docs/decisions/model.md)
     )
 
     @property
@@ -40,8 +41,9 @@ class Chip:
 
     @property
     def device_kind(self) -> str:
-        """The model of a TPU, as JAX names it."""
-        return {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}.get(self.name, "")
+        """The model of the device, as JAX names it; empty for a CPU."""
+        tpus = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
+        return {**tpus, "a100": "NVIDIA A100-SXM4-80GB", "h100": "NVIDIA H100 80GB HBM3"}.get(self.name, "")
 
     def slice_name(self) -> str:
         return self.name + ":" + {1: "8", 2: "16x16", 3: "8x8x4"}[self.dimensions]
@@ -59,9 +61,9 @@ CHIPS = {
         # "TPU v6e": 918 TFLOP/s, 32 GB at 1,638 GB/s, a 2D torus, 800 GB/s to and fro together.
         Chip("v6e", 2, 31.25, 918e12, 1.638e12, 400e9),
         # NVIDIA A100 80GB SXM data sheet: 312 TFLOP/s dense, 2,039 GB/s, NVLink 600 GB/s to and fro together.
-        Chip("a100", 1, 74.5, 312e12, 2.039e12, 300e9, compiles=False),
+        Chip("a100", 1, 74.5, 312e12, 2.039e12, 300e9, compiles=False, live_scores=7),
         # NVIDIA H100 SXM data sheet: 989 TFLOP/s dense, 80 GB at 3,350 GB/s, NVLink 900 GB/s to and fro together.
-        Chip("h100", 1, 74.5, 989e12, 3.35e12, 450e9, compiles=False),
+        Chip("h100", 1, 74.5, 989e12, 3.35e12, 450e9, compiles=False, live_scores=7),
         # Virtual devices on this machine: they share its memory, and their speed is not known.
         Chip("cpu", 1, 0.0, 0.0, 0.0, 0.0),
     )

@@ -4,7 +4,7 @@
 
 adds one from anywhere before a model runs; `config.model.attention="mine"` then chooses it. Kinds of attention that it
 does not declare are computed by FALLBACK. A device, head size or length that it does not take is an error that names it.
-AUTO takes, for each attention, the first `automatic` implementation that takes device and sizes, or else FALLBACK.
+AUTO takes, for each attention, the first implementation that is `automatic` for it and takes device and sizes, or else FALLBACK.
 """
 
 import difflib
@@ -49,6 +49,7 @@ class Use:
     queries: int
     keys: int
     positions: bool = True  # whether there are position logits
+    dtype: str = "bfloat16"  # of its products
     chip: str = ""  # the device's model, as JAX names it: TPU v4, TPU v5; empty: any
 
 
@@ -64,7 +65,7 @@ class Implementation:
       refuse: why it cannot compute a `Use` (a head size, a length), or None if it can.
       a_device: it sees one device's heads and sequences at a time (`Placement.a_device`), as a kernel does that the
         compiler cannot cut. False leaves the cutting to the compiler.
-      automatic: AUTO takes it on its platforms.
+      automatic: whether AUTO takes it for a `Use` that it does not refuse.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Implementation:
     platforms: tuple[str, ...] = ()
     refuse: Callable[[Use], str | None] = lambda use: None
     a_device: bool = False
-    automatic: bool = False
+    automatic: Callable[[Use], bool] = lambda use: False
 
     def reason(self, use: Use) -> str | None:
         """Why it cannot compute `use` on that device, or None if it can."""
@@ -107,7 +108,7 @@ def choose(name: str, use: Use) -> Implementation:
       ValueError: no implementation of that name, or one that cannot compute `use`.
     """
     if name == AUTO:
-        able = (one for one in IMPLEMENTATIONS.values() if one.automatic and use.kind in one.kinds)
+        able = (one for one in IMPLEMENTATIONS.values() if use.kind in one.kinds and one.automatic(use))
         return next((one for one in able if not one.reason(use)), IMPLEMENTATIONS[FALLBACK])
     if name not in IMPLEMENTATIONS:
         near = difflib.get_close_matches(name, IMPLEMENTATIONS, n=1)
@@ -138,7 +139,7 @@ def uses(model: ModelConfig, platform: str, chip: str = "") -> list[Use]:
         found.append(Use("encoder", platform, encoder.head_dim, length, length))
         if encoder.cross_attention_layers:
             found.append(Use("conditioning", platform, encoder.head_dim, keys, chunk, positions))
-    return [replace(use, chip=chip) for use in found]
+    return [replace(use, chip=chip, dtype=model.compute_dtype) for use in found]
 
 
 def self_attention(model: ModelConfig, platform: str, chip: str = "") -> str:
@@ -172,9 +173,8 @@ class Attend:
     ) -> Float[Array, "H N I S"]:
         """Arguments as for `xla.attend`; raises as `choose`."""
         sizes = {"head_dim": keys.shape[3], "queries": content_queries.shape[2], "keys": keys.shape[2]}
-        use = Use(
-            self.kind, self.placement.platform, **sizes, positions=positions is not None, chip=self.placement.chip
-        )
+        more = {"positions": positions is not None, "chip": self.placement.chip, "dtype": keys.dtype.name}
+        use = Use(self.kind, self.placement.platform, **sizes, **more)
         found = choose(self.name, use)
 
         def attend(*arrays):
@@ -201,5 +201,9 @@ def _flash_gpu(*arguments):
 
 
 register(Implementation("xla", _by_matrix))
-register(Implementation("flash", _flash, ("self",), ("tpu",), flash.refuse, a_device=True, automatic=True))
-register(Implementation("flash_gpu", _flash_gpu, ("self",), ("gpu",), flash_gpu.refuse, a_device=True))
+register(Implementation("flash", _flash, ("self",), ("tpu",), flash.refuse, a_device=True, automatic=lambda use: True))
+register(
+    Implementation(
+        "flash_gpu", _flash_gpu, ("self",), ("gpu",), flash_gpu.refuse, a_device=True, automatic=flash_gpu.faster
+    )
+)

@@ -22,6 +22,11 @@ def tile_flops(rows: int, length: int, width: int, block: int = BLOCK) -> int:
     return rows * blocks * (blocks + 1) // 2 * 2 * block**2 * width
 
 
+def flops(rows: int, length: int, width: int) -> int:
+    """FLOPs of both passes of one layer."""
+    return (FORWARD_PRODUCTS + BACKWARD_PRODUCTS) * tile_flops(rows, length, width)
+
+
 def refuse(use) -> str | None:
     """Why the kernel cannot compute a `known.Use`, or None if it can."""
     if use.chip in OLD_CHIPS:

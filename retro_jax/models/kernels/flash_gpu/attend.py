@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from retro_jax.models.kernels.flash_gpu import BLOCK, LOGITS_BYTES
 from retro_jax.models.kernels.flash_gpu.passes import backward, forward
 from retro_jax.models.kernels.flash_gpu.tiles import Tiling
 from retro_jax.models.layers import ATTENDED
 from retro_jax.models.positions import Distances
 
-BLOCK = 64
 NO_QUERY, NO_KEY = -3, -4  # ids of padding: equal to no other
 
 
@@ -26,12 +26,14 @@ def attend(
     distances: Distances,
     block: int = BLOCK,
     interpret: bool = False,
+    logits_bytes: int = LOGITS_BYTES,
 ) -> Float[Array, "H N I S"]:
     """What `xla.attend` computes for decoder self-attention, from the ids of a `known.Mask`.
 
     Args:
       block: queries and keys of a tile, a power of two.
       interpret: run by XLA on any device, for tests.
+      logits_bytes: of the heads' logits whose gradients the backward pass holds at once; it takes one head at least.
     """
     heads, rows, length, size = values.shape
     more = -length % block
@@ -45,7 +47,7 @@ def attend(
         jnp.pad(of.astype(jnp.int32), [(0, 0), (0, more)], constant_values=none)
         for of, none in ((mask.query_ids, NO_QUERY), (mask.key_ids, NO_KEY))
     )
-    outputs = _attend(Tiling(block, interpret), *arrays, table, *ids)
+    outputs = _attend(Tiling(block, interpret, logits_bytes), *arrays, table, *ids)
     return outputs[:, :length].reshape(heads, rows, length, size)
 
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from retro_jax.models.kernels.flash_gpu import LOGITS_BYTES
+
 MASKED = -1e30
 
 
@@ -22,6 +24,11 @@ class Tiling:
 
     block: int
     interpret: bool = False  # run by XLA on any device, for tests
+    logits_bytes: int = LOGITS_BYTES
+
+    def heads_at_once(self, heads: int, bytes_a_head: int) -> int:
+        """How many heads the backward pass takes at once: as many of a divisor of `heads` as fit, at least one."""
+        return max(n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or n * bytes_a_head <= self.logits_bytes))
 
     def wait(self) -> None:
         """All threads of the program have written what others read."""
@@ -38,15 +45,6 @@ class Tiling:
         scratch[...] = x
         self.wait()
         found = scratch[rows, columns - rows + self.block - 1]
-        self.wait()
-        return found
-
-    def unshift(self, scratch, x):
-        """The transpose of `shift`; `scratch` holds zeros where no key is, which it keeps."""
-        rows, columns = self.rows_and_columns()
-        scratch[rows, columns - rows + self.block - 1] = x
-        self.wait()
-        found = scratch[...]
         self.wait()
         return found
 
