@@ -6,7 +6,7 @@ HEAD = """# Attention
 
 Written by `make attention`; do not edit. "xla" is attention by matmuls and a softmax that the compiler arranges, "flash" the
 kernel of `retro_jax/models/kernels/flash`. No TPU was at hand: programs were compiled for absent TPUs, and the
-kernel's numbers come from Pallas's interpret mode on a CPU. What its twin for GPUs gave on an H200 is in
+kernel's numbers come from Pallas's interpret mode on a CPU. What its twin for GPUs gave on an H100 and an H200 is in
 [decisions](../decisions/model.md). Full steps are in [scaling](scaling.md).
 
 ## One layer

@@ -123,7 +123,7 @@ class ModelConfig:
     attention: str = setting(
         "auto",
         NAME,
-        "Implementation of attention: auto (by device: flash on TPUs, else xla), xla, flash, flash_gpu, or one that was added "
+        "Implementation of attention: auto (by device: flash on TPUs, flash_gpu on H100s and H200s, else xla), xla, flash, flash_gpu, or one that was added "
         "(retro_jax/models/kernels).",
     )
     remat: str = setting(

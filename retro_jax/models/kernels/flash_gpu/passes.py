@@ -19,7 +19,9 @@ def forward(tiling: Tiling, *arrays):
     """(outputs [P, T, S], log-sum-exp [P, T]), both float32, of content and position queries, keys and values [P, T, S],
     the table [H, T + b, S] and the ids of queries and keys [N, T]; P = H N."""
     content = arrays[0]
-    return _run(tiling, _forward, "flash_gpu_forward", arrays, [(content.shape, "float32"), (content.shape[:2], "float32")])
+    return _run(
+        tiling, _forward, "flash_gpu_forward", arrays, [(content.shape, "float32"), (content.shape[:2], "float32")]
+    )
 
 
 def backward(tiling: Tiling, *arrays):

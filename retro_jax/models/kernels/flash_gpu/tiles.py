@@ -28,7 +28,9 @@ class Tiling:
 
     def heads_at_once(self, heads: int, bytes_a_head: int) -> int:
         """How many heads the backward pass takes at once: as many of a divisor of `heads` as fit, at least one."""
-        return max(n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or n * bytes_a_head <= self.logits_bytes))
+        return max(
+            n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or n * bytes_a_head <= self.logits_bytes)
+        )
 
     def wait(self) -> None:
         """All threads of the program have written what others read."""

@@ -70,7 +70,10 @@ def test_auto_takes_it_where_it_was_measured_to_be_faster():
     others = {"chip": "NVIDIA A100-SXM4-80GB"}, {"chip": ""}, {"dtype": "float32"}, {"head_dim": 128}, {"kind": "read"}
     for change in (*others, {"positions": False}):
         assert choose("auto", replace(use, **change)).name == "xla", change
-    assert choose("flash_gpu", replace(use, chip="NVIDIA A100-SXM4-80GB", dtype="float32", head_dim=128)).name == "flash_gpu"
+    assert (
+        choose("flash_gpu", replace(use, chip="NVIDIA A100-SXM4-80GB", dtype="float32", head_dim=128)).name
+        == "flash_gpu"
+    )
 
 
 def test_it_refuses_by_name():
@@ -85,4 +88,6 @@ def test_its_operations_are_those_of_its_products():
     rows, length, width = 3, 300, 128
     blocks = 5  # of 64
     product = rows * 2 * 64 * 64 * width
-    assert flops(rows, length, width) == sum(product * (3 + 10 * (c <= a)) for a in range(blocks) for c in range(blocks))
+    assert flops(rows, length, width) == sum(
+        product * (3 + 10 * (c <= a)) for a in range(blocks) for c in range(blocks)
+    )
