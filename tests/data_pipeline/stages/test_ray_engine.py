@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ import data_pipeline.stages.ray as ray_engine
 from data_pipeline.stages.engine import Resource, Shard, using
 from data_pipeline.stages.lock import BuildLock
 from data_pipeline.stages.ray import RayEngine
-from data_pipeline.stages.run import StageError, run_stage
+from data_pipeline.stages.run import StageError, read_manifest, run_stage
 from launch.build import main
 from launch.join import main as join
 
@@ -150,6 +150,36 @@ def test_a_node_removed_in_the_middle(root, nodes, stage):
         assert build(root, nodes, name) == 0
     nodes.workers.append(nodes.add())
     assert contents(root / name) == contents(root / "whole")
+
+
+ROUTED = ["--config.data.exact_below=0", "--config.data.index_shards=3", "--config.data.shard_chunks=600"]
+
+
+@pytest.fixture(scope="module")
+def routed(root):
+    """A build whose SCaNN index has three shards, of which a query visits those that the recall needs."""
+    made_up_text.write_folder(root / "routed" / "text", documents=60, seed=7)
+    (root / "routed" / "encoder").symlink_to(root / "encoder")
+    assert main(arguments(root / "routed", root / "routed" / "whole", *ROUTED)) == 0
+    counts = read_manifest(root / "routed" / "whole" / "data" / "index", "index").counts
+    assert counts["kind"] == "scann" and len(counts["shards"]) == 3 and 1 <= counts["routing"]["visits"] < 3
+    return root / "routed"
+
+
+@pytest.mark.parametrize("removed_in", [None, "index", "neighbors/.answers/*"])
+def test_a_routed_index_on_a_cluster_has_the_same_bytes(routed, nodes, removed_in):
+    """Its shards are made and searched on several nodes, each query in those that it visits; a node may be lost."""
+    workdir = routed / f"cluster-{str(removed_in).split('/')[0]}"
+
+    def remove():
+        nodes.cluster.remove_node(nodes.workers.pop(), allow_graceful=False)
+
+    with after(workdir / "data", f"{removed_in}/.parts/*", remove) if removed_in else nullcontext():
+        flags = ["--engine=ray", f"--address={nodes.address}"]
+        assert main(arguments(routed, workdir, *ROUTED, *flags)) == 0
+    if removed_in:
+        nodes.workers.append(nodes.add())
+    assert contents(workdir) == contents(routed / "whole")
 
 
 @contextmanager
