@@ -97,6 +97,24 @@ def test_remedies_are_compiled_until_one_fits(monkeypatch, capsys):
     assert [row["compiled_gib"] for row in found["remedies"] if "compiled_gib" in row] == [3.0]
 
 
+def test_a_remedy_that_no_device_can_run_is_refused_and_the_next_is_tried(monkeypatch, capsys):
+    """Guards against a report that ends with the mistake of its own proposal, as with heads cut over hosts."""
+    seen = []
+
+    def compile_step(run, topology):
+        seen.append(run)
+        if len(seen) == 2:
+            raise ValueError("cuts heads over devices of the processes 0, 1")
+        return Compiled(fits=len(seen) == 3, seconds=1.0, total_gib=99.0, limit_gib=15.75)
+
+    monkeypatch.setattr(module, "compile_step", compile_step)
+    monkeypatch.setattr(module, "check_compiler", lambda topology: None)
+    assert main([SMOKE, "--topology=v5e:2x2"]) == 0 and len(seen) == 3
+    output = capsys.readouterr().out
+    assert output.count("refused: cuts heads over devices of the processes 0, 1") == 1
+    assert ", fits (" in output
+
+
 def test_a_real_compilation_on_virtual_devices(capsys):
     found = report(
         capsys, SMOKE, "--topology=cpu:4", "--config.train.mesh.fsdp=2", "--config.model.layers=2",
