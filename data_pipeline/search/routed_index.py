@@ -138,16 +138,19 @@ def _make(
     """Builds one shard from the keys assigned to it, and lets it answer the sample."""
     folder = temporary / name
     folder.mkdir()
-    ids, first = assigned_rows(directory, parts, number, Router.load(directory).copies)
+    copies = Router.load(directory).copies
+    ids, first = assigned_rows(directory, parts, number, copies)
     keys, k = vectors[ids], config.neighbors_stored
     settings, facts = IndexSettings("exact"), {"keys": len(ids)}
     if kind == "scann" and len(ids) >= FEWEST:
         settings = choose_settings(len(ids), config)
         build_scann(folder, keys, settings)
-        own = QuerySample(keys, k, config.recall_sample)
-        own.compare(np.arange(len(ids)), keys)
+        # Queries of its own keys, but of all where a key has no copy in another shard: others find less of their neighbors here.
+        at, queried = (np.arange(len(ids)), keys) if copies > 1 else (ids, vectors)
+        own = QuerySample(queried, k, config.recall_sample)
+        own.compare(at, keys)
         target = replace(config, recall_target=1 - SHARDS_MISSES * (1 - config.recall_target))
-        settings, facts["recall"] = tune(ScannSearcher(folder, keys, settings), np.arange(len(ids)), own, target)
+        settings, facts["recall"] = tune(ScannSearcher(folder, keys, settings), at, own, target)
     facts |= asdict(settings)
     np.save(folder / IDS, ids)
     sample = QuerySample(vectors, k, config.recall_sample)

@@ -17,6 +17,7 @@ from data_pipeline.encoder.stage import EmbeddingTable
 from data_pipeline.search.chunk_search import find_neighbors
 from data_pipeline.search.exact import ExactSearcher, PlacedSearcher
 from data_pipeline.search.neighbors import NeighborTable, build_neighbors
+from data_pipeline.search.recall import QuerySample
 from data_pipeline.search.router import Router, learn, nearest
 from data_pipeline.search.routes import Route, search_visited
 from data_pipeline.search.stage import build_index, count_shards, index_shards, open_searcher, open_shard
@@ -124,6 +125,26 @@ def test_the_manifest_promises_what_exact_search_confirms(root):
     true, farthest = ExactSearcher(VECTORS[:KEYS]).search(queries, 5)
     assert (distances <= farthest[:, -1:]).mean() > CONFIG.recall_target - 0.04
     assert all(len(set(row)) == 5 for row in ids.tolist())
+
+
+def test_two_shards_are_set_by_the_queries_of_all_texts(tmp_path):
+    """Guards against shards that are set by queries of their own keys alone: without a copy, others find too few there."""
+    keys, spread = 2112, np.random.default_rng(2).normal(size=(KEYS + HELD_OUT, 16))
+    spread /= np.linalg.norm(spread, axis=1, keepdims=True)
+    vectors = np.concatenate([VECTORS[:keys], spread[keys:].astype(np.float32)])  # queries of other texts than the keys
+    chunks = write_chunks(tmp_path / "chunks", DOCUMENTS, keys, 100)
+    write_embeddings(tmp_path / "embeddings", vectors, keys, chunks.fingerprint)
+    config = dataclasses.replace(CONFIG, index_shards=2)
+    counts = build_index(tmp_path / "index", config, tmp_path / "embeddings", tmp_path / "chunks").counts
+    assert counts["recall"]["value"] >= config.recall_target
+    sums = 0
+    for shard in index_shards(tmp_path / "index", tmp_path / "embeddings"):
+        ids, searcher = np.load(shard[0] / "ids.npy"), open_shard(*shard)
+        sample = QuerySample(EmbeddingTable(tmp_path / "embeddings"), config.neighbors_stored, config.recall_sample)
+        sample.compare(ids, VECTORS[ids])
+        assert sample.recall(searcher) == pytest.approx(shard[2]["recall"]) and shard[2]["recall"] >= 0.975
+        sums += len(ids)
+    assert sums == keys
 
 
 def test_no_smaller_margin_reaches_the_target(root):
