@@ -49,6 +49,9 @@ if stage == "index":
     build_index(work / "index", config, data / "embeddings", data / "chunks")
 else:
     build_neighbors(work / "neighbors", config, data / "chunks", data / "embeddings", work / "index")
+# Not ru_maxrss, which a process begins with that of the one that started it.
+peak = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+(work / (stage + ".peak")).write_text(peak)
 """
 
 
@@ -212,7 +215,7 @@ def stage(options, name: str, shards: int, code: Path) -> dict:
         if status:
             raise SystemExit(f"{name} in {shards} index shards ended with {status}; run this command again.")
         row |= {f"{one}_seconds": usage.ru_utime + usage.ru_stime, f"{one}_wall": time.monotonic() - started}
-        row[f"{one}_bytes"] = usage.ru_maxrss * 1024
+        row[f"{one}_bytes"] = int((work / f"{one}.peak").read_text()) * 1024
     counts = json.loads((work / "index" / "manifest.json").read_text())["counts"]
     chunks = json.loads((work / "neighbors" / "manifest.json").read_text())["counts"]["chunks"]
     visits = counts.get("routing", {}).get("visits", float(shards))
