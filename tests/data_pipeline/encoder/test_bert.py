@@ -85,6 +85,30 @@ def test_a_vector_depends_on_its_text_alone(tmp_path, compute_dtype):
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_batches_at_the_same_time_give_what_one_after_the_other_gives(tmp_path, monkeypatch, compute_dtype):
+    """Guards against vectors in the rows of other texts, and against a mistake in a thread that nobody hears of."""
+    encoder = FrozenEncoder(made_up_encoder.write(tmp_path), batch=2, compute_dtype=compute_dtype)
+    texts = [made_up_text.text(seed, 2 + seed % 17) for seed in range(60)]
+    found = []
+    for count in (1, 3, 16):
+        monkeypatch.setattr(bert, "batches_at_once", lambda platform, count=count: count)
+        found.append(encoder.embed(texts))
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+    # 17 batches of one length: the first is computed here, the last in a thread.
+    numbers, compute = iter(range(100)), encoder._compute
+    monkeypatch.setattr(encoder, "_compute", lambda *given: 1 / 0 if next(numbers) == 16 else compute(*given))
+    with pytest.raises(ZeroDivisionError):
+        encoder.embed(["mill"] * 34)
+
+
+def test_a_cpu_computes_a_batch_a_core(monkeypatch):
+    monkeypatch.setattr(bert.os, "sched_getaffinity", lambda process: {0, 3, 5})
+    assert bert.batches_at_once("cpu") == 3 and bert.batches_at_once("gpu") == bert.AHEAD
+    monkeypatch.setattr(bert.os, "sched_getaffinity", lambda process: set(range(64)))
+    assert bert.batches_at_once("cpu") == bert.AHEAD
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 def test_groups_of_rows_give_what_a_batch_gives(tmp_path, monkeypatch, compute_dtype):
     """Guards against rows of a group that is not computed, or computed twice; the last batch of a length is partly empty."""
     encoder = FrozenEncoder(made_up_encoder.write(tmp_path), batch=16, compute_dtype=compute_dtype)
