@@ -98,6 +98,7 @@ class FrozenEncoder:
         self._parameters = pack_parameters(weights, self.shape, jnp.dtype(compute_dtype))
         self.longest = min(LENGTHS[-1], self.shape.longest)
         self._lengths = np.array([*(length for length in LENGTHS if length < self.longest), self.longest])
+        self._compiled: set[tuple[int, bool]] = set()  # padded lengths, normalized or not, whose program is compiled
         self.fingerprint = encoder_fingerprint(found, self._tokenizer.settings, compute_dtype)
 
     def require(self, fingerprint: str, where: Path) -> None:
@@ -157,11 +158,11 @@ class FrozenEncoder:
         vectors = np.empty((len(ids), len(self.shape.pooling) * self.shape.width), np.float32)
         waiting: deque = deque()
         with ThreadPoolExecutor(batches_at_once(jax.default_backend())) as threads:
-            before = 0
             for length, size, rows in self._batches(ids):
                 given = (length, size, [ids[row] for row in rows], normalize)
-                if length != before:  # here, so that no two threads compile one program
-                    vectors[rows], before = self._compute(*given), length
+                if (length, normalize) not in self._compiled:  # here, so that no two threads compile one program
+                    vectors[rows] = self._compute(*given)
+                    self._compiled.add((length, normalize))
                     if bar is not None:
                         bar.update(len(rows))
                     continue

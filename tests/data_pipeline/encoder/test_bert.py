@@ -94,7 +94,7 @@ def test_batches_at_the_same_time_give_what_one_after_the_other_gives(tmp_path, 
         monkeypatch.setattr(bert, "batches_at_once", lambda platform, count=count: count)
         found.append(encoder.embed(texts))
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
-    # 17 batches of one length: the first is computed here, the last in a thread.
+    # 17 batches of one length, the last of them in a thread.
     numbers, compute = iter(range(100)), encoder._compute
     monkeypatch.setattr(encoder, "_compute", lambda *given: 1 / 0 if next(numbers) == 16 else compute(*given))
     with pytest.raises(ZeroDivisionError):
