@@ -39,8 +39,8 @@ TEXT_BYTES = 8_000_000  # at most, for the tokenizer and the counts
 CHUNKS = (1_500, 4_500)  # of the two samples that are embedded, indexed and searched
 QUERIES, TURNS = 1000, 5  # to time the search
 ALONE = {"documents": 0.1, "tokenizer": 1.0}  # share that one node does; documents: measured on nine subsets
-# The router visits 0.35 shards^0.51 (docs/measured/routing.md: 1.15, 1.95, 3.83, 5.16 of 10, 30, 100, 200); with the shards'
-# misses a quarter more.
+# The router visits 0.35 shards^0.51 (1.15, 1.95, 3.83, 5.16 of 10, 30, 100, 200 of 240,344 keys; of 359,559 keys 0.29 shards^0.56,
+# with an interval of 0.44 to 0.68: docs/measured/routing.md); with the shards' misses a quarter more.
 VISITS, VISITS_GROW = 0.44, 0.51
 LEAVES_BESIDE_VISITS = 2.0  # times as many for a recall of 0.975 as for 0.95: 40 of 85 instead of 20
 WIDTH = 384  # of the vectors that these were measured on
