@@ -13,7 +13,7 @@ alone, because no compiler for the device works without it, or because the row w
 roofline: the most that the chip's published rates allow. A real step takes longer, so tokens a second and model FLOP
 utilization (MFU) are upper bounds, and chip-hours a lower one.
 
-Attention "flash" is the decoder's kernel for TPUs, "xla" the compiler's own arrangement with the recipe that suits it
+Attention "flash" is the decoder's kernel for TPUs, "flash_gpu" its twin for GPUs, "xla" the compiler's own arrangement with the recipe that suits it
 (config.model.attention="xla"). GB moved are what a device reads and writes in its memory in a step: of a compiled row counted in
 the compiled program, operation by operation and loops as often as they turn (`retro_jax/preflight/traffic.py`); else the
 estimate, in brackets. The bound of a row has the same basis.

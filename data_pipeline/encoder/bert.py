@@ -159,14 +159,11 @@ class FrozenEncoder:
         waiting: deque = deque()
         with ThreadPoolExecutor(batches_at_once(jax.default_backend())) as threads:
             for length, size, rows in self._batches(ids):
-                given = (length, size, [ids[row] for row in rows], normalize)
-                if (length, normalize) not in self._compiled:  # here, so that no two threads compile one program
-                    vectors[rows] = self._compute(*given)
+                found = threads.submit(self._compute, length, size, [ids[row] for row in rows], normalize)
+                if (length, normalize) not in self._compiled:
+                    found.result()  # so that no two threads compile one program
                     self._compiled.add((length, normalize))
-                    if bar is not None:
-                        bar.update(len(rows))
-                    continue
-                waiting.append((rows, threads.submit(self._compute, *given)))
+                waiting.append((rows, found))
                 if len(waiting) == AHEAD:
                     self._collect(waiting.popleft(), vectors, bar)
             while waiting:
