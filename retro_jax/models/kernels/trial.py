@@ -23,7 +23,8 @@ def try_self_attention(model: ModelConfig, placement: Placement = ONE_DEVICE) ->
     """Compares what computes the decoder's self-attention with FALLBACK on this process's first device.
 
     Raises:
-      ValueError: they differ by more than rounding; which leaf, by how much, and the remedy.
+      ValueError: the kernel does not compile or run there, and why; or they differ by more than rounding: which leaf,
+        by how much; and the remedy.
     """
     name = self_attention(model, placement.platform, placement.chip)
     if name == FALLBACK:
@@ -39,8 +40,16 @@ def try_self_attention(model: ModelConfig, placement: Placement = ONE_DEVICE) ->
     if model.positions != "relative":
         arrays[1] = arrays[4] = None  # others give no position queries and no table
     # Arrays are arguments: of constants the compiler works out the whole attention itself, 22 to 40 s before an H200 runs.
-    runs = (jax.jit(partial(_outputs_and_gradients, one)) for one in (name, FALLBACK))
-    found, expected = (run(arrays[:5], mask, arrays[5]) for run in runs)
+    kernel, fallback = (jax.jit(partial(_outputs_and_gradients, one)) for one in (name, FALLBACK))
+    try:
+        found = jax.block_until_ready(kernel(arrays[:5], mask, arrays[5]))
+    except (RuntimeError, NotImplementedError) as error:  # both from JAX and from the compiler
+        reason, *_ = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"config.model.attention={name} cannot run on this device ({placement.chip or placement.platform}): "
+            f"{reason.rstrip('.')}. Take config.model.attention={FALLBACK}."
+        ) from error
+    expected = fallback(arrays[:5], mask, arrays[5])
     for leaf, one, other in zip(LEAVES, found, expected, strict=True):
         if other is None:
             continue

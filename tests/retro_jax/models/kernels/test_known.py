@@ -182,6 +182,22 @@ def test_a_kernel_that_computes_something_else_on_its_device_is_refused(added):
         try_self_attention(dataclasses.replace(TINY, attention="wrong"))
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, NotImplementedError, jax.errors.JaxRuntimeError])
+def test_a_kernel_that_its_device_cannot_run_is_refused_by_name(added, kind):
+    """As JAX 0.12 refuses a GPU that it does not know; else training would start with a traceback from a compiler."""
+
+    def unknown(*arrays):
+        raise kind("No supported GPU devices found.\nMore of it.")
+
+    added(Implementation("unknown", unknown, kinds=("self",)))
+    refusal = (
+        r"^config.model.attention=unknown cannot run on this device \(cpu\): No supported GPU devices found. "
+        r"Take config.model.attention=xla.$"
+    )
+    with pytest.raises(ValueError, match=refusal):
+        try_self_attention(dataclasses.replace(TINY, attention="unknown"))
+
+
 def test_the_first_run_gives_its_arrays_as_arguments(added, monkeypatch):
     """Guards against constants, of which the compiler works out the attention itself: 40 s for four heads of 128."""
     compiled, programs = jax.jit, []
