@@ -62,13 +62,22 @@ def test_padding_chunks_read_nothing():
     assert np.asarray(mask).any(axis=-1)[0].astype(int).tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
-def _update(x, encoded, segments, valid, seed=0):
+def _update(x, encoded, segments, valid, seed=0, sharpness=1.0):
     attention = Attention(WIDTH, ENCODED, 2, 4, 0.5, nnx.Rngs(seed))
     attention = jax.tree.map(lambda leaf: leaf + 0.3, attention)  # nothing small enough to hide a mistake
+    if sharpness != 1.0:
+        attention.value[...] = _in_sixteenths(attention.value[...])
+        for queries in (attention.query, attention.content_bias, attention.position_bias):
+            queries[...] = sharpness * queries[...]
     table = position_table(cross_distances(M, encoded.shape[-2]), WIDTH, x.dtype)
     return chunked_cross_attention(
         attention, x, encoded, reading_mask(segments, valid, M), table, Attend("xla", "read")
     )
+
+
+def _in_sixteenths(array):
+    """Numbers of few bits, whose products and sums are exact."""
+    return jnp.round(16 * array) / 16
 
 
 def _inputs(dtype=jnp.float32, neighbors=K):
@@ -115,6 +124,17 @@ def test_a_missing_neighbor_equals_one_neighbor_less():
     alone = _update(x, encoded[:, :, :1], segments, valid[:, :, :1])
     # Sums over twice as many keys are rounded in another order: to the largest value, not to each.
     np.testing.assert_allclose(with_missing, alone, rtol=0, atol=1e-6 * np.abs(alone).max())
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 2.0**14])
+def test_a_missing_neighbor_equals_one_neighbor_less_to_the_bit_where_sums_are_exact(sharpness):
+    """As above without any tolerance: every key weighs the same, or the nearest alone does, and values have few bits."""
+    x, encoded, segments, valid = _inputs()
+    encoded = _in_sixteenths(encoded)
+    with_missing = _update(x, encoded, segments, valid.at[:, :, 1].set(False), sharpness=sharpness)
+    alone = _update(x, encoded[:, :, :1], segments, valid[:, :, :1], sharpness=sharpness)
+    np.testing.assert_array_equal(with_missing, alone)
+    assert np.abs(alone).max() > 0.1
 
 
 def test_neighbors_have_no_order_and_copies_change_nothing():
